@@ -1,0 +1,71 @@
+"""One exception family: every mistake a user can make ends in one of these, with one clear sentence.
+
+The command line turns :class:`InputError` into exit code 2 and any other
+:class:`WeightloomError` into exit code 1. This file imports nothing of the package.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class WeightloomError(Exception):
+    """Something the user should read failed; the base of the family (exit code 1)."""
+
+    exit_code = 1
+
+
+class InputError(WeightloomError, ValueError):
+    """What the caller handed in cannot be used (exit code 2)."""
+
+    exit_code = 2
+
+
+class UnknownNameError(InputError):
+    """A name that no registry knows; the message offers the nearest names.
+
+    Example:
+        >>> raise UnknownNameError("dataset", "fashion-mnits", ["fashion-mnist", "mnist"])
+        Traceback (most recent call last):
+        ...
+        weightloom.errors.UnknownNameError: unknown dataset 'fashion-mnits'; did you mean 'fashion-mnist'?
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        known = sorted(known)
+        shown = name if len(name) <= 80 else name[:77] + "..."
+        near = difflib.get_close_matches(name[:200], known, n=3, cutoff=0.5)
+        if near:
+            hint = "did you mean " + " or ".join(repr(n) for n in near) + "?"
+        elif known:
+            hint = "known: " + ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
+        else:
+            hint = "none is known"
+        super().__init__(f"unknown {kind} {shown!r}; {hint}")
+        self.kind, self.name, self.known = kind, name, known
+
+
+class SpecError(InputError):
+    """An architecture, task or recipe text that cannot be read or makes no sense."""
+
+
+class UnsupportedRequestError(InputError):
+    """A generator was asked for more than it is valid for; the message says what it can do."""
+
+
+class CheckpointError(InputError):
+    """A file or folder of weights that is broken, incomplete, foreign or not what its config says."""
+
+    def __init__(self, path: str | Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path, self.reason = Path(path), reason
+
+
+class DataUnavailableError(WeightloomError):
+    """No source of a dataset, encoder or bundled file answers on this machine."""
+
+
+class TrainingError(WeightloomError):
+    """A run cannot go on: a loss that is not finite, a collapsed codebook, a budget that is spent."""
