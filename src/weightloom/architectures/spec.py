@@ -15,7 +15,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
+from typing import Annotated, Any, ClassVar, Self, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,10 @@ def _shown(value: object, limit: int = 60) -> str:
         value = value[: limit + 1]
     elif isinstance(value, int) and value.bit_length() > 200:
         return "a number of more than 60 digits"
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to write a number of thousands of digits, wherever it sits
+        return f"a {type(value).__name__} too long to show"
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
@@ -218,7 +221,7 @@ class ArchitectureSpec(ABC):
     ] = None
 
     def __post_init__(self) -> None:
-        for name, rule, default in _options(type(self)):
+        for name, rule, default in option_rules(type(self)):
             value = getattr(self, name)
             if value is None and default is None:
                 continue
@@ -280,7 +283,7 @@ class ArchitectureSpec(ABC):
                 allowed=rule.describe(),
                 help=getattr(rule, "help", ""),
             )
-            for name, rule, default in _options(cls)
+            for name, rule, default in option_rules(cls)
         )
 
     def __str__(self) -> str:
@@ -293,7 +296,7 @@ class ArchitectureSpec(ABC):
 
     def _text(self, *, short: bool) -> str:
         parts = []
-        for name, rule, default in _options(type(self)):
+        for name, rule, default in option_rules(type(self)):
             value = getattr(self, name)
             if short and value == default:
                 continue
@@ -303,14 +306,12 @@ class ArchitectureSpec(ABC):
     def to_json(self) -> dict[str, Any]:
         """Every option as JSON types, with the family's name; :func:`architecture_from_json` inverts it."""
         answer: dict[str, Any] = {"family": self.family}
-        for name, rule, _ in _options(type(self)):
+        for name, rule, _ in option_rules(type(self)):
             value = getattr(self, name)
             answer[name] = None if value is None else rule.to_json(value)
         return answer
 
-    def resolve(
-        self, *, classes: int | None = None, input: tuple[int, int, int] | None = None
-    ) -> ArchitectureSpec:
+    def resolve(self, *, classes: int | None = None, input: tuple[int, int, int] | None = None) -> Self:
         """This spec with what the task decides filled in; what is None stays undecided.
 
         Raises:
@@ -378,7 +379,7 @@ def _count(spec: ArchitectureSpec) -> int:
 
 
 @functools.cache
-def _options(cls: type[ArchitectureSpec]) -> tuple[tuple[str, Rule, Any], ...]:
+def option_rules(cls: type[ArchitectureSpec]) -> tuple[tuple[str, Rule, Any], ...]:
     """``(name, rule, default)`` of each option in text order: the family's own first, then the task's."""
     hints = get_type_hints(cls, include_extras=True)
     common = {field.name for field in dataclasses.fields(ArchitectureSpec)}
@@ -450,9 +451,11 @@ def parse_architecture(text: str) -> ArchitectureSpec:
         raise SpecError(f"an architecture text has at most {MAX_TEXT:,} characters, this has {len(text):,}")
     tokens = iter(_tokens(text))
 
-    def take(what: str, marks: tuple[str, ...] = ()) -> str:
-        """The next token, which has to be one of ``marks``, or a word if there are none."""
+    def take(what: str, marks: tuple[str, ...] = (), *, closing: bool = False) -> str:
+        """The next token: one of ``marks``, or a word if there are none (or ")", if ``closing``)."""
         token = next(tokens)
+        if closing and token == ")":
+            return token
         if token not in marks if marks else token in ("(", ")", ",", "=", ""):
             got = _shown(token) if token else "nothing"
             raise SpecError(f"architecture {_shown(text)} has {got} where {what} belongs; {_HINT}")
@@ -460,11 +463,14 @@ def parse_architecture(text: str) -> ArchitectureSpec:
 
     family = take("a family's name")
     cls = architectures.get(family)
-    rules = {name: (rule, default) for name, rule, default in _options(cls)}
+    rules = {name: (rule, default) for name, rule, default in option_rules(cls)}
     values: dict[str, Any] = {}
     mark = take("'('", ("(", ""))
     while mark in ("(", ","):
-        name = take("an option's name")
+        name = take("an option's name", closing=mark == "(")
+        if name == ")":  # "cnn()" is "cnn"
+            mark = name
+            break
         if name not in rules:
             raise UnknownNameError(f"option of {family}", name, rules)
         if name in values:
@@ -496,7 +502,7 @@ def architecture_from_json(data: Mapping[str, Any]) -> ArchitectureSpec:
     if not isinstance(family, str):
         raise SpecError('an architecture\'s JSON needs a "family", such as {"family": "cnn"}')
     cls = architectures.get(family)
-    known = {name for name, _, _ in _options(cls)}
+    known = {name for name, _, _ in option_rules(cls)}
     values = {key: value for key, value in data.items() if key != "family"}
     for key in values:
         if key not in known:
