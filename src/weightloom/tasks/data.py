@@ -1,0 +1,186 @@
+"""The images of a task: resized pixels in memory, batches of floats, and the support set.
+
+Knows arrays, not where they come from: a task hands in uint8 pixels and labels.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from weightloom.errors import InputError
+from weightloom.seeding import torch_generator
+from weightloom.tasks.store import Images, Labels
+from weightloom.tasks.transforms import apply_transform
+
+_CHUNK = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupportSet:
+    """The few labelled examples that describe a task to a generator.
+
+    Attributes:
+        images: (classes, shots, C, H, W) float32 in [-1, 1]; row ``c`` shows label ``c``.
+        class_names: names in label order.
+    """
+
+    images: Tensor
+    class_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 5 or self.images.shape[0] != len(self.class_names) or self.images.shape[1] < 1:
+            raise InputError(
+                f"a support set needs images of shape (classes, shots, C, H, W) for its {len(self.class_names)} "
+                f"class names, not {tuple(self.images.shape)}"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return self.images.shape[0]
+
+    @property
+    def shots(self) -> int:
+        """Examples per class."""
+        return self.images.shape[1]
+
+    def flat(self) -> tuple[Tensor, Tensor]:
+        """All examples as one labelled batch: (classes*shots, C, H, W) and (classes*shots,) int64."""
+        labels = torch.arange(self.num_classes, device=self.images.device).repeat_interleave(self.shots)
+        return self.images.flatten(0, 1), labels  # (classes, shots, ...) -> (classes*shots, ...)
+
+    def to(self, device: torch.device | str) -> SupportSet:
+        """The same examples on ``device``."""
+        return SupportSet(images=self.images.to(device), class_names=self.class_names)
+
+
+class TaskData:
+    """The images of one split of a task.
+
+    Pixels stay uint8 at the task's resolution, shared by all tasks of a dataset; a batch is a row
+    selection, the task's transform and a conversion to float.
+    """
+
+    def __init__(
+        self, pixels: Tensor, rows: Tensor, labels: Tensor, *, transform: str = "id", channels: int = 3
+    ) -> None:
+        """Wrap ``pixels`` (M, C', H, W) uint8, of which ``rows`` (N,) are this task's, with ``labels`` (N,).
+
+        C' is 1 or ``channels``; one grey channel is repeated.
+        """
+        assert pixels.dtype == torch.uint8 and rows.shape == labels.shape
+        assert pixels.shape[1] in (1, channels)
+        self._pixels, self._rows, self.labels = pixels, rows, labels
+        self._transform, self._channels = transform, channels
+
+    def __len__(self) -> int:
+        """Number of images N."""
+        return len(self._rows)
+
+    def batch(self, index: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The images at ``index`` (B,): (B, C, H, W) float32 in [-1, 1] and labels (B,) int64."""
+        index = torch.as_tensor(index, device=self._rows.device)
+        pixels = self._pixels.index_select(0, self._rows[index])
+        pixels = apply_transform(pixels, self._transform)
+        images = pixels.to(torch.float32).mul_(2 / 255).sub_(1)
+        if images.shape[1] != self._channels:
+            images = images.repeat(1, self._channels, 1, 1)  # (B, 1, H, W) -> (B, C, H, W)
+        return images, self.labels[index]
+
+    def all(self) -> tuple[Tensor, Tensor]:
+        """All images and labels as one batch."""
+        return self.batch(torch.arange(len(self), device=self._rows.device))
+
+    def to(self, device: torch.device | str) -> TaskData:
+        """The same images with their pixels on ``device``, so that batches are made there."""
+        return TaskData(
+            self._pixels[self._rows].to(device),
+            torch.arange(len(self), device=device),
+            self.labels.to(device),
+            transform=self._transform,
+            channels=self._channels,
+        )
+
+
+def draw_support(
+    data: TaskData,
+    keys: Sequence[str | int],
+    class_names: Sequence[str],
+    shots: int,
+    address: Sequence[str | int],
+) -> SupportSet:
+    """``shots`` examples per class of ``data``, a class with fewer images repeating its own.
+
+    Args:
+        data: the train split.
+        keys: per label what names the class apart from its label, so that its examples do not depend on its
+            place in the task.
+        class_names: names in label order.
+        shots: examples per class.
+        address: seed address, without the class.
+
+    Raises:
+        InputError: ``shots`` is not positive.
+    """
+    if shots < 1:
+        raise InputError(f"a support set needs at least 1 example per class, not {shots}")
+    chosen = []
+    for label, key in enumerate(keys):
+        members = torch.nonzero(data.labels == label).flatten()
+        order = torch.randperm(len(members), generator=torch_generator(*address, key))
+        chosen.append(members[order[torch.arange(shots) % len(members)]])
+    images, _ = data.batch(torch.cat(chosen))
+    # (classes*shots, C, H, W) -> (classes, shots, C, H, W)
+    return SupportSet(
+        images=images.reshape(len(keys), shots, *images.shape[1:]), class_names=tuple(class_names)
+    )
+
+
+def resize_pixels(images: Images | Tensor, size: int, channels: int) -> Tensor:
+    """uint8 images (N, C', H, W) at ``size`` x ``size``, smoothed against aliasing.
+
+    Colour becomes grey by the luma weights of ITU-R BT.601 where ``channels`` is 1; grey stays one channel.
+    """
+    source = torch.as_tensor(np.ascontiguousarray(images) if isinstance(images, np.ndarray) else images)
+    out = []
+    for part in source.split(_CHUNK):
+        if part.shape[1] == 3 and channels == 1:
+            weights = torch.tensor([0.299, 0.587, 0.114]).reshape(1, 3, 1, 1)
+            part = (part * weights).sum(1, keepdim=True)  # (n, 3, H, W) -> (n, 1, H, W)
+        if part.shape[-2:] != (size, size):
+            part = F.interpolate(part.float(), size=(size, size), mode="bilinear", antialias=True)
+        out.append(part if part.dtype == torch.uint8 else part.round_().clamp_(0, 255).to(torch.uint8))
+    return torch.cat(out)
+
+
+class PixelCache:
+    """Resized pixels and labels in memory, made once per key."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[str | int, ...], tuple[Tensor, Tensor]] = {}
+        self._lock = threading.Lock()
+
+    def get(
+        self, key: tuple[str | int, ...], read: Callable[[], tuple[Images, Labels]], size: int, channels: int
+    ) -> tuple[Tensor, Tensor]:
+        """Pixels (N, C', size, size) uint8 and native labels (N,) int64 of what ``read`` gives."""
+        with self._lock:
+            if key not in self._made:
+                images, labels = read()
+                self._made[key] = (
+                    resize_pixels(images, size, channels),
+                    torch.from_numpy(labels.astype(np.int64)),
+                )
+            return self._made[key]
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._made.clear()

@@ -1,0 +1,1 @@
+"""The known datasets, one file each; every file registers what it defines."""
