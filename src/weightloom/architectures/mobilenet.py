@@ -26,7 +26,8 @@ _LAST = 8  # channels before the global average, times the first width: twice th
 class InvertedResidual(nn.Module):
     """Widen, convolve each channel by itself, narrow without activation.
 
-    The input is added where the shape stays.
+    The input is added where the shape stays. As in the paper, a bottleneck's normalisation has a
+    shift although the next block's batch norm takes most of it away again.
     """
 
     def __init__(
