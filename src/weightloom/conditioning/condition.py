@@ -1,0 +1,69 @@
+"""What a generator is told, encoded: words, examples, architecture. Every part may be missing.
+
+Shapes: B requests, C classes, F features of a class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """A batch of conditions that share an architecture and a class count.
+
+    instruction (B, 384) with has_instruction (B,) bool; classes (B, C, F) with has_classes (B,) bool;
+    architecture_known: whether the architecture's own description is used.
+    """
+
+    instruction: Tensor
+    has_instruction: Tensor
+    classes: Tensor
+    has_classes: Tensor
+    has_architecture: bool = True
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return self.classes.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.instruction)
+
+    def without(self, *parts: str) -> Condition:
+        """The same condition with ``instruction``, ``dataset`` or ``architecture`` taken away."""
+        assert set(parts) <= {"instruction", "dataset", "architecture"}
+        return Condition(
+            instruction=self.instruction,
+            has_instruction=self.has_instruction & ("instruction" not in parts),
+            classes=self.classes,
+            has_classes=self.has_classes & ("dataset" not in parts),
+            has_architecture=self.has_architecture and "architecture" not in parts,
+        )
+
+    def repeat(self, times: int) -> Condition:
+        """Every request ``times`` times in a row."""
+        return Condition(
+            instruction=self.instruction.repeat_interleave(times, 0),
+            has_instruction=self.has_instruction.repeat_interleave(times, 0),
+            classes=self.classes.repeat_interleave(times, 0),
+            has_classes=self.has_classes.repeat_interleave(times, 0),
+            has_architecture=self.has_architecture,
+        )
+
+
+def stack_conditions(
+    instructions: Sequence[Tensor | None], classes: Sequence[Tensor | None], *, text_width: int, shape: tuple[int, int]
+) -> Condition:
+    """One batch from single encodings, None where a part is missing; ``shape`` is (C, F)."""
+    assert len(instructions) == len(classes)
+    return Condition(
+        instruction=torch.stack([torch.zeros(text_width) if i is None else i for i in instructions]),
+        has_instruction=torch.tensor([i is not None for i in instructions]),
+        classes=torch.stack([torch.zeros(shape) if c is None else c for c in classes]),
+        has_classes=torch.tensor([c is not None for c in classes]),
+    )

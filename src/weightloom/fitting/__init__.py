@@ -1,0 +1,17 @@
+"""Target networks on tasks: running, training and fine-tuning many at once."""
+
+from weightloom.fitting.finetune import Curve, finetune
+from weightloom.fitting.population import accuracy, initial_flats, recalibrate, run_networks
+from weightloom.fitting.train import FitSettings, Snapshot, fit_population
+
+__all__ = [
+    "Curve",
+    "FitSettings",
+    "Snapshot",
+    "accuracy",
+    "finetune",
+    "fit_population",
+    "initial_flats",
+    "recalibrate",
+    "run_networks",
+]

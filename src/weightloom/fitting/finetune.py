@@ -1,0 +1,61 @@
+"""Fine-tuning of one or more networks on one task, with the accuracy along the way.
+
+Shapes: N starting points, P values of a network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from weightloom.architectures import ArchitectureSpec
+from weightloom.fitting.population import accuracy
+from weightloom.fitting.train import FitSettings, fit_population
+from weightloom.tasks import Task
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Test accuracy of N starting points after each of ``steps``: accuracy (len(steps), N), flats (N, P)."""
+
+    steps: tuple[int, ...]
+    accuracy: Tensor
+    flats: Tensor
+
+    def steps_to(self, target: float) -> list[int | None]:
+        """For each starting point the first measured step at which ``target`` is reached, or None."""
+        found: list[int | None] = []
+        for column in self.accuracy.T:
+            hits = (column >= target).nonzero()
+            found.append(self.steps[int(hits[0])] if len(hits) else None)
+        return found
+
+
+def finetune(
+    spec: ArchitectureSpec,
+    flats: Tensor,
+    task: Task,
+    settings: FitSettings,
+    *,
+    measure_at: Sequence[int] | None = None,
+    seed: int = 0,
+    on_step: Callable[[int], None] | None = None,
+) -> Curve:
+    """Train N starting points on the task's train split, all on the same batches' distribution.
+
+    ``measure_at`` are the steps at which the accuracy on the test split is taken; 0 is always taken,
+    before any step and with the batch-norm statistics as they are.
+    """
+    images, labels = task.data("test").all()
+    wanted = sorted({s for s in (measure_at or ()) if 0 < s <= settings.steps} | {settings.steps})
+    settings = FitSettings(**{**settings.__dict__, "snapshots": tuple(wanted)})
+    curve = [accuracy(spec, flats, images, labels)]
+    train = task.data("train")
+    last = flats
+    for snapshot in fit_population(spec, flats, [train] * len(flats), settings, seed=seed, on_step=on_step):
+        curve.append(accuracy(spec, snapshot.flats, images, labels))
+        last = snapshot.flats
+    return Curve((0, *wanted), torch.stack(curve), last)

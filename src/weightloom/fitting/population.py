@@ -1,0 +1,107 @@
+"""N networks of one architecture, held as one (N, P) matrix and run on their own images.
+
+On a CPU the networks run one after another (dense kernels beat grouped ones there: measured 4 times
+faster for 32 small convolutional networks); on other devices they run as one under
+:func:`torch.func.vmap`. Both give the same function. Knows nothing of zoos or generators.
+
+Shapes: N networks, P values of a network, B images a network, C classes.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from weightloom.architectures import ArchitectureSpec
+from weightloom.weights import layout_of
+
+
+@lru_cache(maxsize=64)
+def _template(spec: ArchitectureSpec, training: bool) -> nn.Module:
+    """The module's structure on the meta device; its tensors are never read."""
+    with torch.device("meta"):
+        return spec.build().train(training)
+
+
+def initial_flats(spec: ArchitectureSpec, seeds: list[int]) -> Tensor:
+    """(N, P) freshly initialised networks, one for each seed; the global random state is left alone."""
+    layout = layout_of(spec)
+    return torch.stack([layout.flatten(spec.initialise(seed).state_dict()).detach() for seed in seeds])
+
+
+def run_networks(spec: ArchitectureSpec, flats: Tensor, images: Tensor, *, training: bool = False) -> Tensor:
+    """Logits of N networks, differentiable in their weights.
+
+    Args:
+        spec: resolved architecture.
+        flats: (N, P) weights.
+        images: (N, B, channels, height, width), or (B, channels, height, width) seen by all.
+        training: batch norms use the statistics of the batch instead of those in ``flats``.
+
+    Returns:
+        (N, B, C) logits.
+
+    Source: weights as arguments, HyperNetworks (arXiv 1609.09106), section 3.
+    """
+    layout = layout_of(spec)
+    module = _template(spec, training)
+    shared = images.dim() == 4
+    if flats.device.type == "cpu":
+        logits = []
+        for n, flat in enumerate(flats.unbind(0)):
+            state = layout.unflatten(flat)
+            if training:  # batch norm writes into its running statistics: give it copies to write to
+                for slot in layout.slots:
+                    if slot.is_buffer:
+                        state[slot.name] = state[slot.name].detach().clone()
+            logits.append(functional_call(module, state, (images if shared else images[n],)))
+        return torch.stack(logits)
+
+    def one(flat: Tensor, batch: Tensor) -> Tensor:
+        return functional_call(module, layout.unflatten(flat), (batch,))
+
+    return vmap(one, in_dims=(0, None if shared else 0))(flats, images)
+
+
+@torch.no_grad()
+def accuracy(
+    spec: ArchitectureSpec, flats: Tensor, images: Tensor, labels: Tensor, batch_size: int = 1000
+) -> Tensor:
+    """(N,) share of right answers of N networks on images that all of them see.
+
+    images (M, channels, height, width), labels (M,).
+    """
+    right = torch.zeros(len(flats))
+    for start in range(0, len(images), batch_size):
+        logits = run_networks(spec, flats, images[start : start + batch_size])
+        right += (logits.argmax(-1) == labels[start : start + batch_size]).sum(-1).cpu()
+    return right / len(images)
+
+
+@torch.no_grad()
+def recalibrate(spec: ArchitectureSpec, flats: Tensor, images: Tensor) -> Tensor:
+    """(N, P) with batch-norm statistics measured anew on unlabelled images (N, B, ...) or (B, ...).
+
+    Networks without batch norms come back unchanged.
+    """
+    layout = layout_of(spec)
+    if not any(slot.is_buffer for slot in layout.slots):
+        return flats.clone()
+    module = _template(spec, True)
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    kept = [norm.momentum for norm in norms]
+    result = []
+    try:
+        for norm in norms:
+            norm.momentum = 1.0  # the running statistic becomes the statistic of this batch
+        for n, flat in enumerate(flats):
+            state = {name: value.clone() for name, value in layout.unflatten(flat).items()}
+            functional_call(module, state, (images if images.dim() == 4 else images[n],))
+            result.append(layout.flatten(state))
+    finally:
+        for norm, momentum in zip(norms, kept, strict=True):
+            norm.momentum = momentum
+    return torch.stack(result)

@@ -1,0 +1,118 @@
+"""Thousands of small networks trained together: one matrix of weights, one optimiser, own data each.
+
+Knows nothing of zoos: it yields snapshots and its caller keeps them.
+
+Shapes: N networks, P values of a network, B images a network and step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from weightloom.architectures import ArchitectureSpec
+from weightloom.errors import SpecError, TrainingError
+from weightloom.fitting.population import recalibrate, run_networks
+from weightloom.seeding import torch_generator
+from weightloom.tasks import TaskData
+from weightloom.weights import layout_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSettings:
+    """How target networks are trained.
+
+    With ``tied_steps`` all networks share every layer but the head for that many first steps (their
+    gradients are averaged), and go their own ways from there: a zoo with one trained trunk as its
+    common start.
+    """
+
+    steps: int = 300
+    batch_size: int = 64
+    learning_rate: float = 3e-3
+    weight_decay: float = 1e-4
+    tied_steps: int = 0
+    snapshots: tuple[int, ...] = ()
+    """Steps after which the networks are handed out; the last step always is."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 2 or self.learning_rate <= 0:
+            raise SpecError("steps must be at least 1, batch_size at least 2 and learning_rate above 0")
+        if any(not 0 < s <= self.steps for s in self.snapshots):
+            raise SpecError(f"snapshots {list(self.snapshots)} must lie between 1 and steps={self.steps}")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Networks after ``step`` steps: flats (N, P) with calibrated batch norms, loss (N,) of the step."""
+
+    step: int
+    flats: Tensor
+    loss: Tensor
+
+
+def draw_batch(data: Sequence[TaskData], size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Images (N, B, ...) and labels (N, B), each network's from its own task."""
+    images, labels = [], []
+    for one in data:
+        x, y = one.batch(torch.randint(len(one), (size,), generator=generator))
+        images.append(x)
+        labels.append(y)
+    return torch.stack(images), torch.stack(labels)
+
+
+def fit_population(
+    spec: ArchitectureSpec,
+    flats: Tensor,
+    data: Sequence[TaskData],
+    settings: FitSettings,
+    *,
+    seed: int = 0,
+    on_step: Callable[[int], None] | None = None,
+) -> Iterator[Snapshot]:
+    """Train N networks, network n on ``data[n]``, and yield them at the settings' snapshots.
+
+    AdamW, cosine schedule after a short warm-up. ``flats`` is not changed.
+
+    Raises:
+        TrainingError: a loss is not finite; the message names the step and the network.
+    """
+    layout = layout_of(spec)
+    weights = flats.detach().clone().requires_grad_()
+    trunk = torch.cat(
+        [torch.full((layer.rows * layer.cols,), layer.kind != "head") for layer in layout.layers]
+    )
+    optimiser = torch.optim.AdamW([weights], lr=settings.learning_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, settings.learning_rate, total_steps=settings.steps + 1, pct_start=0.1
+    )
+    trained = torch.ones(layout.size, dtype=torch.bool)
+    for i, slot in enumerate(layout.slots):
+        if slot.is_buffer:
+            trained[layout.slot_of_value == i] = False
+    generator = torch_generator("fit", seed)
+    for step in range(1, settings.steps + 1):
+        images, labels = draw_batch(data, settings.batch_size, generator)
+        logits = run_networks(spec, weights, images, training=True)
+        loss = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none").mean(1)  # (N,)
+        if not bool(torch.isfinite(loss).all()):
+            bad = int((~torch.isfinite(loss)).nonzero()[0])
+            raise TrainingError(f"the loss of network {bad} of {spec} is not finite at step {step}")
+        optimiser.zero_grad()
+        loss.sum().backward()
+        assert weights.grad is not None
+        if step <= settings.tied_steps:
+            weights.grad[:, trunk] = weights.grad[:, trunk].mean(0, keepdim=True)
+        with torch.no_grad():  # decoupled decay, on trained values only
+            weights[:, trained] *= 1 - schedule.get_last_lr()[0] * settings.weight_decay
+        optimiser.step()
+        schedule.step()
+        if on_step is not None:
+            on_step(step)
+        if step == settings.steps or step in settings.snapshots:
+            calibration, _ = draw_batch(data, 512, generator)
+            yield Snapshot(step, recalibrate(spec, weights.detach(), calibration), loss.detach())

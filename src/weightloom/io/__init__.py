@@ -1,0 +1,48 @@
+"""Bytes on disk: strict safetensors, foreign checkpoints behind checks, JSON, YAML, atomic writes.
+
+Whatever is read here was written by a stranger: every reader checks sizes and names before it
+allocates, and has one way to fail. Whatever is written here is there completely or not at all.
+Knows nothing of architectures, zoos or generators: a checkpoint is names, shapes and numbers.
+"""
+
+from __future__ import annotations
+
+from weightloom.io.atomic import (
+    COMMIT_FILE,
+    atomic_file,
+    atomic_folder,
+    sweep,
+    verify_folder,
+    write_bytes,
+    write_text,
+)
+from weightloom.io.cache import cache_dir
+from weightloom.io.documents import parse_json, read_json, read_yaml, write_json
+from weightloom.io.files import open_regular, read_bytes, sha256_of
+from weightloom.io.legacy import load_legacy
+from weightloom.io.tensors import Header, TensorInfo, load_tensors, read_header, save_tensors, shapes_of
+
+__all__ = [
+    "COMMIT_FILE",
+    "Header",
+    "TensorInfo",
+    "atomic_file",
+    "atomic_folder",
+    "cache_dir",
+    "load_legacy",
+    "load_tensors",
+    "open_regular",
+    "parse_json",
+    "read_bytes",
+    "read_header",
+    "read_json",
+    "read_yaml",
+    "save_tensors",
+    "sha256_of",
+    "shapes_of",
+    "sweep",
+    "verify_folder",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]

@@ -1,0 +1,403 @@
+"""Writing so that a reader sees the old bytes or the new ones, and never half of either.
+
+A file or folder is built under a temporary name beside its place (``NAME.tmp-1a2b3c4d``), flushed
+to the disk and renamed. A folder gets a ``COMMIT.json`` last, with the SHA-256 of every file: a
+folder without it was never finished. A writer that was killed leaves only litter, which
+:func:`sweep` removes; a writer that lives holds a lock on its temporary name, so that it is never
+swept away. Knows nothing of what is written.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from weightloom.errors import CheckpointError, InputError, WeightloomError
+from weightloom.io.files import open_regular, read_bytes, sha256_of
+
+if sys.platform == "win32":
+    fcntl = None
+else:
+    import fcntl
+
+COMMIT_FILE = "COMMIT.json"
+
+_LITTER = re.compile(r"(?P<name>.+)\.(?P<kind>tmp|old)-[0-9a-f]{8}")
+_ABANDONED_SECONDS = 3600.0
+_COMMIT_LIMIT = 16 << 20
+# What the caller can mend by naming another place; anything else (a full disk) is a failed write.
+_WRONG_PLACE = {
+    errno.EACCES, errno.EEXIST, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG,
+    errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY, errno.EPERM, errno.EROFS,
+}  # fmt: skip
+
+
+@contextmanager
+def atomic_file(path: str | Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+    """A binary handle whose bytes become ``path`` when the block ends without an exception.
+
+    Missing parent folders are made. The mode follows the umask. With ``durable=False`` the file is
+    still whole or absent after a crash of the process, but not after a power cut.
+
+    Raises:
+        InputError: nothing can be written at this place (a folder, no permission, read-only).
+        WeightloomError: the write failed (a full disk); the old file is untouched.
+    """
+    path = Path(path)
+    with _write_errors(path):
+        _make_parents(path)
+        handle, temporary = _open_temporary(path)
+        try:
+            with handle:
+                yield handle
+                handle.flush()
+                if durable:
+                    os.fsync(handle.fileno())
+                if fcntl is None:
+                    handle.close()
+                os.replace(temporary, path)  # before the close: that is what lets go of the lock
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
+        if durable:
+            _sync_folder(path.parent)
+
+
+def write_bytes(path: str | Path, data: bytes, *, durable: bool = True) -> None:
+    """Write ``data`` to ``path`` atomically. Raises as :func:`atomic_file`."""
+    with atomic_file(path, durable=durable) as handle:
+        handle.write(data)
+
+
+def write_text(path: str | Path, text: str, *, durable: bool = True) -> None:
+    """Write ``text`` to ``path`` atomically, in UTF-8. Raises as :func:`atomic_file`."""
+    write_bytes(path, text.encode("utf-8"), durable=durable)
+
+
+@contextmanager
+def atomic_folder(path: str | Path, *, overwrite: bool = False, durable: bool = True) -> Iterator[Path]:
+    """A temporary folder that becomes ``path``, all at once, when the block ends without an exception.
+
+    The last thing written into it is ``COMMIT.json``. With ``overwrite`` an existing folder is
+    exchanged for the new one, but only if it was written here too (it has a ``COMMIT.json``): a
+    user's own folder is never replaced. An empty folder counts as absent.
+
+    Raises:
+        InputError: the place is taken, or nothing can be written there.
+        WeightloomError: the write failed (a full disk); the old folder is untouched.
+
+    Example:
+        >>> import tempfile
+        >>> place = Path(tempfile.mkdtemp()) / "model"
+        >>> with atomic_folder(place) as folder:
+        ...     _ = (folder / "config.json").write_text("{}")
+        >>> sorted(file.name for file in place.iterdir())
+        ['COMMIT.json', 'config.json']
+        >>> list(verify_folder(place))
+        ['config.json']
+    """
+    path = Path(path)
+    with _write_errors(path):
+        _refuse_taken(path, overwrite)
+        _make_parents(path)
+        descriptor, temporary = _make_temporary_folder(path)
+        try:
+            yield temporary
+            _commit(temporary, durable)
+            _refuse_taken(path, overwrite)
+            _move_into_place(temporary, path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        finally:
+            _let_go(descriptor)
+        if durable:
+            _sync_folder(path.parent)
+
+
+def verify_folder(path: str | Path, *, required: Sequence[str] = ()) -> dict[str, str]:
+    """Check that a folder is complete and that no byte of it has changed since it was written.
+
+    Files that the commit does not name (a note that somebody added) are not looked at.
+
+    Args:
+        path: a folder written by :func:`atomic_folder`.
+        required: names that must be among the committed files.
+
+    Returns:
+        The committed files, as paths relative to the folder in ``/`` form, with their SHA-256.
+
+    Raises:
+        CheckpointError: unfinished, incomplete, changed, or with names that lead out of the folder.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise CheckpointError(path, "is not a folder" if path.exists() else "does not exist")
+    if not (path / COMMIT_FILE).exists():
+        raise CheckpointError(path, f"has no {COMMIT_FILE}: it was not written to the end")
+    files = _read_commit(path / COMMIT_FILE)
+    for name in required:
+        if name not in files:
+            raise CheckpointError(path, f"lacks {name!r}")
+    for name, (digest, size) in files.items():
+        with open_regular(path / name) as (_, found):
+            if found != size:
+                raise CheckpointError(path / name, f"has {found:,} bytes where {size:,} were written")
+        if sha256_of(path / name) != digest:
+            raise CheckpointError(path / name, "has changed since it was written (its SHA-256 differs)")
+    return {name: digest for name, (digest, _) in files.items()}
+
+
+def sweep(folder: str | Path) -> list[Path]:
+    """Remove what killed writers left directly in ``folder``; returns what was removed.
+
+    What a living writer is still building is left alone. A folder that a killed writer had moved
+    aside but not yet replaced is put back.
+    """
+    removed: list[Path] = []
+    try:
+        entries = sorted(Path(folder).iterdir())
+    except OSError:
+        return removed
+    for entry in entries:
+        match = _LITTER.fullmatch(entry.name)
+        if match is None or not _abandoned(entry):
+            continue
+        place = entry.with_name(match["name"])
+        with suppress(OSError):
+            if match["kind"] == "old" and not place.exists():
+                os.rename(entry, place)
+                continue
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+            removed.append(entry)
+    return removed
+
+
+# -- errors ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _write_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = f"cannot write {path}: {(error.strerror or str(error)).lower()}"
+        raise (InputError if error.errno in _WRONG_PLACE else WeightloomError)(reason) from error
+    except ValueError as error:
+        if isinstance(error, WeightloomError) or "null" not in str(error):
+            raise
+        raise InputError(f"cannot write {str(path)!r}: a path has no NUL in it") from error
+
+
+def _refuse_taken(path: Path, overwrite: bool) -> None:
+    if not path.exists() and not path.is_symlink():
+        return
+    if path.is_symlink() or not path.is_dir():
+        raise InputError(f"cannot write {path}: there is something else of that name")
+    if not any(path.iterdir()):
+        return
+    if not overwrite:
+        raise InputError(f"cannot write {path}: the folder exists and is not empty")
+    if not (path / COMMIT_FILE).is_file():
+        raise InputError(f"cannot replace {path}: it holds no {COMMIT_FILE}, so it was not written by Weightloom")
+
+
+# -- temporary names and their locks -----------------------------------------------------------
+
+
+def _temporary_name(path: Path, kind: str = "tmp") -> Path:
+    return path.with_name(f"{path.name}.{kind}-{secrets.token_hex(4)}")
+
+
+def _make_parents(path: Path) -> None:
+    if not path.name:
+        raise InputError(f"cannot write {str(path)!r}: it names no file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _open_temporary(path: Path) -> tuple[BinaryIO, Path]:
+    while True:
+        temporary = _temporary_name(path)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        with suppress(FileExistsError):
+            handle = os.fdopen(os.open(temporary, flags, 0o666), "w+b")
+            if _lock(handle.fileno()) and _is_at(handle.fileno(), temporary):
+                return handle, temporary
+            handle.close()  # a sweep came between the open and the lock
+
+
+def _make_temporary_folder(path: Path) -> tuple[int | None, Path]:
+    while True:
+        temporary = _temporary_name(path)
+        with suppress(FileExistsError):
+            os.mkdir(temporary)
+            descriptor = _lock_folder(temporary)
+            if descriptor is None or _is_at(descriptor, temporary):
+                return descriptor, temporary
+            os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True  # a file system without locks: litter is then told by its age
+    return True
+
+
+def _lock_folder(folder: Path) -> int | None:
+    if fcntl is None:
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    _lock(descriptor)
+    return descriptor
+
+
+def _let_go(descriptor: int | None) -> None:
+    if descriptor is not None:
+        os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except OSError:
+        return False
+
+
+def _abandoned(entry: Path) -> bool:
+    """True if no writer holds ``entry``: its lock is free, or, without locks, it is old."""
+    try:
+        if fcntl is not None:
+            descriptor = os.open(entry, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                return False
+            finally:
+                os.close(descriptor)
+    except OSError:
+        pass
+    try:
+        return time.time() - entry.lstat().st_mtime > _ABANDONED_SECONDS
+    except OSError:
+        return False
+
+
+# -- commit and rename -------------------------------------------------------------------------
+
+
+def _commit(folder: Path, durable: bool) -> None:
+    files: dict[str, dict[str, str | int]] = {}
+    folders = [folder]
+    for entry in sorted(folder.rglob("*")):
+        name = entry.relative_to(folder).as_posix()
+        if entry.is_symlink() or not (entry.is_dir() or entry.is_file()):
+            raise InputError(f"cannot write {folder}: {name!r} is neither a file nor a folder")
+        if entry.is_dir():
+            folders.append(entry)
+            continue
+        digest, size = hashlib.sha256(), 0
+        with entry.open("rb") as handle:
+            while chunk := handle.read(1 << 20):
+                digest.update(chunk)
+                size += len(chunk)
+            if durable:
+                os.fsync(handle.fileno())
+        files[name] = {"bytes": size, "sha256": digest.hexdigest()}
+    assert COMMIT_FILE not in files, f"{COMMIT_FILE} is written by atomic_folder itself"
+    text = json.dumps({"version": 1, "files": files}, indent=1, sort_keys=True) + "\n"
+    with (folder / COMMIT_FILE).open("w", encoding="utf-8") as note:
+        note.write(text)
+        note.flush()
+        if durable:
+            os.fsync(note.fileno())
+    if durable:
+        for entry in reversed(folders):
+            _sync_folder(entry)
+
+
+def _move_into_place(temporary: Path, path: Path) -> None:
+    if not path.exists() or not any(path.iterdir()):
+        os.rename(temporary, path)
+        return
+    if _exchange(temporary, path):
+        shutil.rmtree(temporary, ignore_errors=True)  # by now this name holds the old folder
+        return
+    # Two renames, with an instant between them when the name is free: sweep() mends that one.
+    aside = _temporary_name(path, "old")
+    held = _lock_folder(path)
+    try:
+        os.rename(path, aside)
+        try:
+            os.rename(temporary, path)
+        except BaseException:
+            os.rename(aside, path)
+            raise
+    finally:
+        _let_go(held)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names in one step where the system can (Linux ``renameat2``); False where it cannot."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    at_current_folder, exchange = -100, 2
+    return bool(renameat2(at_current_folder, os.fsencode(one), at_current_folder, os.fsencode(other), exchange) == 0)
+
+
+def _sync_folder(folder: Path) -> None:
+    if sys.platform == "win32":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # a system without it
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _read_commit(path: Path) -> dict[str, tuple[str, int]]:
+    try:
+        note = json.loads(read_bytes(path, limit=_COMMIT_LIMIT))
+        assert note["version"] == 1
+        files = {name: (entry["sha256"], entry["bytes"]) for name, entry in note["files"].items()}
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(path, "is not a list of the folder's files") from error
+    for name, (digest, size) in files.items():
+        parts = name.split("/")
+        if any(part in ("", ".", "..") for part in parts) or re.search(r"[\\:\x00-\x1f]", name):
+            raise CheckpointError(path, f"names {name!r}, which is no place inside the folder")
+        if not (isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) and type(size) is int):
+            raise CheckpointError(path, f"has no checksum for {name!r}")
+    return files

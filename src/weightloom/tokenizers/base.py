@@ -1,0 +1,280 @@
+"""The contract of a weight tokenizer: what every family does in the same way, and what it must say.
+
+A tokenizer knows the weight statistics of the architectures it was trained on. A token becomes a
+stack of D codes, each one of V; the stack's latent vector decodes to the token's weights. Knows
+nothing of generators.
+
+Shapes: N networks, P values, T tokens, K values a token, D codes a token, V codes to choose from,
+Z latent width.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from weightloom.architectures import ArchitectureSpec, architecture_from_json, parse_architecture
+from weightloom.conditioning import SlotEncoder
+from weightloom.errors import CheckpointError, SpecError, UnsupportedRequestError, WeightloomError
+from weightloom.io import load_tensors, read_json, save_tensors, write_json
+from weightloom.registry import Registry
+from weightloom.weights import (
+    BoundStatistics,
+    Chunking,
+    Layout,
+    WeightStatistics,
+    chunk_layout,
+    layout_of,
+)
+
+tokenizers: Registry[type[WeightTokenizer]] = Registry("weight tokenizer")
+
+
+def architecture_key(spec: ArchitectureSpec) -> str:
+    """The architecture whatever its class count: what statistics and vectors of its own are filed under."""
+    return str(replace(spec, classes=None))
+
+
+@dataclass(frozen=True)
+class CodebookHealth:
+    """Use of the codes over many networks, by code position: all (D,) but the totals."""
+
+    used: Tensor
+    """Share of the V codes that occur."""
+    perplexity: Tensor
+    """exp of the entropy of the codes; V when all are used alike."""
+    dead: int
+    """Codes that never occur, of D * V."""
+    total: int
+
+    def summary(self) -> dict[str, float]:
+        """Plain numbers for logs and reports."""
+        return {
+            "used": float(self.used.mean()),
+            "perplexity": float(self.perplexity.mean()),
+            "dead_codes": self.dead,
+            "codes": self.total,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """Sizes that every family shares."""
+
+    chunk: int = 288
+    codes: int = 32
+    vocabulary: int = 9
+    width: int = 256
+    depth: int = 2
+    attention: bool = True
+
+    def __post_init__(self) -> None:
+        limits = {"chunk": 16384, "codes": 4096, "vocabulary": 65536, "width": 8192, "depth": 64}
+        for name, limit in limits.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or not 1 <= value <= limit:
+                raise SpecError(f"tokenizer {name}={value!r} must be a whole number from 1 to {limit}")
+        if self.vocabulary < 2 or self.width % 4:
+            raise SpecError("a tokenizer needs a vocabulary of at least 2 and a width divisible by 4")
+
+
+@dataclass(frozen=True)
+class TokenizerOutput:
+    """One training pass: tokens as seen and as rebuilt (N, T, K), mask (T, K), codes (N, T, D), penalty."""
+
+    tokens: Tensor
+    rebuilt: Tensor
+    mask: Tensor
+    codes: Tensor
+    penalty: Tensor
+
+    def weight_error(self) -> Tensor:
+        """Masked mean squared error of the normalised weights (IGPG, equation 2, first term)."""
+        return ((self.tokens - self.rebuilt).square() * self.mask).sum() / (self.mask.sum() * len(self.tokens))
+
+
+class WeightTokenizer(nn.Module, ABC):
+    """Networks (N, P) to codes (N, T, D) and back. Families implement the three abstract methods."""
+
+    kind: ClassVar[str]
+    latent_width: int
+
+    def __init__(self, config: TokenizerConfig, statistics: Mapping[str, WeightStatistics]) -> None:
+        super().__init__()
+        self.config = config
+        self.statistics = dict(statistics)
+        known = {}
+        for key in self.statistics:
+            slots = self._cut(_example(key)).slots
+            known[key] = int((slots.class_index < 0).sum())
+        self.slots = SlotEncoder(width=config.width, known=known)
+        self._bound: dict[ArchitectureSpec, tuple[Layout, Chunking, BoundStatistics]] = {}
+
+    @abstractmethod
+    def encode_tokens(self, tokens: Tensor, described: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(N, T, K) tokens and (T, width) descriptions to latents (N, T, Z), codes (N, T, D), penalty ()."""
+
+    @abstractmethod
+    def embed(self, probabilities: Tensor) -> Tensor:
+        """(..., D, V) probabilities (one-hot for hard codes) to latents (..., Z); differentiable."""
+
+    @abstractmethod
+    def decode_tokens(self, latents: Tensor, described: Tensor) -> Tensor:
+        """(N, T, Z) latents to (N, T, K) normalised tokens."""
+
+    @property
+    def num_codes(self) -> int:
+        """D."""
+        return self.config.codes
+
+    @property
+    def vocabulary(self) -> int:
+        """V."""
+        return self.config.vocabulary
+
+    def bits_per_weight(self, spec: ArchitectureSpec) -> float:
+        """Bits of all codes of one network over its number of weights."""
+        _, chunking, _ = self.bind(spec)
+        bits = chunking.num_tokens * self.num_codes * math.log2(self.vocabulary)
+        return bits / layout_of(spec).size
+
+    def _cut(self, spec: ArchitectureSpec) -> Chunking:
+        return chunk_layout(layout_of(spec), self.config.chunk)
+
+    def bind(self, spec: ArchitectureSpec) -> tuple[Layout, Chunking, BoundStatistics]:
+        """Layout, chunking and statistics of a resolved architecture.
+
+        Raises:
+            UnsupportedRequestError: the tokenizer has no statistics of this architecture.
+        """
+        if spec not in self._bound:
+            statistics = self.statistics.get(architecture_key(spec))
+            if statistics is None:
+                raise UnsupportedRequestError(
+                    f"this tokenizer knows no weights of {architecture_key(spec)}; it knows: "
+                    + "; ".join(sorted(self.statistics))
+                )
+            layout = layout_of(spec)
+            self._bound[spec] = (layout, self._cut(spec), statistics.bind(layout))
+        return self._bound[spec]
+
+    def describe(self, spec: ArchitectureSpec) -> Tensor:
+        """(T, width) descriptions of the tokens of ``spec``."""
+        _, chunking, _ = self.bind(spec)
+        return self.slots(chunking.slots, architecture_key(spec))
+
+    def forward(self, spec: ArchitectureSpec, flats: Tensor) -> TokenizerOutput:
+        """One training pass over (N, P) raw networks."""
+        _, chunking, bound = self.bind(spec)
+        tokens = chunking.to_tokens(bound.normalise(flats))  # (N, T, K)
+        described = self.describe(spec)
+        latents, codes, penalty = self.encode_tokens(tokens, described)
+        return TokenizerOutput(tokens, self.decode_tokens(latents, described), chunking.mask, codes, penalty)
+
+    def to_flats(self, spec: ArchitectureSpec, tokens: Tensor) -> Tensor:
+        """Normalised (N, T, K) tokens to raw (N, P) networks."""
+        _, chunking, bound = self.bind(spec)
+        return bound.denormalise(chunking.from_tokens(tokens))
+
+    @torch.no_grad()
+    def encode(self, spec: ArchitectureSpec, flats: Tensor) -> Tensor:
+        """(N, P) raw networks to (N, T, D) codes."""
+        _, chunking, bound = self.bind(spec)
+        tokens = chunking.to_tokens(bound.normalise(flats))
+        return self.encode_tokens(tokens, self.describe(spec))[1]
+
+    def decode(self, spec: ArchitectureSpec, codes: Tensor) -> Tensor:
+        """(N, T, D) codes to (N, P) raw networks."""
+        return self.decode_latents(spec, self.embed_codes(codes))
+
+    def decode_latents(self, spec: ArchitectureSpec, latents: Tensor) -> Tensor:
+        """(N, T, Z) latents to (N, P) raw networks; differentiable."""
+        return self.to_flats(spec, self.decode_tokens(latents, self.describe(spec)))
+
+    def embed_codes(self, codes: Tensor) -> Tensor:
+        """(..., D) codes to (..., Z) latents."""
+        return self.embed(nn.functional.one_hot(codes, self.vocabulary).to(self.slots.kinds.weight.dtype))
+
+    def health(self, codes: Tensor) -> CodebookHealth:
+        """Use of the codes in ``codes`` (..., D)."""
+        flat = codes.reshape(-1, self.num_codes)  # (tokens, D)
+        counts = torch.stack([torch.bincount(column, minlength=self.vocabulary) for column in flat.T]).float()
+        share = counts / counts.sum(-1, keepdim=True)
+        entropy = -(share * share.clamp_min(1e-12).log()).sum(-1)
+        return CodebookHealth(
+            used=(counts > 0).float().mean(-1),
+            perplexity=entropy.exp(),
+            dead=int((counts == 0).sum()),
+            total=counts.numel(),
+        )
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``config.json`` and ``model.safetensors`` into ``folder``."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {f"model.{k}": v.contiguous() for k, v in self.state_dict().items()}
+        for number, statistics in enumerate(self.statistics.values()):
+            tensors |= {f"statistics.{number}.{k}": v for k, v in statistics.to_tensors().items()}
+        save_tensors(folder / "model.safetensors", tensors, {"kind": self.kind})
+        architectures = [_example(key).to_json() | {"classes": None} for key in self.statistics]
+        write_json(
+            folder / "config.json",
+            {"kind": self.kind, "config": asdict(self.config), "architectures": architectures},
+        )
+
+
+def load_tokenizer(folder: str | Path) -> WeightTokenizer:
+    """Read what :meth:`WeightTokenizer.save` wrote.
+
+    Raises:
+        CheckpointError: a file is missing or broken, or holds what its config does not say.
+    """
+    folder = Path(folder)
+    config = read_json(folder / "config.json")
+    try:
+        family = tokenizers.get(config["kind"])
+        specs = [architecture_from_json(item) for item in config["architectures"]]
+        settings = family.config_type(**config["config"])  # type: ignore[attr-defined]
+    except (KeyError, TypeError, AttributeError, WeightloomError) as error:
+        raise CheckpointError(folder / "config.json", f"not a tokenizer's config ({error})") from None
+    tensors, _ = load_tensors(folder / "model.safetensors")
+    statistics = {}
+    for number, spec in enumerate(specs):
+        prefix = f"statistics.{number}."
+        own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        statistics[architecture_key(spec)] = WeightStatistics.from_tensors(own)
+    tokenizer = family(settings, statistics)
+    load_strictly(tokenizer, {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}, folder)
+    return tokenizer.eval()
+
+
+def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Fill ``module`` with exactly ``tensors``; anything missing, extra or mis-shaped is an error."""
+    own = module.state_dict()
+    for name, value in own.items():
+        if name not in tensors:
+            raise CheckpointError(path, f"tensor {name!r} is missing")
+        if tensors[name].shape != value.shape:
+            raise CheckpointError(
+                path, f"tensor {name!r} has shape {tuple(tensors[name].shape)}, wanted {tuple(value.shape)}"
+            )
+    for name in tensors:
+        if name not in own:
+            raise CheckpointError(path, f"tensor {name!r} is not part of this model")
+    module.load_state_dict(dict(tensors))
+
+
+def _example(key: str) -> ArchitectureSpec:
+    return parse_architecture(key).resolve(classes=10)
+
+
+def as_dict(value: Any) -> dict[str, Any]:  # noqa: ANN401
+    """A config as plain values."""
+    return asdict(value)

@@ -1,0 +1,207 @@
+"""Build a zoo from a recipe: populations trained together, committed shard by shard, resumable.
+
+A shard that the index names is never trained again; an interrupted build goes on with the next one.
+
+Shapes: N networks, P values of a network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from weightloom.architectures import ArchitectureSpec, parse_architecture
+from weightloom.errors import InputError
+from weightloom.fitting import FitSettings, accuracy, fit_population, initial_flats
+from weightloom.seeding import seed_for, torch_generator
+from weightloom.tasks import Task, TaskSampler
+from weightloom.weights import layout_of
+from weightloom.zoo.recipe import GroupRecipe, ZooRecipe
+from weightloom.zoo.store import Record, Zoo
+
+TEST_IMAGES = 2000
+"""Test images of a task on which the accuracy in the index is measured (all of them if there are fewer)."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being made, steps done and steps in all."""
+
+
+def build_zoo(recipe: ZooRecipe, path: str | Path, progress: Progress = lambda *_: None) -> Zoo:
+    """Train every network of ``recipe`` that the zoo at ``path`` does not hold yet.
+
+    Raises:
+        InputError: the folder holds a zoo of another recipe.
+        TrainingError: a loss is not finite; what was committed before stays.
+    """
+    zoo = Zoo(path, create=True)
+    wanted = recipe.model_dump(mode="json")
+    held = zoo.about().get("recipe")
+    if held is not None and held != wanted:
+        raise InputError(f"{path} holds a zoo of another recipe ({held.get('name')!r}); choose another folder")
+    zoo.set_about("recipe", wanted)
+    jobs = list(_jobs(recipe))
+    total = sum(steps for *_, steps in jobs)
+    done = 0
+    for text, group, chunk, tasks, steps in jobs:
+        shard = f"{_slug(text)}-{group}-{chunk}"
+        if not zoo.has_shard(shard):
+            _train_shard(recipe, zoo, shard, text, group, tasks, lambda s: progress(shard, done + s, total))  # noqa: B023
+        done += steps
+        progress(shard, done, total)
+    return zoo
+
+
+def start_network(zoo: Zoo, spec: ArchitectureSpec) -> Tensor:
+    """(P,) the common start of ``spec``'s networks in a shared zoo, its head zero.
+
+    Raises:
+        InputError: the zoo has no common start for this architecture.
+    """
+    for record in zoo.records(split="start"):
+        found = record.spec()
+        if replace(found, classes=None) == replace(spec, classes=None):
+            return with_head(found, zoo.load([record])[0], spec)
+    raise InputError(f"this zoo has no common start for {spec}")
+
+
+def with_head(source: ArchitectureSpec, flat: Tensor, target: ArchitectureSpec) -> Tensor:
+    """(P,) of ``target``: the trunk of ``source`` and a head of zeros (they differ in classes only)."""
+    state = layout_of(source).unflatten(flat)
+    layout = layout_of(target)
+    heads = {slot.name: slot for layer in layout.layers if layer.kind == "head" for slot in layer.slots}
+    for name, slot in heads.items():
+        state[name] = torch.zeros(slot.shape)
+    return layout.flatten(state)
+
+
+def _jobs(recipe: ZooRecipe) -> Iterator[tuple[str, str, int, list[Task], int]]:
+    """(architecture, group, chunk, tasks, steps): the start first, then each group by chunks."""
+    sampled: dict[int, list[Task]] = {}
+    for text in recipe.architectures:
+        if recipe.initialisation == "shared":
+            yield text, "start", 0, _start_tasks(recipe), recipe.start.steps
+        for number, group in enumerate(recipe.groups):
+            if number not in sampled:
+                tasks = _group_tasks(recipe, group)
+                sampled[number] = [task for task in tasks for _ in range(group.repeats)]
+            members = sampled[number]
+            for chunk, first in enumerate(range(0, len(members), recipe.members_at_once)):
+                yield text, str(number), chunk, members[first : first + recipe.members_at_once], recipe.fit.steps
+
+
+def _sampler(recipe: ZooRecipe, split: str, classes: int) -> TaskSampler:
+    return TaskSampler(
+        datasets=list(recipe.datasets),
+        salt=recipe.salt,
+        split=split,
+        classes=(classes, classes),
+        size=recipe.size,
+        channels=recipe.channels,
+    )
+
+
+def _start_tasks(recipe: ZooRecipe) -> list[Task]:
+    sampler = _sampler(recipe, "train", recipe.start.classes)
+    return [sampler.task(100_000 + index) for index in range(recipe.start.tasks)]
+
+
+def _group_tasks(recipe: ZooRecipe, group: GroupRecipe) -> list[Task]:
+    sampler = _sampler(recipe, group.split, group.classes)
+    if group.canonical:
+        return [sampler.canonical(name) for name in recipe.datasets][: group.tasks]
+    return [sampler.task(index) for index in range(group.tasks)]
+
+
+def _train_shard(
+    recipe: ZooRecipe,
+    zoo: Zoo,
+    shard: str,
+    text: str,
+    group: str,
+    tasks: list[Task],
+    on_step: Callable[[int], None],
+) -> None:
+    shape = (recipe.channels, recipe.size, recipe.size)
+    spec = parse_architecture(text).resolve(classes=tasks[0].num_classes, input=shape)
+    is_start = group == "start"
+    members = len(tasks)
+    if is_start:
+        settings = FitSettings(
+            steps=recipe.start.steps,
+            tied_steps=recipe.start.steps,
+            batch_size=recipe.start.batch_size,
+            learning_rate=recipe.start.learning_rate,
+        )
+        flats = initial_flats(spec, [seed_for(recipe.salt, "start", text)]).repeat(members, 1)
+    else:
+        settings = recipe.fit.settings()
+        if recipe.initialisation == "shared":
+            flats = start_network(zoo, spec).repeat(members, 1)
+        else:
+            flats = initial_flats(spec, [seed_for(recipe.salt, shard, i) for i in range(members)])
+    data = [task.data("train") for task in tasks]
+    kept: list[Tensor] = []
+    records: list[Record] = []
+    seed = seed_for(recipe.salt, "fit", shard, recipe.seed)
+    for snapshot in fit_population(spec, flats, data, settings, seed=seed, on_step=on_step):
+        if is_start:
+            # The trunks are equal but for their batch-norm statistics: their mean is the common start.
+            mean = with_head(spec, snapshot.flats.mean(0), spec)
+            kept.append(mean[None])
+            records.append(_record(recipe, shard, spec, None, 0, snapshot.step, True, None, None))
+            break
+        kept.append(snapshot.flats)
+        for member, task in enumerate(tasks):
+            score = float(accuracy(spec, snapshot.flats[member : member + 1], *_test_images(task))[0])
+            final = snapshot.step == settings.steps
+            loss = float(snapshot.loss[member])
+            records.append(_record(recipe, shard, spec, task, member, snapshot.step, final, score, loss))
+    zoo.add(shard, spec, torch.cat(kept), records)
+
+
+def _test_images(task: Task) -> tuple[Tensor, Tensor]:
+    data = task.data("test")
+    if len(data) <= TEST_IMAGES:
+        return data.all()
+    order = torch.randperm(len(data), generator=torch_generator("zoo-test", str(task)))
+    return data.batch(order[:TEST_IMAGES])
+
+
+def _record(
+    recipe: ZooRecipe,
+    shard: str,
+    spec: ArchitectureSpec,
+    task: Task | None,
+    member: int,
+    step: int,
+    final: bool,
+    score: float | None,
+    loss: float | None,
+) -> Record:
+    split = "start"
+    if task is not None:
+        split = _sampler(recipe, "train", task.num_classes).split_of(task)
+    return Record(
+        id=f"{shard}-{member:03d}-{step:06d}",
+        shard=shard,
+        row=0,  # the store numbers rows as they are added
+        architecture=spec.full_text(),
+        task="" if task is None else str(task),
+        dataset="" if task is None else task.dataset,
+        classes=spec.classes or 0,
+        split=split,
+        member=member,
+        step=step,
+        final=final,
+        accuracy=score,
+        loss=loss,
+        provenance={"recipe": recipe.name, "salt": recipe.salt, "initialisation": recipe.initialisation},
+    )
+
+
+def _slug(text: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in text).strip("-")
