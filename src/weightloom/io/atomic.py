@@ -215,7 +215,7 @@ def _refuse_taken(path: Path, overwrite: bool) -> None:
     if not overwrite:
         raise InputError(f"cannot write {path}: the folder exists and is not empty")
     if not (path / COMMIT_FILE).is_file():
-        raise InputError(f"cannot replace {path}: it holds no {COMMIT_FILE}, so it was not written by Weightloom")
+        raise InputError(f"cannot replace {path}: it has no {COMMIT_FILE}, so Weightloom did not write it")
 
 
 # -- temporary names and their locks -----------------------------------------------------------
@@ -368,8 +368,8 @@ def _exchange(one: Path, other: Path) -> bool:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
     except (OSError, AttributeError):
         return False
-    at_current_folder, exchange = -100, 2
-    return bool(renameat2(at_current_folder, os.fsencode(one), at_current_folder, os.fsencode(other), exchange) == 0)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -388,11 +388,10 @@ def _sync_folder(folder: Path) -> None:
 def _read_commit(path: Path) -> dict[str, tuple[str, int]]:
     try:
         note = json.loads(read_bytes(path, limit=_COMMIT_LIMIT))
-        assert note["version"] == 1
         files = {name: (entry["sha256"], entry["bytes"]) for name, entry in note["files"].items()}
-    except CheckpointError:
-        raise
-    except Exception as error:
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
         raise CheckpointError(path, "is not a list of the folder's files") from error
     for name, (digest, size) in files.items():
         parts = name.split("/")

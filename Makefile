@@ -1,0 +1,81 @@
+# Every target sets up what it needs, in its own virtual environment; Python 3.11 or newer and make
+# are all that has to be there. 'make' alone lists the targets.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+EXTRAS ?= dev,text,hf
+ARGS ?=
+
+# The first Python on the path that is new enough and can make a virtual environment.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
+	&& { echo $$p; break; }; done)
+
+# The environment is as good as the files it was made from: another hash, another set-up.
+HASH := $(shell cat pyproject.toml constraints.txt | cksum | cut -d ' ' -f 1)
+STAMP := $(VENV)/.weightloom-$(HASH)
+DOCS_STAMP := $(VENV)/.weightloom-docs-$(HASH)
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with venv was found; name one: make PYTHON=/path/to/python3"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMP): | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	@rm -f $(VENV)/.weightloom-*
+	@touch $@
+
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS),docs]'
+	@touch $@
+
+.PHONY: setup
+setup: $(STAMP) ## Make the virtual environment (in .venv, or VENV=...)
+
+.PHONY: demo
+demo: $(STAMP) ## Generate a network that reads handwritten digits, and measure it
+	$(BIN)/weightloom generate "Recognise handwritten digits" --task digits --arch 'cnn(depth=3,width=16)' \
+		--samples 4 --seed 0 --out runs/demo/digits.safetensors --plot runs/demo/digits.png
+
+.PHONY: test
+test: $(STAMP) ## Run the tests, doctests and snippets (ARGS='-k name' for some)
+	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: lint
+lint: $(STAMP) ## Check style, types and floors
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: format
+format: $(STAMP) ## Rewrite the code in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: docs
+docs: $(DOCS_STAMP) ## Build the site into site/
+	$(BIN)/mkdocs build --strict
+
+.PHONY: figures
+figures: $(STAMP) ## Run every benchmark again; results in benchmarks/results/
+	@set -e; for script in benchmarks/[a-z]*.py; do echo "$$script"; $(BIN)/python "$$script"; done
+
+.PHONY: constraints
+constraints: ## Write constraints.txt again, from the newest versions that fit
+	rm -rf build/constraints && $(PYTHON) -m venv build/constraints
+	build/constraints/bin/pip install --quiet 'torch==2.13.0' -e '.[$(EXTRAS),docs]'
+	{ head -n 2 constraints.txt; build/constraints/bin/pip freeze --all --exclude-editable | sed 's/+cpu$$//' \
+		| grep -Eiv '^(pip|weightloom|nvidia|triton|cuda)'; } > build/constraints.txt
+	mv build/constraints.txt constraints.txt
+
+.PHONY: clean
+clean: ## Remove what the tools left; the environment and runs/ stay
+	rm -rf build dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
