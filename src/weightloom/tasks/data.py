@@ -37,8 +37,8 @@ class SupportSet:
     def __post_init__(self) -> None:
         if self.images.ndim != 5 or self.images.shape[0] != len(self.class_names) or self.images.shape[1] < 1:
             raise InputError(
-                f"a support set needs images of shape (classes, shots, C, H, W) for its {len(self.class_names)} "
-                f"class names, not {tuple(self.images.shape)}"
+                f"a support set needs images of shape (classes, shots, C, H, W) for its "
+                f"{len(self.class_names)} class names, not {tuple(self.images.shape)}"
             )
 
     @property
@@ -150,7 +150,8 @@ def resize_pixels(images: Images | Tensor, size: int, channels: int) -> Tensor:
     """
     source = torch.as_tensor(np.ascontiguousarray(images) if isinstance(images, np.ndarray) else images)
     out = []
-    for part in source.split(_CHUNK):
+    for start in range(0, len(source), _CHUNK):
+        part = source[start : start + _CHUNK]
         if part.shape[1] == 3 and channels == 1:
             weights = torch.tensor([0.299, 0.587, 0.114]).reshape(1, 3, 1, 1)
             part = (part * weights).sum(1, keepdim=True)  # (n, 3, H, W) -> (n, 1, H, W)

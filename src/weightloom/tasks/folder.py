@@ -112,7 +112,12 @@ class FolderTask(Task):
         """The images of ``"train"`` or ``"test"``."""
         if split not in SPLITS:
             raise InputError(f"a task has a train and a test split, no {split!r}")
-        return self._split[split]
+        data = self._split[split]
+        if not len(data):
+            raise InputError(
+                f"{self.path}: no image is left for testing; give each class at least two different ones"
+            )
+        return data
 
     @cached_property
     def _split(self) -> dict[str, TaskData]:
@@ -130,7 +135,7 @@ class FolderTask(Task):
 def split_data(
     pixels: np.ndarray, labels: list[int], held: list[bool], transform: str, channels: int
 ) -> dict[str, TaskData]:
-    """Both splits of resized ``pixels`` (N, C, H, W) uint8 with ``labels``; ``held`` ones are the test images."""
+    """Both splits of ``pixels`` (N, C, H, W) uint8 with ``labels``, those ``held`` as the test images."""
     stack, names, test = torch.from_numpy(pixels), torch.tensor(labels), torch.tensor(held)
     rows = {"train": torch.nonzero(~test).flatten(), "test": torch.nonzero(test).flatten()}
     return {
@@ -175,10 +180,8 @@ def read_picture(file: Path, size: int, channels: int) -> tuple[np.ndarray, byte
                 picture = picture.convert("RGB" if channels == 3 else "L")
                 picture = ImageOps.fit(picture, (size, size), Image.Resampling.BILINEAR)
                 pixels = np.array(picture, dtype=np.uint8)
-    except (OSError, ValueError, SyntaxError, TypeError, IndexError, EOFError, ArithmeticError, KeyError,
-            Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # fmt: skip
-        raise InputError(
-            f"{file}: this image cannot be read ({str(error).splitlines()[0][:120] if str(error) else type(error).__name__})"
-        ) from error
+    except Exception as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise InputError(f"{file}: this image cannot be read ({why})") from error
     pixels = pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)  # (H, W[, 3]) -> (C, H, W)
     return np.ascontiguousarray(pixels), hashlib.sha256(content).digest()

@@ -2,7 +2,7 @@
 
 Whether a task is held out follows from keys hashed from the task itself, never from a list:
 
-* class subset: ``(salt, dataset, sorted classes)``; one in five is held out. All classes of a dataset never are.
+* class subset: ``(salt, dataset, sorted classes)``; one in five is held out. All classes of one never are.
 * class order: ``(salt, dataset, ordered classes)``; one in five. The natural order of all classes never is.
 * transform: ``(salt, transform)``; the three of the sixteen with the lowest hashes. ``id`` never is.
 
@@ -36,9 +36,9 @@ class TaskSampler:
         salt: decides what is held out; two samplers with one salt agree.
         split: one of :data:`TASK_SPLITS`.
         classes: fewest and most classes of a task.
-        train_canonical: in the train split, tasks ``0 .. len(datasets) - 1`` are the canonical ones: all classes
-            of each dataset in natural order, as they are (of a dataset with more classes than a task may have,
-            a fixed choice of them).
+        train_canonical: in the train split, tasks ``0 .. len(datasets) - 1`` are the canonical ones: all
+            classes of each dataset in natural order, as they are (of a dataset with more classes than a task
+            may have, a fixed choice of them).
         size: height and width of the images.
         channels: 1 or 3.
 

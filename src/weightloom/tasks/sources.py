@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import importlib
 import importlib.util
 import io
+import os
 import shutil
 import struct
 import subprocess
@@ -42,6 +44,7 @@ def _client(command: Sequence[str], folder: Path) -> str:
             capture_output=True,
             text=True,
             timeout=_TIMEOUT_S,
+            env=os.environ | {"LC_ALL": "C"},
             check=False,
         )
     except subprocess.TimeoutExpired:
@@ -61,7 +64,7 @@ def _client(command: Sequence[str], folder: Path) -> str:
 def npm_archives(packages: Sequence[str]) -> Iterator[list[Path]]:
     """``npm pack`` of ``packages`` (each ``name@version``): their archives, in the order asked for."""
     with tempfile.TemporaryDirectory(prefix="weightloom-") as folder:
-        command = ["npm", "pack", "--silent", "--ignore-scripts", *packages]
+        command = ["npm", "pack", "--loglevel=error", "--ignore-scripts", "--fetch-retries=1", *packages]
         names = [line for line in _client(command, Path(folder)).splitlines() if line.endswith(".tgz")]
         paths = [Path(folder) / name for name in names]
         if len(paths) != len(packages) or not all(path.is_file() for path in paths):
@@ -158,12 +161,10 @@ def hub_arrays(repository: str, folder: str, image: str, label: str, progress: P
     for package in ("huggingface_hub", "pyarrow"):
         if importlib.util.find_spec(package) is None:
             raise SourceSilent(f"needs the Python package {package}, which is not installed")
-    import importlib as _importlib
-
     from huggingface_hub import hf_hub_download
     from PIL import Image
 
-    parquet = _importlib.import_module("pyarrow.parquet")
+    parquet = importlib.import_module("pyarrow.parquet")
     arrays: Arrays = {}
     for split in ("train", "test"):
         progress(f"downloading {repository} {split}")
@@ -173,7 +174,7 @@ def hub_arrays(repository: str, folder: str, image: str, label: str, progress: P
             )
             table = parquet.read_table(path, columns=[image, label]).to_pydict()
             pixels = [np.asarray(Image.open(io.BytesIO(cell["bytes"]))) for cell in table[image]]
-        except Exception as error:  # the hub's client and its transports raise anything
+        except Exception as error:
             raise SourceSilent(
                 f"did not answer ({type(error).__name__}: {str(error).splitlines()[0][:120]})"
             ) from None

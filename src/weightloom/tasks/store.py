@@ -9,19 +9,18 @@ covers them all. Knows nothing of tasks: no class subsets, no transforms, no res
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from weightloom.errors import CheckpointError, DataUnavailableError
+from weightloom.io import cache_dir, load_tensors, read_json, save_tensors, write_json
 from weightloom.registry import Registry
-from weightloom.tasks._files import write_atomically
 
 SPLITS = ("train", "test")
 
@@ -90,7 +89,10 @@ class DatasetInfo:
 
     def cached(self, cache: str | Path | None = None) -> bool:
         """Whether all files of the dataset lie in the cache (their content is checked when they are read)."""
-        return all(path.is_file() for path in _files(self.name, cache).values())
+        try:
+            return all(path.is_file() for path in _files(self.name, cache).values())
+        except OSError:
+            return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,10 +129,7 @@ def add_dataset(info: DatasetInfo) -> DatasetInfo:
 
 def cache_folder(cache: str | Path | None = None) -> Path:
     """The cache: ``cache``, else ``$WEIGHTLOOM_CACHE``, else ``~/.cache/weightloom``."""
-    if cache is not None:
-        return Path(cache).expanduser()
-    named = os.environ.get("WEIGHTLOOM_CACHE")
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "weightloom"
+    return cache_dir() if cache is None else Path(cache).expanduser()
 
 
 def _files(name: str, cache: str | Path | None) -> dict[str, Path]:
@@ -168,7 +167,7 @@ def in_digest_order(images: Images, labels: Labels) -> tuple[Images, Labels]:
 
 
 def hold_out(images: Images, labels: Labels, per_class: Mapping[int, int]) -> Arrays:
-    """Split one pile of images: of class ``c`` the first ``per_class[c]`` in digest order are the test images."""
+    """Split one pile: of class ``c`` the first ``per_class[c]`` images in digest order are for testing."""
     images, labels = in_digest_order(images, labels)
     test = np.zeros(len(labels), dtype=bool)
     for label, count in per_class.items():
@@ -191,7 +190,9 @@ def fetch_dataset(
 
     Raises:
         UnknownNameError: no such dataset.
-        DataUnavailableError: no source answered, or the cache cannot be written.
+        DataUnavailableError: no source answered.
+        InputError: the cache names a place that cannot be written.
+        WeightloomError: writing failed (a full disk); what was there is untouched.
     """
     start = time.perf_counter()
     info = datasets.get(name)
@@ -221,8 +222,8 @@ def fetch_dataset(
         return _report(info, files, source.name, tried, start)
     reasons = "; ".join(f"{who} {why}" for who, why in tried)
     raise DataUnavailableError(
-        f"no source of dataset {name!r} answered ({reasons}): install one of them or connect to a network, then "
-        f"run `weightloom data fetch {name}`, or copy the folder {files['meta'].parent} from a machine that has it"
+        f"no source of dataset {name!r} answered ({reasons}): install one of them or connect to a network, "
+        f"then run `weightloom data fetch {name}`, or copy {files['meta'].parent} from a machine that has it"
     )
 
 
@@ -252,8 +253,10 @@ def _check(info: DatasetInfo, arrays: Arrays) -> None:
 
 
 def _write(info: DatasetInfo, arrays: Arrays, files: dict[str, Path], source: str) -> None:
-    from safetensors.numpy import save
-
+    for split in SPLITS:
+        images, labels = arrays[split]
+        save_tensors(files[split], {"images": torch.from_numpy(images), "labels": torch.from_numpy(labels)})
+    # Last, so that a folder with meta.json always is whole.
     meta = {
         "name": info.name,
         "source": source,
@@ -262,17 +265,7 @@ def _write(info: DatasetInfo, arrays: Arrays, files: dict[str, Path], source: st
         "sha256": {split: content_checksum(*arrays[split]) for split in SPLITS},
         "counts": {split: len(arrays[split][1]) for split in SPLITS},
     }
-    try:
-        for split in SPLITS:
-            images, labels = arrays[split]
-            write_atomically(files[split], save({"images": images, "labels": labels}))
-        # Last, so that a folder with meta.json always is whole.
-        write_atomically(files["meta"], (json.dumps(meta, indent=1) + "\n").encode())
-    except OSError as error:
-        raise DataUnavailableError(
-            f"dataset {info.name!r} cannot be kept in {files['meta'].parent} ({error.strerror or error}): "
-            "make room or name another folder in WEIGHTLOOM_CACHE"
-        ) from error
+    write_json(files["meta"], meta)
 
 
 def read_split(name: str, split: str, cache: str | Path | None = None) -> tuple[Images, Labels]:
@@ -304,19 +297,21 @@ def read_split(name: str, split: str, cache: str | Path | None = None) -> tuple[
 
 
 def _read_cached(info: DatasetInfo, split: str, files: dict[str, Path]) -> tuple[Images, Labels]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     path = files[split]
     advice = f"run `weightloom data fetch {info.name}` to fetch it anew"
+    count = info.counts[split]
+    expected = {
+        "images": ((count, info.channels, info.size, info.size), torch.uint8),
+        "labels": ((count,), torch.int16),
+    }
     try:
-        wanted = info.checksums.get(split) or json.loads(files["meta"].read_text("utf8"))["sha256"][split]
-        arrays = load_file(path)
-        images, labels = arrays["images"], arrays["labels"]
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            path, f"cannot be read as {split} images of {info.name} ({error}); {advice}"
-        ) from error
+        wanted = info.checksums.get(split) or read_json(files["meta"])["sha256"][split]
+        tensors, _ = load_tensors(path, expected=expected)
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(files["meta"], f"lacks the checksum of the {split} images; {advice}") from error
+    except CheckpointError as error:
+        raise CheckpointError(error.path, f"{error.reason}; {advice}") from error
+    images, labels = tensors["images"].numpy(), tensors["labels"].numpy()
     if content_checksum(images, labels) != wanted:
         raise CheckpointError(
             path, f"its checksum is not that of the {split} images of {info.name}; {advice}"

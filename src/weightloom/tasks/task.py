@@ -179,7 +179,6 @@ class DatasetTask(Task):
             synonyms=info.synonyms,
             grey=info.channels == 1,
             whole=self.whole,
-            ordered=self.classes == tuple(sorted(self.classes)),
         )
 
     def _class_keys(self) -> list[str | int]:

@@ -26,13 +26,13 @@ from weightloom.tasks.words import Subject
 class TorchTask(Task):
     """A map-style torch dataset as a task.
 
-    An image is a PIL image, an array (H, W) or (H, W, C) of bytes, or a tensor (H, W) or (C, H, W) of bytes or
-    of floats in [0, 1] or [-1, 1]; all tensors of floats in one dataset use one range. A label is an integer
-    from 0.
+    An image is a PIL image, an array (H, W) or (H, W, C) of bytes, or a tensor (H, W) or (C, H, W) of bytes
+    or of floats in [0, 1] or [-1, 1]; all tensors of floats in one dataset use one range. A label is
+    an integer from 0.
 
     Args:
-        train: the dataset; where ``test`` is missing, a fifth of it, chosen by the hash of its content, is kept
-            for testing.
+        train: the dataset; where ``test`` is missing, a fifth of it, chosen by the hash of its content, is
+            kept for testing.
         test: the test images.
         class_names: names in label order; else the dataset's ``classes``, else ``"class 0"`` and so on.
         name: what reports call it.
@@ -42,8 +42,8 @@ class TorchTask(Task):
         test_fraction: the share kept for testing where ``test`` is missing.
 
     Raises:
-        InputError: the dataset is empty or has no length, or, as soon as its images are needed, an item is not
-            an image with a label, or only one class is present.
+        InputError: the dataset is empty or has no length, or, as soon as its images are needed, an item is
+            not an image with a label, or only one class is present.
     """
 
     def __init__(
@@ -106,7 +106,8 @@ class TorchTask(Task):
         for split, (_, present) in self._items.items():
             if max(present) >= classes:
                 raise InputError(
-                    f"dataset {self.dataset!r} has the label {max(present)} in {split}, but {classes} class names"
+                    f"dataset {self.dataset!r} has the label {max(present)} in {split}, "
+                    f"but {classes} class names"
                 )
         missing = sorted(set(range(classes)) - set(labels))
         if missing:
@@ -140,7 +141,8 @@ class TorchTask(Task):
         high = max((float(image.max()) for image in floats), default=1.0)
         if not (low >= -1.001 and high <= 1.001):  # also catches NaN
             raise InputError(
-                f"dataset {self.dataset!r} has float images from {low:.3g} to {high:.3g}; they must lie in [0, 1] or [-1, 1]"
+                f"dataset {self.dataset!r} has float images from {low:.3g} to {high:.3g}; "
+                "they must lie in [0, 1] or [-1, 1]"
             )
         resized = []
         for image in images:

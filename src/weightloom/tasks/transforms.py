@@ -1,6 +1,7 @@
 """The sixteen ways to turn a picture: four rotations, mirrored or not, inverted or not.
 
-A transform is named by its parts joined with ``+``: ``id``, ``rot90``, ``rot180+flip``, ``rot270+flip+invert``.
+A transform is named by its parts joined with ``+``: ``id``, ``rot90``, ``rot180+flip``,
+``rot270+flip+invert``.
 Rotations are counter-clockwise and come first, then the left-right mirror, then the negative.
 Knows pixels only, no datasets.
 """
@@ -59,7 +60,7 @@ def parse_transform(text: str) -> str:
 
 
 def apply_transform(images: Tensor, transform: str) -> Tensor:
-    """``images`` (..., H, W) uint8 turned by ``transform``, a canonical name; H must equal W for quarter turns."""
+    """``images`` (..., H, W) uint8 turned by ``transform``, a canonical name; H must equal W."""
     if transform == "id":
         return images
     parts = transform.split("+")

@@ -33,7 +33,8 @@ _OTHER_TRANSFORM_WORDS = {
 _BY_SUBJECT = (
     "Tell apart {s}", "tell {s} apart", "Classify {s}", "classify {s} into {n} classes",
     "I want a network that recognises {s}", "Make me a classifier for {s}", "a classifier of {s}",
-    "Recognise {s}", "recognize {s}", "Sort {s} into {n} groups", "Which of {n} kinds is it? The images are {s}",
+    "Recognise {s}", "recognize {s}", "Sort {s} into {n} groups",
+    "Which of {n} kinds is it? The images are {s}",
     "Build a {n}-way classifier for {s}", "Give me a neural network for {s}", "identify {s}",
     "Label {s}", "distinguish {s}", "Network for sorting {s}", "Image classification: {s}",
     "Please generate weights that classify {s}", "Can you tell {s} apart?", "{s}, {n} classes",
@@ -56,10 +57,11 @@ _BY_CLASSES = (
     "{n} classes in this order: {c}", "Build a {n}-way classifier for {c}",
 )  # fmt: skip
 
+# The keys beside each key.
 _NEIGHBOURS = {
-    "a": "sqz", "b": "vn", "c": "xv", "d": "sf", "e": "wr", "f": "dg", "g": "fh", "h": "gj", "i": "uo", "j": "hk",
-    "k": "jl", "l": "k", "m": "n", "n": "bm", "o": "ip", "p": "o", "q": "wa", "r": "et", "s": "ad", "t": "ry",
-    "u": "yi", "v": "cb", "w": "qe", "x": "zc", "y": "tu", "z": "x",
+    "a": "sqz", "b": "vn", "c": "xv", "d": "sf", "e": "wr", "f": "dg", "g": "fh", "h": "gj", "i":
+    "uo", "j": "hk", "k": "jl", "l": "k", "m": "n", "n": "bm", "o": "ip", "p": "o", "q": "wa", "r":
+    "et", "s": "ad", "t": "ry", "u": "yi", "v": "cb", "w": "qe", "x": "zc", "y": "tu", "z": "x",
 }  # fmt: skip
 
 
@@ -73,7 +75,6 @@ class Subject:
         synonyms: other words for it.
         grey: whether the pictures are grey.
         whole: whether the task has all classes of the dataset, so that the subject alone names it.
-        ordered: whether the classes are in their natural order.
     """
 
     title: str
@@ -81,7 +82,6 @@ class Subject:
     synonyms: tuple[str, ...] = ()
     grey: bool = True
     whole: bool = True
-    ordered: bool = True
 
 
 def listed(names: Sequence[str], last: str = "and") -> str:
@@ -159,7 +159,12 @@ def _one(subject: Subject, class_names: Sequence[str], transform: str, generator
     )
     if "{t}" in template and not subject.whole:
         text += f", only {listed(class_names)}"
-    elif "{c}" not in template and "{o}" not in template and not subject.whole and generator.random() < 0.5:
+    elif (
+        "{c}" not in template
+        and "{o}" not in template
+        and not subject.whole
+        and (not subject.title or generator.random() < 0.5)
+    ):
         text += f" ({listed(class_names)})"
     turned = [pick(_OTHER_TRANSFORM_WORDS[part]) for part in transform.split("+") if part != "id"]
     if turned:
@@ -178,8 +183,8 @@ def misspell(text: str, generator: np.random.Generator) -> str:
 
     Example:
         >>> import numpy as np
-        >>> misspell("Tell apart pictures of clothing", np.random.default_rng(0)) != "Tell apart pictures of clothing"
-        True
+        >>> misspell("Tell apart pictures of clothing", np.random.default_rng(0))
+        'eTll apat pictures oof clothing'
     """
     edits: tuple[Callable[[str, str], str], ...] = (
         lambda one, two: two + one,

@@ -35,7 +35,8 @@ add_dataset(
         subject="pictures of clothing",
         synonyms=("clothes", "fashion items", "photos of garments, shoes and bags", "articles of clothing"),
         class_names=(
-            "T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
+            "T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
+            "ankle boot",
         ),
         channels=1,
         size=28,

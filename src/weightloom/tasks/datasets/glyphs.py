@@ -19,23 +19,20 @@ from weightloom.tasks.store import Arrays, DatasetInfo, Images, Progress, Source
 
 # Families with a regular and a bold weight, and with a regular weight only.
 _WITH_BOLD = """
-roboto@5.3.0 open-sans@5.3.0 lato@5.3.0 montserrat@5.3.0 oswald@5.3.0 poppins@5.3.0 raleway@5.3.0
-nunito@5.3.0 work-sans@5.3.0 quicksand@5.3.0 rubik@5.3.0 barlow-condensed@5.3.0 exo-2@5.3.0
-orbitron@5.3.0 teko@5.3.0 merriweather@5.3.0 playfair-display@5.3.0 lora@5.3.0 pt-serif@5.3.0
-libre-baskerville@5.3.0 cormorant-garamond@5.3.0 eb-garamond@5.3.0 bitter@5.3.0 arvo@5.3.0 rokkitt@5.3.0
-cinzel@5.3.0 vollkorn@5.3.0 spectral@5.3.0 old-standard-tt@5.3.0 inconsolata@5.3.0 source-code-pro@5.3.0
-space-mono@5.3.0 courier-prime@5.3.0 caveat@5.3.0 dancing-script@5.3.0 amatic-sc@5.3.0 kalam@5.3.0
-fredoka@5.3.0 special-gothic@5.3.0
-""".split()
+roboto, open-sans, lato, montserrat, oswald, poppins, raleway, nunito, work-sans, quicksand, rubik,
+barlow-condensed, exo-2, orbitron, teko, merriweather, playfair-display, lora, pt-serif,
+libre-baskerville, cormorant-garamond, eb-garamond, bitter, arvo, rokkitt, cinzel, vollkorn,
+spectral, old-standard-tt, inconsolata, source-code-pro, space-mono, courier-prime, caveat,
+dancing-script, amatic-sc, kalam, fredoka, special-gothic
+"""
 _REGULAR = """
-audiowide@5.3.0 anton@5.3.0 bebas-neue@5.3.0 archivo-black@5.3.0 abril-fatface@5.3.0 alfa-slab-one@5.3.0
-vt323@5.3.0 press-start-2p@5.3.0 lobster@5.3.0 pacifico@5.3.0 indie-flower@5.3.0
-shadows-into-light@5.3.0 great-vibes@5.3.0 courgette@5.3.0 cookie@5.3.0 sacramento@5.3.0
-patrick-hand@5.3.0 architects-daughter@5.3.0 reenie-beanie@5.3.0 covered-by-your-grace@5.3.0
-gloria-hallelujah@5.3.0 bangers@5.3.0 righteous@5.3.0 monoton@5.3.0 creepster@5.3.0 black-ops-one@5.3.0
-bungee@5.3.0 fascinate@5.3.0 limelight@5.3.0 medievalsharp@5.3.0 pirata-one@5.3.0 uncial-antiqua@5.3.0
-metamorphous@5.3.0 syne-mono@5.3.0
-""".split()
+audiowide, anton, bebas-neue, archivo-black, abril-fatface, alfa-slab-one, vt323, press-start-2p,
+lobster, pacifico, indie-flower, shadows-into-light, great-vibes, courgette, cookie, sacramento,
+patrick-hand, architects-daughter, reenie-beanie, covered-by-your-grace, gloria-hallelujah, bangers,
+righteous, monoton, creepster, black-ops-one, bungee, fascinate, limelight, medievalsharp,
+pirata-one, uncial-antiqua, metamorphous, syne-mono
+"""
+_VERSION = "5.3.0"
 _FILES_SHA256 = "ac3a9771c089c96674047c8c74e8377c0793d8b8b2f39ed18f968a89f9a6bcb3"
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -47,15 +44,17 @@ _LARGE = 4 * _SIZE
 
 
 def families() -> dict[str, tuple[int, ...]]:
-    """The weights of every family, by ``name@version``."""
-    return {name: (400, 700) for name in _WITH_BOLD} | {name: (400,) for name in _REGULAR}
+    """The weights of every family."""
+    return dict.fromkeys(_names(_WITH_BOLD), (400, 700)) | dict.fromkeys(_names(_REGULAR), (400,))
+
+
+def _names(table: str) -> list[str]:
+    return [name.strip() for name in table.replace("\n", " ").split(",")]
 
 
 def test_families() -> frozenset[str]:
     """The families whose letters are test images only."""
-    return frozenset(
-        sorted(families(), key=lambda name: seed_for("glyphs", name.split("@")[0]))[:_TEST_FAMILIES]
-    )
+    return frozenset(sorted(families(), key=lambda name: seed_for("glyphs", name))[:_TEST_FAMILIES])
 
 
 def _count(test: bool) -> int:
@@ -86,11 +85,11 @@ def _npm(progress: Progress) -> Arrays:
     held = test_families()
     fonts: list[tuple[str, int, bytes]] = []
     digest = hashlib.sha256()
-    with npm_archives([f"@fontsource/{name}" for name in wanted]) as paths:
+    with npm_archives([f"@fontsource/{name}@{_VERSION}" for name in wanted]) as paths:
         for (name, weights), path in zip(wanted.items(), paths, strict=True):
             with archive(path) as read:
                 for weight in weights:
-                    content = read(f"files/{name.split('@')[0]}-latin-{weight}-normal.woff")
+                    content = read(f"files/{name}-latin-{weight}-normal.woff")
                     digest.update(hashlib.sha256(content).digest())
                     fonts.append((name, weight, content))
     if digest.hexdigest() != _FILES_SHA256:
@@ -99,12 +98,11 @@ def _npm(progress: Progress) -> Arrays:
     piles: dict[str, tuple[list[Images], list[int]]] = {"train": ([], []), "test": ([], [])}
     for name, weight, content in fonts:
         images, labels = piles["test" if name in held else "train"]
-        family = name.split("@")[0]
         try:
             font = ImageFont.truetype(io.BytesIO(content), _LARGE, layout_engine=ImageFont.Layout.BASIC)
             for label, letter in enumerate(_LETTERS):
                 for drawing in range(_DRAWINGS):
-                    images.append(draw_letter(font, letter, ("glyph", family, weight, letter, drawing)))
+                    images.append(draw_letter(font, letter, ("glyph", name, weight, letter, drawing)))
                     labels.append(label)
         except (OSError, ImportError) as error:
             raise SourceSilent(f"gave fonts that this Pillow cannot draw ({error})") from error
