@@ -8,7 +8,9 @@ Shapes: N networks, P values of a network.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -18,7 +20,7 @@ from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.errors import InputError
 from weightloom.fitting import FitSettings, accuracy, fit_population, initial_flats
 from weightloom.seeding import seed_for, torch_generator
-from weightloom.tasks import Task, TaskSampler
+from weightloom.tasks import DatasetTask, TaskSampler
 from weightloom.weights import layout_of
 from weightloom.zoo.recipe import GroupRecipe, ZooRecipe
 from weightloom.zoo.store import Record, Zoo
@@ -30,8 +32,13 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being made, steps done and steps in all."""
 
 
-def build_zoo(recipe: ZooRecipe, path: str | Path, progress: Progress = lambda *_: None) -> Zoo:
+def build_zoo(
+    recipe: ZooRecipe, path: str | Path, progress: Progress = lambda *_: None, *, workers: int = 1
+) -> Zoo:
     """Train every network of ``recipe`` that the zoo at ``path`` does not hold yet.
+
+    With several ``workers`` shards are trained by that many processes of one thread each, which is faster
+    than threads for networks this small; the weights are the same.
 
     Raises:
         InputError: the folder holds a zoo of another recipe.
@@ -44,14 +51,46 @@ def build_zoo(recipe: ZooRecipe, path: str | Path, progress: Progress = lambda *
         raise InputError(f"{path} holds a zoo of another recipe ({held.get('name')!r}); choose another folder")
     zoo.set_about("recipe", wanted)
     jobs = list(_jobs(recipe))
-    total = sum(steps for *_, steps in jobs)
+    total = sum(steps * len(tasks) for *_, tasks, steps in jobs)
     done = 0
-    for text, group, chunk, tasks, steps in jobs:
-        shard = f"{_slug(text)}-{group}-{chunk}"
-        if not zoo.has_shard(shard):
-            _train_shard(recipe, zoo, shard, text, group, tasks, lambda s: progress(shard, done + s, total))  # noqa: B023
-        done += steps
-        progress(shard, done, total)
+    # Starts come first: the other shards of an architecture begin where they end.
+    for stage in (True, False):
+        waiting = []
+        for text, group, chunk, tasks, steps in jobs:
+            if (group == "start") is not stage:
+                continue
+            shard = f"{_slug(text)}-{group}-{chunk}"
+            if zoo.has_shard(shard):
+                done += steps * len(tasks)
+                progress(shard, done, total)
+            else:
+                waiting.append((shard, text, group, tasks, steps))
+        if workers > 1 and len(waiting) > 1:
+            with ProcessPoolExecutor(
+                workers, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+            ) as pool:
+                futures = {
+                    pool.submit(_train_shard, recipe, zoo, shard, text, group, tasks): (shard, steps * len(tasks))
+                    for shard, text, group, tasks, steps in waiting
+                }
+                try:
+                    for future in as_completed(futures):
+                        future.result()
+                        shard, cost = futures[future]
+                        done += cost
+                        progress(shard, done, total)
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+        else:
+            for shard, text, group, tasks, steps in waiting:
+                before, count = done, len(tasks)
+                _train_shard(
+                    recipe, zoo, shard, text, group, tasks,
+                    lambda s: progress(shard, before + s * count, total),  # noqa: B023
+                )  # fmt: skip
+                done += steps * count
+                progress(shard, done, total)
     return zoo
 
 
@@ -78,9 +117,9 @@ def with_head(source: ArchitectureSpec, flat: Tensor, target: ArchitectureSpec) 
     return layout.flatten(state)
 
 
-def _jobs(recipe: ZooRecipe) -> Iterator[tuple[str, str, int, list[Task], int]]:
+def _jobs(recipe: ZooRecipe) -> Iterator[tuple[str, str, int, list[DatasetTask], int]]:
     """(architecture, group, chunk, tasks, steps): the start first, then each group by chunks."""
-    sampled: dict[int, list[Task]] = {}
+    sampled: dict[int, list[DatasetTask]] = {}
     for text in recipe.architectures:
         if recipe.initialisation == "shared":
             yield text, "start", 0, _start_tasks(recipe), recipe.start.steps
@@ -104,12 +143,12 @@ def _sampler(recipe: ZooRecipe, split: str, classes: int) -> TaskSampler:
     )
 
 
-def _start_tasks(recipe: ZooRecipe) -> list[Task]:
+def _start_tasks(recipe: ZooRecipe) -> list[DatasetTask]:
     sampler = _sampler(recipe, "train", recipe.start.classes)
     return [sampler.task(100_000 + index) for index in range(recipe.start.tasks)]
 
 
-def _group_tasks(recipe: ZooRecipe, group: GroupRecipe) -> list[Task]:
+def _group_tasks(recipe: ZooRecipe, group: GroupRecipe) -> list[DatasetTask]:
     sampler = _sampler(recipe, group.split, group.classes)
     if group.canonical:
         return [sampler.canonical(name) for name in recipe.datasets][: group.tasks]
@@ -122,8 +161,8 @@ def _train_shard(
     shard: str,
     text: str,
     group: str,
-    tasks: list[Task],
-    on_step: Callable[[int], None],
+    tasks: list[DatasetTask],
+    on_step: Callable[[int], None] | None = None,
 ) -> None:
     shape = (recipe.channels, recipe.size, recipe.size)
     spec = parse_architecture(text).resolve(classes=tasks[0].num_classes, input=shape)
@@ -163,7 +202,7 @@ def _train_shard(
     zoo.add(shard, spec, torch.cat(kept), records)
 
 
-def _test_images(task: Task) -> tuple[Tensor, Tensor]:
+def _test_images(task: DatasetTask) -> tuple[Tensor, Tensor]:
     data = task.data("test")
     if len(data) <= TEST_IMAGES:
         return data.all()
@@ -175,7 +214,7 @@ def _record(
     recipe: ZooRecipe,
     shard: str,
     spec: ArchitectureSpec,
-    task: Task | None,
+    task: DatasetTask | None,
     member: int,
     step: int,
     final: bool,

@@ -1,0 +1,281 @@
+"""The contract of a generator: one verb, one kind of result, one way to say what it is valid for.
+
+Knows nothing of how any method works, of training, or of the command line.
+
+Shapes: M samples, P values of a network, C classes.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from weightloom import __version__
+from weightloom.architectures import ArchitectureSpec, parse_architecture
+from weightloom.conditioning.text import check_instruction
+from weightloom.errors import InputError, SpecError, UnsupportedRequestError
+from weightloom.fitting import run_networks
+from weightloom.io import save_tensors
+from weightloom.registry import Registry
+from weightloom.seeding import torch_generator
+from weightloom.tasks import SupportSet
+from weightloom.weights import layout_of, require_finite
+
+generators: Registry[type[Generator]] = Registry("generator")
+
+MAX_SAMPLES = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How codes are drawn from a prior. Generators without a prior ignore what does not concern them.
+
+    ``temperature`` 0 takes the likeliest code; ``top_k`` 0 and ``top_p`` 1 keep all codes; ``guidance`` 1
+    is the plain conditional distribution (classifier-free guidance, arXiv 2207.12598, equation 6).
+    """
+
+    temperature: float = 0.7
+    top_k: int = 0
+    top_p: float = 1.0
+    guidance: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature <= 10:
+            raise SpecError(f"temperature must be from 0 to 10, not {self.temperature}")
+        if self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise SpecError(f"top_k must be 0 or more and top_p in (0, 1], not {self.top_k} and {self.top_p}")
+        if not 0 <= self.guidance <= 20:
+            raise SpecError(f"guidance must be from 0 to 20, not {self.guidance}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a generator is asked for: a resolved architecture and whatever is known of the task."""
+
+    architecture: ArchitectureSpec
+    instruction: str | None = None
+    support: SupportSet | None = None
+    num_samples: int = 1
+    seed: int = 0
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Generated weights of one architecture with a report of how they were made.
+
+    Attributes:
+        architecture: the resolved spec.
+        flat: (P,) weights in layout order.
+        report: generator, seed, seconds, support scores and, where measured, accuracy and novelty.
+    """
+
+    architecture: ArchitectureSpec
+    flat: Tensor
+    report: dict[str, Any]
+
+    @cached_property
+    def state_dict(self) -> dict[str, Tensor]:
+        """The weights by name, buffers included."""
+        return {k: v.clone() for k, v in layout_of(self.architecture).unflatten(self.flat).items()}
+
+    @cached_property
+    def module(self) -> nn.Module:
+        """An ordinary module in eval mode."""
+        with torch.device("meta"):
+            module = self.architecture.build()
+        module.load_state_dict({k: v.clone() for k, v in self.state_dict.items()}, assign=True)
+        for parameter in module.parameters():
+            parameter.requires_grad_(True)
+        return module.eval()
+
+    def save(self, path: str | Path) -> Path:
+        """Write the state dict as safetensors with its provenance in the header.
+
+        Raises:
+            CheckpointError: the file cannot be written.
+        """
+        from weightloom.io.documents import dump_json
+
+        require_finite(self.state_dict, "this sample")
+        metadata = {
+            "weightloom": __version__,
+            "architecture": self.architecture.full_text(),
+            "report": dump_json(self.report),
+        }
+        path = Path(path)
+        save_tensors(path, {k: v.contiguous() for k, v in self.state_dict.items()}, metadata)
+        return path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validity:
+    """What a generator can be asked for. ``architectures`` are spec texts without a class count."""
+
+    architectures: tuple[str, ...]
+    input: tuple[int, int, int]
+    min_classes: int
+    max_classes: int
+    tasks: tuple[str, ...] = ()
+
+    def check(self, spec: ArchitectureSpec) -> None:
+        """Raise :class:`UnsupportedRequestError`, saying what can be done, unless ``spec`` fits."""
+        key = str(replace(spec, classes=None))
+        if spec.input != self.input:
+            wanted, got = ("x".join(map(str, shape or ())) for shape in (self.input, spec.input))
+            raise UnsupportedRequestError(f"this generator makes networks for {wanted} images, not {got}")
+        if key not in self.architectures:
+            raise UnsupportedRequestError(
+                f"this generator was not trained for {_without_input(key)}; it makes: "
+                + "; ".join(_without_input(a) for a in self.architectures)
+            )
+        classes = spec.classes or 0
+        if not self.min_classes <= classes <= self.max_classes:
+            raise UnsupportedRequestError(
+                f"this generator makes classifiers of {self.min_classes} to {self.max_classes} classes, "
+                f"not {classes}"
+            )
+
+
+class Generator(ABC):
+    """Anything that makes the weights of an architecture without training it."""
+
+    kind: ClassVar[str]
+    name: str
+    validity: Validity
+
+    @abstractmethod
+    def sample_flats(self, request: Request) -> tuple[Tensor, list[dict[str, Any]]]:
+        """(M, P) raw weights for a checked request, and one report for each sample."""
+
+    def generate_many(
+        self,
+        architecture: str | ArchitectureSpec,
+        *,
+        instruction: str | None = None,
+        support: SupportSet | None = None,
+        num_samples: int = 1,
+        seed: int = 0,
+        sampling: Sampling | None = None,
+    ) -> list[Sample]:
+        """Generate ``num_samples`` networks, in the order drawn, each with its score on the support set.
+
+        Raises:
+            UnsupportedRequestError: the architecture, its input or its class count is outside what the
+                generator is valid for.
+            InputError: an instruction that is empty or too long, a support set of another class count.
+        """
+        request = self.check(architecture, instruction, support, num_samples, seed, sampling)
+        start = time.perf_counter()
+        flats, reports = self.sample_flats(request)
+        seconds = time.perf_counter() - start
+        require_finite({f"sample {i}": flat for i, flat in enumerate(flats)}, f"generator {self.name}")
+        scores = support_scores(request.architecture, flats, request.support)
+        return [
+            Sample(
+                request.architecture,
+                flat,
+                {
+                    "generator": self.name,
+                    "kind": self.kind,
+                    "instruction": request.instruction,
+                    "seed": request.seed,
+                    "sample": index,
+                    "seconds": seconds / len(flats),
+                    **score,
+                    **report,
+                },
+            )
+            for index, (flat, score, report) in enumerate(zip(flats, scores, reports, strict=True))
+        ]
+
+    def generate(self, architecture: str | ArchitectureSpec, **options: Any) -> Sample:  # noqa: ANN401
+        """The best of ``num_samples`` networks on the support set (the first one without a support set).
+
+        Takes the arguments of :meth:`generate_many` and raises the same errors.
+        """
+        return best_of(self.generate_many(architecture, **options))
+
+    def check(
+        self,
+        architecture: str | ArchitectureSpec,
+        instruction: str | None,
+        support: SupportSet | None,
+        num_samples: int,
+        seed: int,
+        sampling: Sampling | None,
+    ) -> Request:
+        """A request with every part checked and the architecture resolved."""
+        spec = parse_architecture(architecture) if isinstance(architecture, str) else architecture
+        if support is not None:
+            if spec.classes is not None and spec.classes != support.num_classes:
+                raise InputError(
+                    f"the architecture has {spec.classes} classes, the examples have {support.num_classes}"
+                )
+            spec = spec.resolve(classes=support.num_classes)
+            shape = tuple(support.images.shape[2:])
+            if shape != self.validity.input:
+                wanted, got = ("x".join(map(str, s)) for s in (self.validity.input, shape))
+                raise UnsupportedRequestError(f"this generator reads {wanted} images, the examples are {got}")
+        if spec.input is None:
+            spec = spec.resolve(input=self.validity.input)
+        if spec.classes is None:
+            raise InputError(
+                "the number of classes is not known; give examples, a task, or classes=N in the architecture"
+            )
+        self.validity.check(spec)
+        if not 1 <= num_samples <= MAX_SAMPLES:
+            raise InputError(f"the number of samples must be from 1 to {MAX_SAMPLES}, not {num_samples}")
+        return Request(
+            architecture=spec,
+            instruction=None if instruction is None else check_instruction(instruction),
+            support=support,
+            num_samples=num_samples,
+            seed=seed,
+            sampling=sampling or Sampling(),
+        )
+
+
+@torch.no_grad()
+def support_scores(
+    spec: ArchitectureSpec, flats: Tensor, support: SupportSet | None
+) -> list[dict[str, float]]:
+    """Loss and accuracy of (M, P) networks on the support set; empty without one."""
+    if support is None:
+        return [{} for _ in flats]
+    images, labels = support.flat()
+    logits = run_networks(spec, flats, images)  # (M, B, C)
+    losses = F.cross_entropy(logits.transpose(1, 2), labels.expand(len(flats), -1), reduction="none").mean(1)
+    right = (logits.argmax(-1) == labels).float().mean(1)
+    return [
+        {"support_loss": float(loss), "support_accuracy": float(hit)}
+        for loss, hit in zip(losses, right, strict=True)
+    ]
+
+
+def best_of(samples: Sequence[Sample]) -> Sample:
+    """The sample with the lowest loss on the support set; the first one where there was none."""
+    return min(samples, key=lambda s: s.report.get("support_loss", float("inf")))
+
+
+def sample_generators(request: Request) -> list[torch.Generator]:
+    """One private random stream for each sample, so that a batch equals its singles."""
+    return [torch_generator("sample", request.seed, index) for index in range(request.num_samples)]
+
+
+def merge_reports(count: int, common: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The same report for every sample."""
+    return [dict(common) for _ in range(count)]
+
+
+def _without_input(key: str) -> str:
+    return str(replace(parse_architecture(key), input=None))

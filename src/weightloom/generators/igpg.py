@@ -1,0 +1,247 @@
+"""IGPG: a causal transformer over weight codes, told what to make by words, examples and architecture.
+
+A prefix carries the condition: one token for the instruction, one for the architecture, one a class in
+label order. Then comes one token for each weight token; at each, all D codes are predicted together.
+Networks longer than the context are made block by block, each block seeing the prefix and the tail of
+the one before. Knows nothing of training.
+
+Shapes: B requests, T tokens of a network, D codes a token, V codes to choose from, C classes, W width,
+F features of a class, M samples, P values of a network.
+Source: IGPG (arXiv 2504.02012), sections 2.3 and 3, equation 3, algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from weightloom.architectures import ArchitectureSpec
+from weightloom.conditioning import (
+    TEXT_WIDTH,
+    Condition,
+    SlotEncoder,
+    SupportEncoder,
+    encode_text,
+    stack_conditions,
+)
+from weightloom.conditioning.architecture import MAX_CLASSES
+from weightloom.errors import SpecError
+from weightloom.generators.backbones import build_backbone
+from weightloom.generators.base import (
+    Generator,
+    Request,
+    Sampling,
+    Validity,
+    generators,
+    merge_reports,
+    sample_generators,
+)
+from weightloom.tokenizers import WeightTokenizer, architecture_key
+
+
+@dataclass(frozen=True, kw_only=True)
+class IGPGConfig:
+    """Sizes of the prior and of the dataset encoder.
+
+    ``backbone`` names what turns embeddings into hidden states: ``{"kind": "native"}`` or
+    ``{"kind": "transformers", "model_type": "gpt2", ...}``.
+    """
+
+    width: int = 192
+    depth: int = 4
+    heads: int = 4
+    context: int = 512
+    overlap: int = 128
+    image_features: int = 128
+    image_width: int = 48
+    channels: int = 3
+    backbone: dict[str, Any] = field(default_factory=lambda: {"kind": "native"})
+
+    def __post_init__(self) -> None:
+        if not 8 <= self.width <= 8192 or not 1 <= self.depth <= 128 or not 1 <= self.heads <= 128:
+            raise SpecError("the prior's width must be 8 to 8192, its depth and heads 1 to 128")
+        if not 1 <= self.overlap < self.context <= 1_000_000:
+            raise SpecError("the overlap must be at least 1 and below the context")
+
+
+@generators.register("igpg")
+class IGPG(nn.Module, Generator):
+    """Instruction-guided parameter generation."""
+
+    kind: ClassVar[str] = "igpg"
+
+    def __init__(
+        self, config: IGPGConfig, tokenizer: WeightTokenizer, validity: Validity, *, name: str = "igpg"
+    ) -> None:
+        super().__init__()
+        self.config, self.validity, self.name = config, validity, name
+        self.tokenizer = tokenizer.requires_grad_(False).eval()
+        self.images = SupportEncoder(
+            channels=config.channels, features=config.image_features, width=config.image_width
+        )
+        w = config.width
+        self.backbone = build_backbone(config.backbone, width=w, depth=config.depth, heads=config.heads)
+        self.slots = SlotEncoder(width=w, known=tokenizer.slots.known)
+        self.instruction = nn.Linear(TEXT_WIDTH, w)
+        self.dataset = nn.Sequential(nn.Linear(2 * config.image_features, w), nn.SiLU(), nn.Linear(w, w))
+        self.label = nn.Embedding(MAX_CLASSES, w)
+        self.architecture = nn.Linear(w, w)
+        self.to_head = nn.Linear(w, w)
+        self.no_instruction = nn.Parameter(torch.zeros(w))
+        self.no_dataset = nn.Parameter(torch.zeros(w))
+        self.no_architecture = nn.Parameter(torch.zeros(w))
+        self.begin = nn.Parameter(torch.zeros(w))
+        self.previous = nn.Linear(tokenizer.latent_width, w)
+        self.out = nn.Linear(w, tokenizer.num_codes * tokenizer.vocabulary)
+
+    # ---------------------------------------------------------------- condition
+
+    def condition(
+        self, instructions: Sequence[str | None], supports: Sequence[Tensor | None], num_classes: int
+    ) -> Condition:
+        """Encode B requests; a support set is (C, S, channels, height, width)."""
+        written = [text for text in instructions if text is not None]
+        vectors = iter(encode_text(written)) if written else iter(())
+        encoded = [None if text is None else next(vectors) for text in instructions]
+        classes = [None if support is None else self.images.describe(support) for support in supports]
+        shape = (num_classes, 2 * self.config.image_features)
+        return stack_conditions(encoded, classes, text_width=TEXT_WIDTH, shape=shape)
+
+    def _class_vectors(self, condition: Condition) -> Tensor:
+        """(B, C, W): what is known of every class, in label order."""
+        seen = condition.has_classes[:, None, None]
+        x = torch.where(seen, self.dataset(condition.classes), self.no_dataset)
+        return x + self.label.weight[: condition.num_classes]
+
+    def _described(self, spec: ArchitectureSpec, condition: Condition) -> Tensor:
+        """(T, W): the tokens to be made, or the same null vector for each."""
+        _, chunking, _ = self.tokenizer.bind(spec)
+        if not condition.has_architecture:
+            return self.no_architecture.expand(chunking.num_tokens, -1)
+        return self.slots(chunking.slots, architecture_key(spec))
+
+    def prefix(self, spec: ArchitectureSpec, condition: Condition) -> tuple[Tensor, Tensor]:
+        """Prefix tokens (B, 2 + C, W) and the vectors that every weight token starts from (B, T, W)."""
+        described = self._described(spec, condition)
+        classes = self._class_vectors(condition)
+        words = torch.where(
+            condition.has_instruction[:, None], self.instruction(condition.instruction), self.no_instruction
+        )
+        whole = self.architecture(described.mean(0)).expand(len(condition), -1)
+        prefix = torch.cat([words[:, None], whole[:, None], classes], dim=1)
+        _, chunking, _ = self.tokenizer.bind(spec)
+        index = chunking.slots.class_index
+        own = self.to_head(classes)[:, index.clamp_min(0)] * (index >= 0)[:, None]  # (B, T, W)
+        return prefix, described + own
+
+    # ---------------------------------------------------------------- likelihood
+
+    def forward(
+        self, spec: ArchitectureSpec, condition: Condition, codes: Tensor, first: int = 0
+    ) -> Tensor:
+        """Teacher-forced logits (B, S, D, V) of ``codes`` (B, S, D), tokens ``first`` ... ``first + S - 1``.
+
+        The token before the window counts as unseen: its place is taken by the begin vector.
+        """
+        prefix, starts = self.prefix(spec, condition)
+        count = codes.shape[1]
+        seen = self.previous(self.tokenizer.embed_codes(codes[:, :-1]))  # (B, S-1, W)
+        seen = torch.cat([self.begin.expand(len(codes), 1, -1), seen], dim=1)
+        x = torch.cat([prefix, starts[:, first : first + count] + seen], dim=1)  # (B, 2+C+S, W)
+        hidden = self.backbone(x)[:, prefix.shape[1] :]
+        return self.out(hidden).unflatten(-1, (self.tokenizer.num_codes, self.tokenizer.vocabulary))
+
+    # ---------------------------------------------------------------- generation
+
+    @torch.no_grad()
+    def sample_codes(
+        self,
+        spec: ArchitectureSpec,
+        condition: Condition,
+        noise: Sequence[torch.Generator],
+        sampling: Sampling,
+        *,
+        cached: bool = True,
+    ) -> Tensor:
+        """(B, T, D) codes, one after another; every request draws from its own random stream.
+
+        ``cached=False`` runs the whole sequence anew at each token: the slow reference for tests.
+        """
+        guided = sampling.guidance != 1.0
+        batch = len(condition)
+        if guided:
+            bare = condition.without("instruction", "dataset")
+            prefix, starts = (
+                torch.cat(pair) for pair in zip(self.prefix(spec, condition), self.prefix(spec, bare), strict=True)
+            )
+        else:
+            prefix, starts = self.prefix(spec, condition)
+        total = starts.shape[1]
+        d, v = self.tokenizer.num_codes, self.tokenizer.vocabulary
+        codes = torch.zeros(batch, total, d, dtype=torch.long, device=prefix.device)
+        block_start = 0
+        while block_start < total:
+            # A later block sees the last codes of the one before through the overlap (algorithm 1).
+            context_start = max(0, block_start - self.config.overlap)
+            stop = min(total, context_start + self.config.context)
+            seen = [self.begin.expand(len(prefix), 1, -1)]
+            if context_start < block_start:
+                known = self._embed(codes[:, context_start:block_start], guided)
+                seen.append(known)
+            inputs = torch.cat(seen, dim=1)
+            inputs = inputs + starts[:, context_start : context_start + inputs.shape[1]]
+            x = torch.cat([prefix, inputs], dim=1)
+            cache = self.backbone.new_cache(len(prefix), prefix.shape[1] + stop - context_start) if cached else None
+            history = x
+            for position in range(block_start, stop):
+                hidden = self.backbone(x, cache) if cached else self.backbone(history)
+                logits = self.out(hidden[:, -1]).unflatten(-1, (d, v))
+                if guided:
+                    told, untold = logits.chunk(2)
+                    logits = untold + sampling.guidance * (told - untold)
+                codes[:, position] = draw_codes(logits, noise, sampling)
+                if position + 1 < stop:
+                    x = self._embed(codes[:, position : position + 1], guided) + starts[:, position + 1 : position + 2]
+                    if not cached:
+                        history = torch.cat([history, x], dim=1)
+            block_start = stop
+        return codes
+
+    def _embed(self, codes: Tensor, guided: bool) -> Tensor:
+        x = self.previous(self.tokenizer.embed_codes(codes))
+        return torch.cat([x, x]) if guided else x
+
+    @torch.no_grad()
+    def sample_flats(self, request: Request) -> tuple[Tensor, list[dict[str, Any]]]:
+        """Draw codes for every sample, decode them."""
+        spec = request.architecture
+        assert spec.classes is not None
+        support = None if request.support is None else request.support.images
+        condition = self.condition([request.instruction], [support], spec.classes).repeat(request.num_samples)
+        codes = self.sample_codes(spec, condition, sample_generators(request), request.sampling)
+        flats = self.tokenizer.decode(spec, codes)
+        common = {"sampling": asdict(request.sampling), "tokens": codes.shape[1], "codes_per_token": codes.shape[2]}
+        return flats, merge_reports(len(flats), common)
+
+
+def draw_codes(logits: Tensor, noise: Sequence[torch.Generator], sampling: Sampling) -> Tensor:
+    """(B, D) codes from (B, D, V) logits; only codes that the limits leave can be drawn.
+
+    The Gumbel-max trick with one private stream a request, so that a batch equals its singles.
+    """
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    logits = logits.float() / sampling.temperature
+    if sampling.top_k and sampling.top_k < logits.shape[-1]:
+        least = logits.topk(sampling.top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if sampling.top_p < 1:
+        ordered, order = logits.softmax(-1).sort(-1, descending=True)
+        beyond = ordered.cumsum(-1) - ordered >= sampling.top_p  # the first code always stays
+        logits = logits.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), -torch.inf)
+    uniform = torch.stack([torch.rand(logits.shape[1:], generator=g) for g in noise]).to(logits.device)
+    return (logits - (-uniform.clamp(1e-12, 1 - 1e-7).log()).log()).argmax(-1)

@@ -1,0 +1,81 @@
+"""Tasks with their conditions encoded beforehand: wordings and support sets, several of each.
+
+Encoders of words and images are frozen while a prior is trained, so their work is done once here.
+
+Shapes: C classes, F features, I wordings, J support sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from weightloom.conditioning import Condition, SupportEncoder, encode_text, stack_conditions
+from weightloom.conditioning.text import TEXT_WIDTH
+from weightloom.tasks import DatasetTask, TaskData
+from weightloom.training.loop import Progress
+
+
+@dataclass(frozen=True)
+class BankedTask:
+    """A task, its train images, wordings (I, 384) and support descriptions (J, C, 2F)."""
+
+    task: DatasetTask
+    data: TaskData
+    wordings: Tensor
+    supports: Tensor
+
+
+def build_bank(
+    encoder: SupportEncoder,
+    tasks: Sequence[DatasetTask],
+    *,
+    wordings: int = 2,
+    supports: int = 1,
+    shots: Sequence[int] = (16,),
+    misspelt: float = 0.25,
+    seed: int = 0,
+    progress: Progress = lambda *_: None,
+) -> dict[str, BankedTask]:
+    """Encode ``tasks``; support set j of a task has ``shots[j % len(shots)]`` examples a class."""
+    bank: dict[str, BankedTask] = {}
+    for number, task in enumerate(tasks):
+        name = str(task)
+        if name in bank:
+            continue
+        with torch.no_grad():
+            described = torch.stack(
+                [
+                    encoder.describe(task.support(shots[j % len(shots)], seed=seed + j).images)
+                    for j in range(supports)
+                ]
+            )
+        texts = task.instructions(wordings, seed=seed, misspelt=misspelt)
+        bank[name] = BankedTask(task, task.data("train"), encode_text(texts), described)
+        progress("task bank", number + 1, len(tasks))
+    return bank
+
+
+def banked_condition(
+    tasks: Sequence[BankedTask],
+    generator: torch.Generator,
+    *,
+    drop_instruction: float = 0.0,
+    drop_dataset: float = 0.0,
+    drop_all: float = 0.0,
+) -> Condition:
+    """One condition a task, wording and support set drawn at random, parts left out at random."""
+    words: list[Tensor | None] = []
+    classes: list[Tensor | None] = []
+    for banked in tasks:
+        i = int(torch.randint(len(banked.wordings), (1,), generator=generator))
+        j = int(torch.randint(len(banked.supports), (1,), generator=generator))
+        chance = torch.rand(3, generator=generator)
+        bare = bool(chance[0] < drop_all)
+        words.append(None if bare or chance[1] < drop_instruction else banked.wordings[i])
+        classes.append(None if bare or chance[2] < drop_dataset else banked.supports[j])
+    shape = tuple(tasks[0].supports.shape[1:])
+    return stack_conditions(words, classes, text_width=TEXT_WIDTH, shape=shape)  # type: ignore[arg-type]

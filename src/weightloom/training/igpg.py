@@ -1,0 +1,132 @@
+"""What IGPG's prior minimises: the codes of real checkpoints, and the loss of the networks it makes itself.
+
+The functional part samples codes from the prior, takes the straight-through gradient through the frozen
+decoder and runs the decoded networks on their tasks' images. It needs no checkpoint, so it sees far more
+tasks than the zoo holds.
+
+Shapes: B networks of a step, T tokens, D codes a token, V codes to choose from, Q images a network.
+Sources: next-token loss, IGPG (arXiv 2504.02012), equation 3; straight-through estimator, Bengio et al.
+(arXiv 1308.3432).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from weightloom.architectures import ArchitectureSpec
+from weightloom.conditioning import Condition
+from weightloom.fitting import run_networks
+from weightloom.fitting.train import draw_batch
+from weightloom.generators.base import Sampling
+from weightloom.generators.igpg import IGPG
+from weightloom.seeding import torch_generator
+from weightloom.tokenizers import architecture_key
+from weightloom.training.bank import BankedTask, banked_condition
+from weightloom.training.tokenizer import Population
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorSettings:
+    """Weights of the parts and sizes of a step."""
+
+    networks: int = 16
+    queries: int = 96
+    code_weight: float = 0.1
+    functional_weight: float = 1.0
+    fresh_share: float = 0.5
+    """Share of steps on tasks outside the zoo (functional loss only)."""
+    temperature: float = 1.0
+    rollout: bool = True
+    """Sample whole sequences from the prior; otherwise single codes beside the real ones before them."""
+    drop_instruction: float = 0.3
+    drop_dataset: float = 0.1
+    drop_all: float = 0.05
+
+
+class PriorObjective:
+    """Loss of one step on B networks that share an architecture and a class count."""
+
+    def __init__(
+        self,
+        model: IGPG,
+        populations: Sequence[Population],
+        zoo_bank: Mapping[str, BankedTask],
+        fresh: Mapping[int, Sequence[BankedTask]],
+        settings: PriorSettings,
+        *,
+        seed: int = 0,
+    ) -> None:
+        self.model, self.populations, self.settings, self.seed = model, list(populations), settings, seed
+        self.bank, self.fresh = zoo_bank, fresh
+        self.codes = [model.tokenizer.encode(p.spec, p.flats) for p in self.populations]
+        self.trunks = list({architecture_key(p.spec): replace(p.spec, classes=None) for p in populations}.values())
+
+    def __call__(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        settings = self.settings
+        generator = torch_generator("prior", self.seed, step)
+        is_fresh = bool(torch.rand((), generator=generator) < settings.fresh_share) and bool(self.fresh)
+        drops = {"drop_instruction": settings.drop_instruction, "drop_all": settings.drop_all}
+        numbers: dict[str, float] = {}
+        loss = torch.zeros(())
+        if is_fresh:
+            spec, tasks = self._draw_fresh(generator)
+            condition = banked_condition(tasks, generator, **drops)
+        else:
+            number = int(torch.randint(len(self.populations), (1,), generator=generator))
+            population = self.populations[number]
+            rows = torch.randint(len(population.records), (settings.networks,), generator=generator).tolist()
+            spec = population.spec
+            tasks = [self.bank[population.records[row].task] for row in rows]
+            condition = banked_condition(tasks, generator, drop_dataset=settings.drop_dataset, **drops)
+            codes = self.codes[number][rows]
+            if settings.code_weight:
+                logits = self.model(spec, condition, codes)
+                likelihood = F.cross_entropy(logits.flatten(0, 2), codes.flatten())
+                loss = loss + settings.code_weight * likelihood
+                numbers["code_nats"] = float(likelihood)
+        if settings.functional_weight:
+            functional, right = self._functional(spec, condition, tasks, generator, step)
+            loss = loss + settings.functional_weight * functional
+            kind = "fresh" if is_fresh else "zoo"
+            numbers |= {f"{kind}_loss": float(functional), f"{kind}_accuracy": right}
+        return loss, numbers
+
+    def _draw_fresh(self, generator: torch.Generator) -> tuple[ArchitectureSpec, list[BankedTask]]:
+        counts = sorted(self.fresh)
+        classes = counts[int(torch.randint(len(counts), (1,), generator=generator))]
+        pool = self.fresh[classes]
+        chosen = torch.randint(len(pool), (self.settings.networks,), generator=generator).tolist()
+        trunk = self.trunks[int(torch.randint(len(self.trunks), (1,), generator=generator))]
+        return trunk.resolve(classes=classes), [pool[i] for i in chosen]
+
+    def _functional(
+        self,
+        spec: ArchitectureSpec,
+        condition: Condition,
+        tasks: Sequence[BankedTask],
+        generator: torch.Generator,
+        step: int,
+    ) -> tuple[Tensor, float]:
+        """Cross-entropy of the networks that the prior itself samples, and their accuracy."""
+        noise = [torch_generator("rollout", self.seed, step, i) for i in range(len(tasks))]
+        sampling = Sampling(temperature=self.settings.temperature)
+        codes = self.model.sample_codes(spec, condition, noise, sampling)
+        logits = self.model(spec, condition, codes)
+        flats = self.straight_through(spec, logits, codes)
+        images, labels = draw_batch([task.data for task in tasks], self.settings.queries, generator)
+        answers = run_networks(spec, flats, images)  # (B, Q, C)
+        loss = F.cross_entropy(answers.flatten(0, 1), labels.flatten())
+        return loss, float((answers.argmax(-1) == labels).float().mean())
+
+    def straight_through(self, spec: ArchitectureSpec, logits: Tensor, codes: Tensor) -> Tensor:
+        """(B, P) networks of hard ``codes`` with the gradient of the soft ones."""
+        soft = logits.softmax(-1)  # (B, T, D, V)
+        hard = F.one_hot(codes, soft.shape[-1]).to(soft.dtype)
+        return self.model.tokenizer.decode_latents(
+            spec, self.model.tokenizer.embed(hard + soft - soft.detach())
+        )

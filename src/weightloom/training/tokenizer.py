@@ -1,0 +1,135 @@
+"""What a weight tokenizer minimises: the error of the weights, and of what the rebuilt networks answer.
+
+Shapes: N networks of a step, P values of a network, B images a network.
+Sources: IGPG (arXiv 2504.02012), equation 2; behavioural loss, "Structure Is Not Enough" (arXiv 2503.17138).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from weightloom.architectures import ArchitectureSpec
+from weightloom.errors import InputError
+from weightloom.fitting import accuracy, run_networks
+from weightloom.fitting.train import draw_batch
+from weightloom.seeding import torch_generator
+from weightloom.tasks import TaskData
+from weightloom.tokenizers import WeightTokenizer, architecture_key
+from weightloom.tokenizers.gumbel import GumbelTokenizer, annealed_temperature
+from weightloom.weights import WeightStatistics, layout_of
+from weightloom.zoo import Record, Zoo
+
+
+@dataclass(frozen=True)
+class Population:
+    """The checkpoints of one resolved architecture: records, (M, P) weights and their tasks' images."""
+
+    spec: ArchitectureSpec
+    records: list[Record]
+    flats: Tensor
+    data: list[TaskData]
+
+
+def load_populations(zoo: Zoo, *, split: str = "train", final: bool | None = None) -> list[Population]:
+    """Every checkpoint of ``split``, grouped by architecture and class count.
+
+    Raises:
+        InputError: the zoo has none.
+    """
+    cache: dict[str, TaskData] = {}
+    populations = []
+    for spec, records in zoo.by_architecture(split=split, final=final):
+        for record in records:
+            if record.task not in cache:
+                cache[record.task] = record.parsed_task().data("train")
+        populations.append(Population(spec, records, zoo.load(records), [cache[r.task] for r in records]))
+    if not populations:
+        raise InputError(f"{zoo.path} holds no checkpoints of the split {split!r}")
+    return populations
+
+
+def measure_statistics(populations: list[Population]) -> dict[str, WeightStatistics]:
+    """Weight statistics by architecture, over all its class counts."""
+    groups: dict[str, list[tuple[object, Tensor]]] = {}
+    for population in populations:
+        key = architecture_key(population.spec)
+        groups.setdefault(key, []).append((layout_of(population.spec), population.flats))
+    return {key: WeightStatistics.measure(group) for key, group in groups.items()}  # type: ignore[arg-type]
+
+
+class TokenizerObjective:
+    """Loss of one step: N networks of one architecture, weight error plus divergence of their answers."""
+
+    def __init__(
+        self,
+        tokenizer: WeightTokenizer,
+        populations: list[Population],
+        *,
+        networks: int = 16,
+        images: int = 64,
+        functional_weight: float = 1.0,
+        seed: int = 0,
+        steps: int = 1000,
+    ) -> None:
+        self.tokenizer, self.populations = tokenizer, populations
+        self.networks, self.images, self.functional_weight = networks, images, functional_weight
+        self.seed, self.steps = seed, steps
+
+    def __call__(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        generator = torch_generator("tokenizer", self.seed, step)
+        number = int(torch.randint(len(self.populations), (1,), generator=generator))
+        population = self.populations[number]
+        rows = torch.randint(len(population.records), (self.networks,), generator=generator).tolist()
+        flats = population.flats[rows]
+        if isinstance(self.tokenizer, GumbelTokenizer):
+            self.tokenizer.temperature = annealed_temperature(step, self.steps)
+        self.tokenizer.train()
+        output = self.tokenizer(population.spec, flats)
+        error = output.weight_error()
+        loss = error + output.penalty
+        numbers = {"weight_error": float(error)}
+        if self.functional_weight:
+            images, _ = draw_batch([population.data[r] for r in rows], self.images, generator)
+            rebuilt = self.tokenizer.to_flats(population.spec, output.rebuilt)
+            with torch.no_grad():
+                wanted = run_networks(population.spec, flats, images).log_softmax(-1)
+            given = run_networks(population.spec, rebuilt, images).log_softmax(-1)
+            divergence = F.kl_div(given, wanted, log_target=True, reduction="none").sum(-1).mean()
+            loss = loss + self.functional_weight * divergence
+            numbers["divergence"] = float(divergence)
+        self.tokenizer.eval()
+        return loss, numbers
+
+
+@torch.no_grad()
+def round_trip(
+    tokenizer: WeightTokenizer, populations: list[Population], *, limit: int = 24, images: int = 2000
+) -> list[dict[str, float | str]]:
+    """Accuracy before and after encoding and decoding, on test images, for up to ``limit`` of each population."""
+    rows: list[dict[str, float | str]] = []
+    for population in populations:
+        chosen = list(range(0, len(population.records), max(1, len(population.records) // limit)))[:limit]
+        flats = population.flats[chosen]
+        codes = tokenizer.encode(population.spec, flats)
+        rebuilt = tokenizer.decode(population.spec, codes)
+        for index, record in enumerate(chosen):
+            task = population.records[record].parsed_task()
+            data = task.data("test")
+            order = torch.randperm(len(data), generator=torch_generator("zoo-test", str(task)))[:images]
+            pair = torch.stack([flats[index], rebuilt[index]])
+            before, after = accuracy(population.spec, pair, *data.batch(order)).tolist()
+            rows.append(
+                {
+                    "id": population.records[record].id,
+                    "architecture": architecture_key(population.spec),
+                    "dataset": population.records[record].dataset,
+                    "original": before,
+                    "rebuilt": after,
+                    "bits_per_weight": tokenizer.bits_per_weight(population.spec),
+                }
+            )
+    return rows
