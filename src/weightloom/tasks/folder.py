@@ -168,11 +168,10 @@ def read_picture(file: Path, size: int, channels: int) -> tuple[np.ndarray, byte
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(content)) as opened:
                 picture = ImageOps.exif_transpose(opened)
-                if picture.mode.startswith("I"):  # 16 or 32 bits of grey
+                if picture.mode.startswith("I"):  # 16 bits of grey, in whatever container
                     wide = np.asarray(picture, dtype=np.float64)
-                    picture = Image.fromarray(
-                        (wide / max(wide.max(), 255.0) * 255).clip(0, 255).astype(np.uint8)
-                    )
+                    whole = 65535 if wide.max() > 255 else 255
+                    picture = Image.fromarray((wide / whole * 255).clip(0, 255).astype(np.uint8))
                 if "A" in picture.getbands() or "transparency" in picture.info:
                     picture = picture.convert("RGBA")
                     ground = Image.new("RGBA", picture.size, "white")

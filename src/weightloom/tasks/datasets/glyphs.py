@@ -36,7 +36,7 @@ _VERSION = "5.3.0"
 _FILES_SHA256 = "ac3a9771c089c96674047c8c74e8377c0793d8b8b2f39ed18f968a89f9a6bcb3"
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_TEST_FAMILIES = 16
+_HELD_OUT = 16
 _DRAWINGS = 4
 _SIZE = 28
 # Letters are drawn large and shrunk: the renderer's hinting and its versions then matter little.
@@ -52,13 +52,13 @@ def _names(table: str) -> list[str]:
     return [name.strip() for name in table.replace("\n", " ").split(",")]
 
 
-def test_families() -> frozenset[str]:
+def held_out_families() -> frozenset[str]:
     """The families whose letters are test images only."""
-    return frozenset(sorted(families(), key=lambda name: seed_for("glyphs", name))[:_TEST_FAMILIES])
+    return frozenset(sorted(families(), key=lambda name: seed_for("glyphs", name))[:_HELD_OUT])
 
 
 def _count(test: bool) -> int:
-    held = test_families()
+    held = held_out_families()
     fonts = sum(len(weights) for name, weights in families().items() if (name in held) == test)
     return fonts * len(_LETTERS) * _DRAWINGS
 
@@ -82,7 +82,7 @@ def draw_letter(font: ImageFont.FreeTypeFont, letter: str, address: tuple[str | 
 
 def _npm(progress: Progress) -> Arrays:
     wanted = families()
-    held = test_families()
+    held = held_out_families()
     fonts: list[tuple[str, int, bytes]] = []
     digest = hashlib.sha256()
     with npm_archives([f"@fontsource/{name}@{_VERSION}" for name in wanted]) as paths:

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from weightloom.errors import InputError
+from weightloom.tasks.data import SupportSet, TaskData, draw_support, resize_pixels
+
+
+def toy(channels: int = 3) -> TaskData:
+    pixels = torch.arange(6, dtype=torch.uint8).reshape(6, 1, 1, 1).expand(6, 1, 4, 4) * 51
+    return TaskData(pixels, torch.tensor([0, 5, 3]), torch.tensor([0, 1, 1]), channels=channels)
+
+
+def test_batches_select_convert_and_repeat_grey():
+    images, labels = toy().batch([1, 0, 1])
+    assert images.shape == (3, 3, 4, 4) and images.dtype == torch.float32 and images.is_contiguous()
+    assert images[:, :, 0, 0].tolist() == [[1] * 3, [-1] * 3, [1] * 3]
+    assert labels.tolist() == [1, 0, 1] and labels.dtype == torch.int64
+    assert toy(1).all()[0].shape == (3, 1, 4, 4)
+
+
+def test_moving_keeps_the_images():
+    before, after = toy().all(), toy().to("cpu").all()
+    assert torch.equal(before[0], after[0]) and torch.equal(before[1], after[1])
+
+
+def test_a_batch_cannot_change_the_data():
+    data = toy()
+    data.all()[0].zero_()
+    assert data.all()[0].min() == -1
+
+
+def test_resizing_is_smooth_and_keeps_a_flat_image_flat():
+    flat = torch.full((2, 3, 32, 32), 77, dtype=torch.uint8)
+    assert (resize_pixels(flat, 16, 3) == 77).all() and resize_pixels(flat, 16, 1).shape == (2, 1, 16, 16)
+    stripes = torch.zeros(1, 1, 32, 32, dtype=torch.uint8)
+    stripes[..., ::2] = 255
+    assert abs(resize_pixels(stripes, 8, 1).float().mean() - 127.5) < 3  # not aliased to black or white
+
+
+def test_support_repeats_a_small_class_and_checks_its_shape():
+    support = draw_support(toy(), ["a", "b"], ["a", "b"], 4, ("t",))
+    assert support.images.shape == (2, 4, 3, 4, 4) and support.shots == 4 and support.num_classes == 2
+    assert support.to("cpu").images.shape == support.images.shape
+    images, labels = support.flat()
+    assert images.shape == (8, 3, 4, 4) and labels.tolist() == [0] * 4 + [1] * 4
+    assert (support.images[0] == -1).all() and {
+        round(v, 3) for v in support.images[1].flatten().tolist()
+    } == {0.2, 1}
+    with pytest.raises(InputError, match="at least 1 example"):
+        draw_support(toy(), ["a", "b"], ["a", "b"], 0, ("t",))
+    with pytest.raises(InputError, match="class names"):
+        SupportSet(images=torch.zeros(3, 1, 3, 4, 4), class_names=("a", "b"))

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import Dataset, TensorDataset
+
+from weightloom.errors import InputError
+from weightloom.tasks import TorchTask
+
+
+class Pairs(Dataset):
+    def __init__(self, pairs: list) -> None:
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple:
+        return self.pairs[index]
+
+
+def tensors(count: int = 30, low: float = 0.0) -> TensorDataset:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(count, 3, 20, 20, generator=generator) * (1 - low) + low
+    return TensorDataset(images, torch.arange(count) % 3)
+
+
+def test_a_torch_dataset_is_a_task():
+    task = TorchTask(tensors(), name="mine")
+    assert task.class_names == ["class 0", "class 1", "class 2"] and task.num_classes == 3
+    assert len(task.data("train")) + len(task.data("test")) == 30 and len(task.data("test")) > 0
+    assert str(task) == "torch:mine" and task.support(4).images.shape == (3, 4, 3, 16, 16)
+    assert "class 1" in task.describe()
+
+
+def test_given_test_images_are_the_test_images():
+    task = TorchTask(tensors(30), tensors(9), class_names=["a", "b", "c"], size=20)
+    assert (len(task.data("train")), len(task.data("test"))) == (30, 9)
+    images, _ = task.data("test").all()
+    assert torch.allclose(images, tensors(9).tensors[0] * 2 - 1, atol=0.01)
+
+
+def test_floats_from_minus_one_are_understood():
+    images, _ = TorchTask(tensors(30, -1.0), tensors(6, -1.0), size=20).data("train").all()
+    assert torch.allclose(images, tensors(30, -1.0).tensors[0], atol=0.01)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        Image.new("RGB", (9, 7), "white"),
+        Image.new("RGBA", (9, 7), "white"),
+        Image.new("L", (9, 7), 255),
+        np.full((7, 9), 255, np.uint8),
+        np.full((7, 9, 3), 255, np.uint8),
+        np.full((7, 9, 1), 255, np.uint8),
+        torch.full((7, 9), 255, dtype=torch.uint8),
+        torch.full((1, 7, 9), 255, dtype=torch.uint8),
+        torch.full((4, 7, 9), 255, dtype=torch.uint8),
+        torch.ones(3, 7, 9, dtype=torch.float64),
+    ],
+    ids=str,
+)
+def test_every_kind_of_image(image):
+    dark = np.zeros((7, 9), np.uint8)
+    task = TorchTask(Pairs([(image, 0), (dark, 1)]), Pairs([(image, 0)]))
+    images, labels = task.data("train").all()
+    assert images.shape == (2, 3, 16, 16) and (images[0] == 1).all() and (images[1] == -1).all()
+    assert labels.tolist() == [0, 1]
+
+
+def test_classes_of_the_dataset_are_its_names():
+    pairs = Pairs([(np.zeros((8, 8), np.uint8), 0), (np.ones((8, 8), np.uint8), 1)])
+    pairs.classes = ["zero", "one"]
+    assert TorchTask(pairs).class_names == ["zero", "one"]
+
+
+GREY = np.zeros((8, 8), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "words"),
+    [
+        ([(GREY, 0), (GREY, "x")], "item 1 .* not a pair"),
+        ([(GREY,), (GREY,)], "not a pair"),
+        ([(GREY, 0), (GREY, -1)], "label -1"),
+        ([(GREY, 0), (GREY, 0)], "one class only"),
+        ([(GREY, 0), (GREY, 2)], "no train image of class 'class 1'"),
+        ([("text", 0), (GREY, 1)], "item 0"),
+        ([(torch.zeros(5, 8, 8), 0), (GREY, 1)], "no image"),
+        ([(torch.zeros(3, 0, 8), 0), (GREY, 1)], "no image"),
+        ([(torch.zeros(3, 8, 8, dtype=torch.int64), 0), (GREY, 1)], "bytes or floats"),
+        ([(torch.full((3, 8, 8), 200.0), 0), (GREY, 1)], r"must lie in \[0, 1\]"),
+        ([(torch.full((3, 8, 8), float("nan")), 0), (GREY, 1)], "must lie in"),
+    ],
+)
+def test_bad_items(pairs, words):
+    with pytest.raises(InputError, match=words):
+        TorchTask(Pairs(pairs)).data("train")
+
+
+def test_bad_datasets():
+    with pytest.raises(InputError, match="has no images"):
+        TorchTask(Pairs([]))
+    with pytest.raises(InputError, match="has no images"):
+        TorchTask(object())  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="2 class names"):
+        TorchTask(tensors(), class_names=["a", "b"]).data("train")
+    with pytest.raises(InputError, match="no 'valid'"):
+        TorchTask(tensors()).data("valid")
+    with pytest.raises(InputError, match="between 0 and 1"):
+        TorchTask(tensors(), test_fraction=2)
