@@ -55,7 +55,7 @@ def atomic_file(path: str | Path, *, durable: bool = True) -> Iterator[BinaryIO]
         InputError: nothing can be written at this place (a folder, no permission, read-only).
         WeightloomError: the write failed (a full disk); the old file is untouched.
     """
-    path = Path(path)
+    path = _checked(path)
     with _write_errors(path):
         _make_parents(path)
         handle, temporary = _open_temporary(path)
@@ -109,7 +109,7 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False, durable: bool = 
         >>> list(verify_folder(place))
         ['config.json']
     """
-    path = Path(path)
+    path = _checked(path)
     with _write_errors(path):
         _refuse_taken(path, overwrite)
         _make_parents(path)
@@ -197,12 +197,18 @@ def _write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if not _concerns(error, path):
+            raise
         reason = f"cannot write {path}: {(error.strerror or str(error)).lower()}"
         raise (InputError if error.errno in _WRONG_PLACE else WeightloomError)(reason) from error
-    except ValueError as error:
-        if isinstance(error, WeightloomError) or "null" not in str(error):
-            raise
-        raise InputError(f"cannot write {str(path)!r}: a path has no NUL in it") from error
+
+
+def _concerns(error: OSError, path: Path) -> bool:
+    """Whether ``error`` is about ``path`` and not about another file that the caller's block touched."""
+    if error.filename is None:
+        return True
+    name = os.fsdecode(error.filename)
+    return name.startswith(str(path)) or Path(name) in path.parents
 
 
 def _refuse_taken(path: Path, overwrite: bool) -> None:
@@ -225,9 +231,14 @@ def _temporary_name(path: Path, kind: str = "tmp") -> Path:
     return path.with_name(f"{path.name}.{kind}-{secrets.token_hex(4)}")
 
 
+def _checked(path: str | Path) -> Path:
+    path = Path(path)
+    if not path.name or path.name == ".." or "\0" in str(path):
+        raise InputError(f"cannot write {str(path)!r}: it is not the name of a file or folder")
+    return path
+
+
 def _make_parents(path: Path) -> None:
-    if not path.name:
-        raise InputError(f"cannot write {str(path)!r}: it names no file")
     path.parent.mkdir(parents=True, exist_ok=True)
 
 

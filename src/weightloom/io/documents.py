@@ -134,10 +134,13 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
         for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"field {str(key.value)[:80]!r} is there twice", key.start_mark
-                )
+            problem = None
+            if not isinstance(key, yaml.ScalarNode):
+                problem = "a field has a list or more for a name"
+            elif key.value in seen:
+                problem = f"field {key.value[:80]!r} is there twice"
+            if problem:
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 

@@ -30,6 +30,8 @@ def open_regular(path: str | Path) -> Iterator[tuple[BinaryIO, int]]:
         CheckpointError: the file is missing, unreadable, or not a regular file.
     """
     path = Path(path)
+    if "\0" in str(path):
+        raise CheckpointError(repr(str(path)), "cannot be read (a path has no NUL in it)")
     try:
         # Without O_NONBLOCK the open of a pipe waits for a writer that never comes.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -41,10 +43,6 @@ def open_regular(path: str | Path) -> Iterator[tuple[BinaryIO, int]]:
             yield handle, status.st_size
     except OSError as error:
         raise CheckpointError(path, _reason(error)) from error
-    except ValueError as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(path, f"cannot be read ({error})") from error  # a NUL in the path
 
 
 def read_bytes(path: str | Path, *, limit: int) -> bytes:

@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import random
+import struct
+import time
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from weightloom.errors import CheckpointError
+from weightloom.io import legacy, load_legacy
+
+
+def a_network() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Linear(4, 3))
+
+
+def save(path: Path, value: Any) -> Path:
+    torch.save(value, path)
+    return path
+
+
+def rewrite(source: Path, target: Path, change: Callable[[str, bytes], bytes | None], **options: Any) -> Path:
+    """A copy of the archive ``source`` with every entry passed through ``change`` (None leaves it out)."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", **options) as new:
+        for entry in old.infolist():
+            data = change(entry.filename.partition("/")[2], old.read(entry))
+            if data is not None:
+                new.writestr(entry.filename, data)
+    return target
+
+
+def with_pickle(tmp_path: Path, pickled: bytes) -> Path:
+    source = save(tmp_path / "source.pt", {"w": torch.arange(4.0)})
+    return rewrite(source, tmp_path / "x.pt", lambda name, data: pickled if name == "data.pkl" else data)
+
+
+# -- what is read ------------------------------------------------------------------------------
+
+
+def test_a_state_dict_comes_back(tmp_path: Path) -> None:
+    state = a_network().state_dict()
+    read = load_legacy(save(tmp_path / "x.pt", state))
+    assert list(read) == list(state)
+    for name, tensor in state.items():
+        assert read[name].equal(tensor) and read[name].dtype == tensor.dtype
+        assert read[name].untyped_storage().nbytes() == tensor.nbytes
+
+
+def test_a_training_checkpoint_comes_back(tmp_path: Path) -> None:
+    network = a_network()
+    optimizer = torch.optim.Adam(network.parameters())
+    network(torch.ones(1, 1, 6, 4 + 2)).sum().backward()
+    optimizer.step()
+    value = {
+        "model": network.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "epoch": 3,
+        "loss": 0.5,
+        "names": ["a", ("b", None, True)],
+        "types": {
+            d: torch.ones(3).to(d) for d in (torch.float16, torch.bfloat16, torch.int8, torch.bool)
+        }.values(),
+        "weight": torch.nn.Parameter(torch.ones(2)),
+        "large": 2**70,
+    }
+    value["types"] = list(value["types"])
+    read = load_legacy(save(tmp_path / "x.pt", value))
+    assert read["epoch"] == 3 and read["names"] == ["a", ("b", None, True)] and read["large"] == 2**70
+    assert [tensor.dtype for tensor in read["types"]] == [tensor.dtype for tensor in value["types"]]
+    assert type(read["weight"]) is torch.Tensor
+    step = next(iter(read["optimizer"]["state"].values()))["exp_avg"]
+    assert step.shape == (4, 1, 3, 3)
+
+
+def test_tied_and_transposed_weights_are_read_as_they_are(tmp_path: Path) -> None:
+    weight = torch.randn(5, 3)
+    value = {"a": weight, "b": weight, "t": weight.t(), "row": weight[2], "u": torch.ones(2).to(torch.uint16)}
+    read = load_legacy(save(tmp_path / "x.pt", value))
+    assert all(read[name].equal(value[name]) and read[name].is_contiguous() for name in value)
+
+
+def test_the_global_stream_is_left_alone(tmp_path: Path, rng_untouched: None) -> None:
+    load_legacy(save(tmp_path / "x.pt", {"w": torch.zeros(2)}))
+
+
+# -- what is refused ---------------------------------------------------------------------------
+
+
+class Payload:
+    def __init__(self, *call: Any) -> None:
+        self.call = call
+
+    def __reduce__(self) -> Any:
+        return self.call[0], self.call[1:]
+
+
+def test_nothing_of_the_file_is_called(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    path = save(tmp_path / "x.pt", {"w": Payload(os.system, f"touch {mark}")})
+    with pytest.raises(CheckpointError, match=r"names posix\.system|names nt\.system"):
+        load_legacy(path)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [torch.ones(2)],
+        torch.ones(2),
+        {"module": torch.nn.Linear(2, 2)},
+        {"w": torch.eye(3).to_sparse()},
+        {"w": Payload(bytearray, 10**12)},
+        {"w": Payload(torch.Tensor, 10**6, 10**6)},
+        {("a", "tuple"): torch.ones(2)},
+        {"set": {1, 2}},
+    ],
+)
+def test_what_is_no_plain_checkpoint(
+    tmp_path: Path, value: Any, memory_growth: Callable[[int], AbstractContextManager[None]]
+) -> None:
+    path = save(tmp_path / "x.pt", value)
+    with memory_growth(30), pytest.raises(CheckpointError):
+        load_legacy(path)
+
+
+def test_a_deflate_bomb_is_refused_before_it_is_unpacked(
+    tmp_path: Path, memory_growth: Callable[[int], AbstractContextManager[None]]
+) -> None:
+    source = save(tmp_path / "source.pt", {"w": torch.zeros(1 << 20)})
+    path = rewrite(source, tmp_path / "x.pt", lambda _, data: data, compression=zipfile.ZIP_DEFLATED)
+    with memory_growth(2), pytest.raises(CheckpointError, match="compressed"):
+        load_legacy(path)
+
+
+def test_a_stride_bomb_is_refused(
+    tmp_path: Path, memory_growth: Callable[[int], AbstractContextManager[None]]
+) -> None:
+    path = save(tmp_path / "x.pt", {"w": torch.zeros(1).expand(10**6, 10**6)})
+    assert path.stat().st_size < 4000
+    with (
+        memory_growth(10),
+        pytest.raises(CheckpointError, match=r"shape \(1000000, 1000000\) in a storage of 4"),
+    ):
+        load_legacy(path)
+
+
+def test_many_tensors_over_one_storage_are_refused(tmp_path: Path) -> None:
+    weight = torch.zeros(10_000)
+    path = save(tmp_path / "x.pt", {str(i): weight[:] for i in range(100)})
+    with pytest.raises(CheckpointError, match="tensors that claim 4,000,000"):
+        load_legacy(path)
+
+
+def test_a_storage_that_claims_more_than_it_holds(tmp_path: Path) -> None:
+    source = save(tmp_path / "source.pt", {"w": torch.arange(4.0)})
+    path = rewrite(source, tmp_path / "x.pt", lambda name, data: data[:8] if name == "data/0" else data)
+    with pytest.raises(CheckpointError, match="claims 4 numbers in the 8 bytes of storage '0'"):
+        load_legacy(path)
+    path = rewrite(source, tmp_path / "x.pt", lambda name, data: None if name == "data/0" else data)
+    with pytest.raises(CheckpointError, match="storage '0' that it does not hold"):
+        load_legacy(path)
+
+
+@pytest.mark.parametrize(
+    ("pickled", "reason"),
+    [
+        (pickle.dumps({"w": 1}, protocol=4), "pickle instruction FRAME"),
+        (b"\x80\x02(" + b"]" * 2_000_000 + b"t.", "pickle instructions"),
+        (b"\x80\x02}r\xff\xff\xff\x7f.", "more memory than it describes"),
+        (b"\x80\x02}" + b"0" * 10 + b".", "pickle instruction POP"),
+        (b"\x80\x02cbuiltins\neval\n.", r"names builtins\.eval"),
+        (b"\x80\x02ccollections\nOrderedDict\n](\x85R.", "can be read safely|instruction"),
+        (b"\x80\x02}q\x00U\x01aU\x01bs", "can be read safely"),
+        (b"", "can be read safely"),
+        (b"\x80\x02K\x01.", "holds int where"),
+        (b"\x80\x02" + b"(" * 100 + b".", "can be read safely"),
+        (b"\x80\x02" + b"]" * 3000 + b"a" * 2999 + b".", "holds list"),
+        (b"\x80\x02}X\x01\x00\x00\x00a" + b"]" * 5000 + b"a" * 4999 + b"s.", "can be read safely"),
+    ],
+)
+def test_a_pickle_that_is_none_of_ours(tmp_path: Path, pickled: bytes, reason: str) -> None:
+    start = time.perf_counter()
+    with pytest.raises(CheckpointError, match=reason):
+        load_legacy(with_pickle(tmp_path, pickled))
+    assert time.perf_counter() - start < 5.0
+
+
+def test_shared_lists_are_visited_once(tmp_path: Path) -> None:
+    value: list[Any] = [torch.ones(1)]
+    for _ in range(60):
+        value = [value, value]  # 2^60 paths lead to one tensor
+    read = load_legacy(save(tmp_path / "x.pt", {"w": value}))
+    assert read["w"][0] is read["w"][1]
+
+
+def test_archives_with_something_hidden(tmp_path: Path) -> None:
+    good = save(tmp_path / "source.pt", {"w": torch.arange(4.0)}).read_bytes()
+    end = good.rfind(b"PK\x05\x06")
+    cases = {
+        "zip file": b"MZ" + good,
+        "cut off": good[:-1],
+        "bytes after its end": good + b"x",
+        "comment": good[: end + 20] + struct.pack("<H", 5) + b"hello",
+        "older": b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19." + good,
+    }
+    for data in cases.values():
+        (tmp_path / "x.pt").write_bytes(data)
+        with pytest.raises(CheckpointError):
+            load_legacy(tmp_path / "x.pt")
+    for extra, reason in [
+        ("source/data/../../x", "outside its one folder"),
+        ("elsewhere/data/0", "outside its one folder"),
+        ("source/DATA.PKL", "two entries of one name"),
+        ("source/constants.pkl", "TorchScript"),
+        ("source/data/a b", "strange name"),
+    ]:
+        (tmp_path / "x.pt").write_bytes(good)
+        with zipfile.ZipFile(tmp_path / "x.pt", "a") as archive:
+            archive.writestr(extra, b"")
+        with pytest.raises(CheckpointError, match=reason):
+            load_legacy(tmp_path / "x.pt")
+
+
+def test_other_files_and_no_file(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(2)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    (tmp_path / "empty.pt").touch()
+    with zipfile.ZipFile(tmp_path / "plain.zip", "w") as archive:
+        archive.writestr("a/readme", "hello")
+    for name, reason in {
+        "old.pt": "older than PyTorch 1.6",
+        "empty.pt": "not a PyTorch zip file",
+        "plain.zip": "no data.pkl",
+        "nothing.pt": "does not exist",
+        ".": "is a folder",
+    }.items():
+        with pytest.raises(CheckpointError, match=reason):
+            load_legacy(tmp_path / name)
+
+
+def test_a_mutated_file_is_read_or_refused(tmp_path: Path) -> None:
+    value = OrderedDict(a_network().state_dict())
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    original, dice = buffer.getvalue(), random.Random(0)
+    with zipfile.ZipFile(io.BytesIO(original)) as archive:
+        entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    path, refused = tmp_path / "x.pt", 0
+
+    def mutate(data: bytes) -> bytes:
+        changed = bytearray(data)
+        for _ in range(dice.randint(1, 3)):
+            place = dice.randrange(len(changed))
+            if dice.random() < 0.7:
+                changed[place] = dice.randrange(256)
+            else:
+                del changed[place : place + dice.randint(1, 20)]
+        return bytes(changed)
+
+    for trial in range(1200):
+        if trial % 3 == 0:  # the archive
+            path.write_bytes(mutate(original))
+        else:  # the pickle in a good archive, which no checksum protects
+            with zipfile.ZipFile(path, "w") as archive:
+                for name, data in entries.items():
+                    archive.writestr(name, mutate(data) if name.endswith("data.pkl") else data)
+        try:
+            load_legacy(path)
+        except CheckpointError:
+            refused += 1
+    assert refused > 500
+
+
+def test_limits_are_what_a_real_checkpoint_needs() -> None:
+    # About 25 instructions and 150 bytes a tensor: the two limits stop at some forty thousand tensors.
+    assert legacy.MAX_INSTRUCTIONS / 25 > 40_000 and legacy.MAX_PICKLE_BYTES / 150 > 40_000
