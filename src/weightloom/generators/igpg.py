@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -29,7 +30,7 @@ from weightloom.conditioning import (
     stack_conditions,
 )
 from weightloom.conditioning.architecture import MAX_CLASSES
-from weightloom.errors import SpecError
+from weightloom.errors import CheckpointError, SpecError, WeightloomError
 from weightloom.generators.backbones import build_backbone
 from weightloom.generators.base import (
     Generator,
@@ -40,7 +41,10 @@ from weightloom.generators.base import (
     merge_reports,
     sample_generators,
 )
-from weightloom.tokenizers import WeightTokenizer, architecture_key
+from weightloom.generators.fingerprint import Fingerprint
+from weightloom.io import load_tensors, read_json, save_tensors, write_json
+from weightloom.tokenizers import WeightTokenizer, architecture_key, load_tokenizer
+from weightloom.tokenizers.base import load_strictly
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +101,7 @@ class IGPG(nn.Module, Generator):
         self.begin = nn.Parameter(torch.zeros(w))
         self.previous = nn.Linear(tokenizer.latent_width, w)
         self.out = nn.Linear(w, tokenizer.num_codes * tokenizer.vocabulary)
+        self.fingerprint: Fingerprint | None = None
 
     # ---------------------------------------------------------------- condition
 
@@ -226,6 +231,52 @@ class IGPG(nn.Module, Generator):
         flats = self.tokenizer.decode(spec, codes)
         common = {"sampling": asdict(request.sampling), "tokens": codes.shape[1], "codes_per_token": codes.shape[2]}
         return flats, merge_reports(len(flats), common)
+
+
+    # ---------------------------------------------------------------- files
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a directory that :meth:`from_pretrained` reads: config, weights, tokenizer, fingerprint."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save(folder / "tokenizer")
+        own = {k: v.contiguous() for k, v in self.state_dict().items() if not k.startswith("tokenizer.")}
+        save_tensors(folder / "model.safetensors", own, {"kind": self.kind})
+        if self.fingerprint is not None:
+            self.fingerprint.save(folder)
+        write_json(
+            folder / "config.json",
+            {
+                "kind": self.kind,
+                "name": self.name,
+                "config": asdict(self.config),
+                "validity": asdict(self.validity),
+            },
+        )
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> IGPG:
+        """Read a directory that :meth:`save_pretrained` wrote.
+
+        Raises:
+            CheckpointError: a file is missing, broken, or not what the config says.
+        """
+        folder = Path(folder)
+        held = read_json(folder / "config.json")
+        tokenizer = load_tokenizer(folder / "tokenizer")
+        try:
+            config = IGPGConfig(**held["config"])
+            limits = dict(held["validity"])
+            for key in ("architectures", "input", "tasks"):
+                limits[key] = tuple(limits[key])
+            model = cls(config, tokenizer, Validity(**limits), name=str(held["name"]))
+        except (KeyError, TypeError, WeightloomError) as error:
+            raise CheckpointError(folder / "config.json", f"not the config of an IGPG generator ({error})") from None
+        tensors, _ = load_tensors(folder / "model.safetensors")
+        own = {f"tokenizer.{k}": v for k, v in tokenizer.state_dict().items()}
+        load_strictly(model, {**tensors, **own}, folder / "model.safetensors")
+        model.fingerprint = Fingerprint.load(folder, tokenizer)
+        return model.eval()
 
 
 def draw_codes(logits: Tensor, noise: Sequence[torch.Generator], sampling: Sampling) -> Tensor:

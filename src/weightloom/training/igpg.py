@@ -88,12 +88,12 @@ class PriorObjective:
                 logits = self.model(spec, condition, codes)
                 likelihood = F.cross_entropy(logits.flatten(0, 2), codes.flatten())
                 loss = loss + settings.code_weight * likelihood
-                numbers["code_nats"] = float(likelihood)
+                numbers["code_nats"] = float(likelihood.detach())
         if settings.functional_weight:
             functional, right = self._functional(spec, condition, tasks, generator, step)
             loss = loss + settings.functional_weight * functional
             kind = "fresh" if is_fresh else "zoo"
-            numbers |= {f"{kind}_loss": float(functional), f"{kind}_accuracy": right}
+            numbers |= {f"{kind}_loss": float(functional.detach()), f"{kind}_accuracy": right}
         return loss, numbers
 
     def _draw_fresh(self, generator: torch.Generator) -> tuple[ArchitectureSpec, list[BankedTask]]:

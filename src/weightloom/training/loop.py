@@ -93,7 +93,7 @@ def run_loop(
         if bool(torch.isfinite(norm)):
             optimiser.step()
             bad = 0
-            for name, value in {"loss": float(loss), **numbers}.items():
+            for name, value in {"loss": float(loss.detach()), **numbers}.items():
                 sums[name] = sums.get(name, 0.0) + value
                 count += name == "loss"
         else:

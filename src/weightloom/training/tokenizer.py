@@ -91,7 +91,7 @@ class TokenizerObjective:
         output = self.tokenizer(population.spec, flats)
         error = output.weight_error()
         loss = error + output.penalty
-        numbers = {"weight_error": float(error)}
+        numbers = {"weight_error": float(error.detach())}
         if self.functional_weight:
             images, _ = draw_batch([population.data[r] for r in rows], self.images, generator)
             rebuilt = self.tokenizer.to_flats(population.spec, output.rebuilt)
@@ -100,7 +100,7 @@ class TokenizerObjective:
             given = run_networks(population.spec, rebuilt, images).log_softmax(-1)
             divergence = F.kl_div(given, wanted, log_target=True, reduction="none").sum(-1).mean()
             loss = loss + self.functional_weight * divergence
-            numbers["divergence"] = float(divergence)
+            numbers["divergence"] = float(divergence.detach())
         self.tokenizer.eval()
         return loss, numbers
 

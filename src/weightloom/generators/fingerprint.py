@@ -1,0 +1,128 @@
+"""A compact index of the zoo behind a generator: what it was trained on, small enough to ship with it.
+
+It holds the codes of the zoo's final training checkpoints, their tasks and accuracies and the descriptions
+of their support sets. From it come the nearest checkpoint and each sample's novelty without the zoo.
+
+Shapes: M checkpoints of one architecture and class count, T tokens, D codes, C classes, F features.
+Source: nearest-neighbour distance against the training set's own spacing, Zeng et al. (arXiv 2506.07998).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weightloom.architectures import ArchitectureSpec, parse_architecture
+from weightloom.errors import CheckpointError
+from weightloom.io import load_tensors, read_json, save_tensors, write_json
+from weightloom.tokenizers import WeightTokenizer
+
+
+@dataclass(frozen=True)
+class FingerprintGroup:
+    """Checkpoints of one resolved architecture: codes (M, T, D), classes (M, C, 2F), rows of plain facts."""
+
+    spec: ArchitectureSpec
+    codes: Tensor
+    classes: Tensor
+    rows: list[dict[str, Any]]
+
+
+class Fingerprint:
+    """Nearest checkpoints and novelty, decoded with the generator's own tokenizer."""
+
+    def __init__(self, tokenizer: WeightTokenizer, groups: Sequence[FingerprintGroup]) -> None:
+        self.tokenizer = tokenizer
+        self.groups = {group.spec: group for group in groups}
+        self._flats = lru_cache(maxsize=8)(self._decode)
+
+    @torch.no_grad()
+    def _decode(self, spec: ArchitectureSpec) -> Tensor:
+        return self.tokenizer.decode(spec, self.groups[spec].codes)
+
+    def nearest(self, spec: ArchitectureSpec, classes: Tensor) -> tuple[dict[str, Any], Tensor] | None:
+        """The checkpoint whose task looks most like ``classes`` (C, 2F): its facts and weights (P,).
+
+        None when no checkpoint has this architecture and class count.
+        """
+        group = self.groups.get(spec)
+        if group is None:
+            return None
+        row = int((group.classes - classes).flatten(1).norm(dim=1).argmin())
+        return group.rows[row], self._flats(spec)[row]
+
+    def trained_accuracy(self, task: str, spec: ArchitectureSpec) -> float | None:
+        """Mean accuracy of the zoo's own checkpoints of this task and architecture, if it has any."""
+        group = self.groups.get(spec)
+        found = [row["accuracy"] for row in group.rows if row["task"] == task] if group else []
+        return sum(found) / len(found) if found else None
+
+    @torch.no_grad()
+    def novelty(self, spec: ArchitectureSpec, flats: Tensor) -> list[dict[str, Any]] | None:
+        """Distance of each (M', P) network to the nearest checkpoint, against the checkpoints' own spacing.
+
+        Distances are root mean squares of normalised weights (1: as far as the zoo's networks spread).
+        """
+        group = self.groups.get(spec)
+        if group is None or len(group.rows) < 2:
+            return None
+        bound = self.tokenizer.bind(spec)[2]
+        zoo = bound.normalise(self._flats(spec))
+        scale = zoo.shape[1] ** 0.5
+        distances = torch.cdist(bound.normalise(flats), zoo) / scale
+        own = torch.cdist(zoo, zoo) / scale
+        own.fill_diagonal_(torch.inf)
+        spacing = float(own.min(1).values.median())
+        values, rows = distances.min(1)
+        return [
+            {
+                "distance": float(value),
+                "nearest": group.rows[int(row)]["id"],
+                "nearest_task": group.rows[int(row)]["task"],
+                "zoo_spacing": spacing,
+            }
+            for value, row in zip(values, rows, strict=True)
+        ]
+
+    def save(self, folder: Path) -> None:
+        """Write ``fingerprint.safetensors`` and ``fingerprint.json``."""
+        tensors: dict[str, Tensor] = {}
+        facts = []
+        for number, group in enumerate(self.groups.values()):
+            narrow = torch.uint8 if self.tokenizer.vocabulary <= 256 else torch.int16
+            tensors[f"codes.{number}"] = group.codes.to(narrow).contiguous()
+            tensors[f"classes.{number}"] = group.classes.half().contiguous()
+            facts.append({"architecture": group.spec.full_text(), "rows": group.rows})
+        save_tensors(folder / "fingerprint.safetensors", tensors, {})
+        write_json(folder / "fingerprint.json", {"groups": facts})
+
+    @classmethod
+    def load(cls, folder: Path, tokenizer: WeightTokenizer) -> Fingerprint | None:
+        """Read what :meth:`save` wrote; None where there is none.
+
+        Raises:
+            CheckpointError: the two files do not fit each other.
+        """
+        if not (folder / "fingerprint.json").is_file():
+            return None
+        tensors, _ = load_tensors(folder / "fingerprint.safetensors")
+        facts = read_json(folder / "fingerprint.json")
+        groups = []
+        try:
+            for number, item in enumerate(facts["groups"]):
+                codes, classes = tensors[f"codes.{number}"].long(), tensors[f"classes.{number}"].float()
+                spec = parse_architecture(item["architecture"])
+                if len(item["rows"]) != len(codes) or len(codes) != len(classes):
+                    raise CheckpointError(folder, "the fingerprint's tables differ in length")
+                if codes.numel() and int(codes.max()) >= tokenizer.vocabulary:
+                    raise CheckpointError(folder, "the fingerprint holds codes that the tokenizer does not have")
+                groups.append(FingerprintGroup(spec, codes, classes, item["rows"]))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(folder / "fingerprint.json", f"not a fingerprint ({error})") from None
+        return cls(tokenizer, groups)

@@ -1,0 +1,53 @@
+"""Find a generator by name: bundled with the package, a local directory, or a repository on a hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from weightloom.errors import CheckpointError, DataUnavailableError, UnknownNameError
+from weightloom.generators.base import Generator, generators
+from weightloom.io import read_json
+
+BUNDLED = Path(__file__).parent / "bundled"
+
+
+def bundled_names() -> list[str]:
+    """Names of the generators that come with the package."""
+    return sorted(p.name for p in BUNDLED.iterdir() if (p / "config.json").is_file()) if BUNDLED.is_dir() else []
+
+
+def load_generator(name: str | Path) -> Generator:
+    """A generator by bundled name, local directory, or hub id (``owner/name``, where there is internet).
+
+    Raises:
+        UnknownNameError: nothing is called so; the message offers the nearest bundled names.
+        CheckpointError: the directory is not a whole generator.
+        DataUnavailableError: the hub does not answer.
+    """
+    text = str(name)
+    folder = BUNDLED / text if text in bundled_names() else Path(name)
+    if not folder.is_dir():
+        if text.count("/") == 1 and not text.startswith((".", "/", "~")) and not isinstance(name, Path):
+            folder = _from_hub(text)
+        else:
+            raise UnknownNameError("generator", text, bundled_names())
+    kind = read_json(folder / "config.json").get("kind")
+    if not isinstance(kind, str) or kind not in generators:
+        raise CheckpointError(folder / "config.json", f"says kind {kind!r}, which is no generator")
+    family = generators.get(kind)
+    if not hasattr(family, "from_pretrained"):
+        raise CheckpointError(folder / "config.json", f"a {kind!r} generator is made, not loaded")
+    return family.from_pretrained(folder)  # type: ignore[no-any-return]
+
+
+def _from_hub(repository: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+
+        patterns = ["*.json", "*.safetensors", "tokenizer/*.json", "tokenizer/*.safetensors"]
+        return Path(snapshot_download(repository, allow_patterns=patterns))
+    except Exception as error:
+        raise DataUnavailableError(
+            f"{repository!r} is neither bundled nor a local directory, and the hub gave no answer "
+            f"({type(error).__name__})"
+        ) from None
