@@ -69,7 +69,6 @@ def test_commands_are_understood(block: Block, line: str) -> None:
     """Every command that is shown exists and takes the options it is shown with; nothing is done."""
     import click
     import typer
-
     from weightloom.cli.main import app
 
     command: click.Command = typer.main.get_command(app)

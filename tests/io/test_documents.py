@@ -60,8 +60,8 @@ def test_json_refuses_what_is_not_json(tmp_path: Path, value: object) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", '{"a": 1, "a": 2}', '[{"a": 1, "a": 2}]', "[NaN]", "[-Infinity]", "[" * 100_000, b"\xff\xfe", "[1] x",
-     "[" + "9" * 5000 + "]"],
+    ["", "{", '{"a": 1, "a": 2}', '[{"a": 1, "a": 2}]', "[NaN]", "[-Infinity]", "[" * 100_000, b"\xff\xfe",
+     "[1] x", "[" + "9" * 5000 + "]"],
 )  # fmt: skip
 def test_json_that_is_none(tmp_path: Path, text: str | bytes) -> None:
     with pytest.raises(CheckpointError) as caught:

@@ -17,7 +17,7 @@ from weightloom.io.atomic import (
     write_text,
 )
 from weightloom.io.cache import cache_dir
-from weightloom.io.documents import parse_json, read_json, read_yaml, write_json
+from weightloom.io.documents import dump_json, parse_json, read_json, read_yaml, write_json
 from weightloom.io.files import open_regular, read_bytes, sha256_of
 from weightloom.io.legacy import load_legacy
 from weightloom.io.tensors import Header, TensorInfo, load_tensors, read_header, save_tensors, shapes_of
@@ -29,6 +29,7 @@ __all__ = [
     "atomic_file",
     "atomic_folder",
     "cache_dir",
+    "dump_json",
     "load_legacy",
     "load_tensors",
     "open_regular",

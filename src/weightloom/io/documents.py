@@ -69,14 +69,17 @@ def parse_json(path: str | Path, text: bytes | str, *, what: str = "text") -> An
         raise CheckpointError(path, f"its {what} is not JSON ({error})") from error
 
 
-def write_json(path: str | Path, value: Any, *, durable: bool = True) -> None:
-    """Write ``value`` as JSON, atomically; equal values give equal bytes (keys are sorted).
+def dump_json(value: Any, *, indent: int | None = None) -> str:
+    """``value`` as JSON text; equal values give equal text (keys are sorted).
 
     Paths become text and numpy scalars become numbers.
 
     Raises:
-        WeightloomError: a value that JSON cannot hold (NaN, infinity, an object), or a failed write.
-        InputError: nothing can be written at this place.
+        WeightloomError: a value that JSON cannot hold (NaN, infinity, an object).
+
+    Example:
+        >>> dump_json({"b": np.float64(0.5), "a": [1, None]})
+        '{"a": [1, null], "b": 0.5}'
     """
 
     def plain(item: Any) -> Any:
@@ -88,11 +91,26 @@ def write_json(path: str | Path, value: Any, *, durable: bool = True) -> None:
 
     try:
         text = json.dumps(
-            value, default=plain, allow_nan=False, ensure_ascii=False, indent=1, sort_keys=True
-        ).encode("utf-8")
+            value, default=plain, allow_nan=False, ensure_ascii=False, indent=indent, sort_keys=True
+        )
+        text.encode("utf-8")  # half of a surrogate pair is text to Python and to nobody else
     except (TypeError, ValueError, RecursionError) as error:
+        raise WeightloomError(f"this cannot be written as JSON: {error}") from error
+    return text
+
+
+def write_json(path: str | Path, value: Any, *, durable: bool = True) -> None:
+    """Write ``value`` as JSON (as :func:`dump_json` does), atomically.
+
+    Raises:
+        WeightloomError: a value that JSON cannot hold, or a failed write.
+        InputError: nothing can be written at this place.
+    """
+    try:
+        text = dump_json(value, indent=1)
+    except WeightloomError as error:
         raise WeightloomError(f"cannot write {path}: {error}") from error
-    write_text(path, text.decode() + "\n", durable=durable)
+    write_text(path, text + "\n", durable=durable)
 
 
 def read_yaml(path: str | Path, model: type[Model], *, limit: int = YAML_LIMIT) -> Model:
