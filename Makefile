@@ -50,10 +50,8 @@ test: $(STAMP) ## Run the tests, doctests and snippets (ARGS='-k name' for some)
 
 .PHONY: lint
 lint: $(STAMP) ## Check style, types and floors
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
+	@failed=0; for check in 'ruff check .' 'ruff format --check .' mypy lint-imports; do \
+		echo "$$check"; $(BIN)/$$check || failed=1; done; exit $$failed
 
 .PHONY: format
 format: $(STAMP) ## Rewrite the code in the project's style

@@ -274,7 +274,7 @@ def test_a_mutated_file_is_read_or_refused(tmp_path: Path) -> None:
     original, dice = path.read_bytes(), random.Random(0)
     header = 8 + int.from_bytes(original[:8], "little")
     refused = 0
-    for _ in range(3000):
+    for _ in range(10_000):
         data = bytearray(original)
         for _ in range(dice.randint(1, 3)):
             # Mostly in the header: there is nothing to break in the numbers but their finiteness.
@@ -288,9 +288,10 @@ def test_a_mutated_file_is_read_or_refused(tmp_path: Path) -> None:
                 del data[place : place + dice.randint(1, 20)]
             else:
                 data[place:place] = data[place : place + dice.randint(1, 20)]
+        path.unlink()  # some file systems flush a file that is written over
         path.write_bytes(data[: dice.randrange(len(data))] if dice.random() < 0.1 else data)
         try:
             load_tensors(path)
         except CheckpointError:
             refused += 1
-    assert refused > 2000
+    assert refused > 7000
