@@ -67,18 +67,16 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(("block", "line"), commands(), ids=str)
 def test_commands_are_understood(block: Block, line: str) -> None:
     """Every command that is shown exists and takes the options it is shown with; nothing is done."""
-    import click
     import typer
+
     from weightloom.cli.main import app
 
-    command: click.Command = typer.main.get_command(app)
+    command: Any = typer.main.get_command(app)
     arguments = shlex.split(line, comments=True)[1:]
     context = None
-    while isinstance(command, click.Group):
-        context = command.make_context(
-            command.name or "", arguments[:1], parent=context, resilient_parsing=True
-        )
+    while isinstance(command, typer.core.TyperGroup):
+        context = command.make_context(command.name, arguments[:1], parent=context, resilient_parsing=True)
         found = command.get_command(context, arguments[0]) if arguments else None
         assert found is not None, f"{block}: there is no {arguments[:1]} in {line!r}"
         command, arguments = found, arguments[1:]
-    command.make_context(command.name or "", arguments, parent=context)
+    command.make_context(command.name, arguments, parent=context)
