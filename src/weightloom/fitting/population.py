@@ -48,6 +48,7 @@ def run_networks(spec: ArchitectureSpec, flats: Tensor, images: Tensor, *, train
     """
     layout = layout_of(spec)
     module = _template(spec, training)
+    fold = not training and flats.requires_grad and torch.is_grad_enabled()
     shared = images.dim() == 4
     if flats.device.type == "cpu" and shared:  # channels last: measured 1.5 times faster on CPUs
         images = images.contiguous(memory_format=torch.channels_last)
@@ -55,6 +56,8 @@ def run_networks(spec: ArchitectureSpec, flats: Tensor, images: Tensor, *, train
         logits = []
         for n, flat in enumerate(flats.unbind(0)):
             state = layout.unflatten(flat)
+            if fold:
+                _fold_batch_norms(module, state)
             if training:  # batch norm writes into its running statistics: give it copies to write to
                 for slot in layout.slots:
                     if slot.is_buffer:
@@ -64,9 +67,27 @@ def run_networks(spec: ArchitectureSpec, flats: Tensor, images: Tensor, *, train
         return torch.stack(logits)
 
     def one(flat: Tensor, batch: Tensor) -> Tensor:
-        return functional_call(module, layout.unflatten(flat), (batch,))
+        state = layout.unflatten(flat)
+        if fold:
+            _fold_batch_norms(module, state)
+        return functional_call(module, state, (batch,))
 
     return vmap(one, in_dims=(0, None if shared else 0))(flats, images)
+
+
+def _fold_batch_norms(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Move running statistics into weight and bias, where torch can differentiate them; the same function.
+
+    torch's batch norm has no gradient for its running mean and variance.
+    """
+    for name, child in module.named_modules():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm) and f"{name}.running_var" in state:
+            mean, variance = state[f"{name}.running_mean"], state[f"{name}.running_var"]
+            gain = state[f"{name}.weight"] * (variance + child.eps).rsqrt()
+            state[f"{name}.bias"] = state[f"{name}.bias"] - mean * gain
+            state[f"{name}.weight"] = gain * (1 + child.eps) ** 0.5  # the module divides by sqrt(1 + eps)
+            state[f"{name}.running_mean"] = torch.zeros_like(mean.detach())
+            state[f"{name}.running_var"] = torch.ones_like(variance.detach())
 
 
 @torch.no_grad()

@@ -36,12 +36,15 @@ class FitSettings:
     learning_rate: float = 3e-3
     weight_decay: float = 1e-4
     tied_steps: int = 0
+    head_rate: float = 1.0
+    """The head's learning rate over that of the other layers. Above 1 a trained trunk stays close to where it
+    was: networks of one zoo then differ by what their tasks need, not by the noise of their training."""
     snapshots: tuple[int, ...] = ()
     """Steps after which the networks are handed out; the last step always is."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_size < 2 or self.learning_rate <= 0:
-            raise SpecError("steps must be at least 1, batch_size at least 2 and learning_rate above 0")
+        if self.steps < 1 or self.batch_size < 2 or min(self.learning_rate, self.head_rate) <= 0:
+            raise SpecError("steps must be at least 1, batch_size at least 2, learning_rate and head_rate above 0")
         if any(not 0 < s <= self.steps for s in self.snapshots):
             raise SpecError(f"snapshots {list(self.snapshots)} must lie between 1 and steps={self.steps}")
 
@@ -82,11 +85,13 @@ def fit_population(
         TrainingError: a loss is not finite; the message names the step and the network.
     """
     layout = layout_of(spec)
-    weights = flats.detach().clone().requires_grad_()
     trunk = torch.cat(
         [torch.full((layer.rows * layer.cols,), layer.kind != "head") for layer in layout.layers]
     )
-    optimiser = torch.optim.AdamW([weights], lr=settings.learning_rate, weight_decay=0.0)
+    # Adam's steps do not depend on the gradient's scale, so a rate of its own is a change of units.
+    rate = torch.where(trunk, 1.0, settings.head_rate)
+    units = (flats.detach() / rate).requires_grad_()
+    optimiser = torch.optim.AdamW([units], lr=settings.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, settings.learning_rate, total_steps=settings.steps + 1, pct_start=0.1
     )
@@ -97,6 +102,7 @@ def fit_population(
     generator = torch_generator("fit", seed)
     for step in range(1, settings.steps + 1):
         images, labels = draw_batch(data, settings.batch_size, generator)
+        weights = units * rate
         logits = run_networks(spec, weights, images, training=True)
         loss = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none").mean(1)  # (N,)
         if not bool(torch.isfinite(loss).all()):
@@ -104,15 +110,15 @@ def fit_population(
             raise TrainingError(f"the loss of network {bad} of {spec} is not finite at step {step}")
         optimiser.zero_grad()
         loss.sum().backward()
-        assert weights.grad is not None
+        assert units.grad is not None
         if step <= settings.tied_steps:
-            weights.grad[:, trunk] = weights.grad[:, trunk].mean(0, keepdim=True)
+            units.grad[:, trunk] = units.grad[:, trunk].mean(0, keepdim=True)
         with torch.no_grad():  # decoupled decay, on trained values only
-            weights[:, trained] *= 1 - schedule.get_last_lr()[0] * settings.weight_decay
+            units[:, trained] *= 1 - schedule.get_last_lr()[0] * settings.weight_decay
         optimiser.step()
         schedule.step()
         if on_step is not None:
             on_step(step)
         if step == settings.steps or step in settings.snapshots:
             calibration, _ = draw_batch(data, 512, generator)
-            yield Snapshot(step, recalibrate(spec, weights.detach(), calibration), loss.detach())
+            yield Snapshot(step, recalibrate(spec, (units * rate).detach(), calibration), loss.detach())

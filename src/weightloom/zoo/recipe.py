@@ -22,6 +22,7 @@ class FitRecipe(_Strict):
     batch_size: Annotated[int, Field(ge=2, le=4096)] = 64
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 3e-3
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 1e-4
+    head_rate: Annotated[float, Field(gt=0, le=1000)] = 1.0
     snapshots: tuple[int, ...] = ()
 
     def settings(self) -> FitSettings:
