@@ -1,0 +1,108 @@
+"""Baseline: a kernel density over the latents of good checkpoints of the nearest tasks, drawn and decoded.
+
+Only the best share of a task's checkpoints count (S_KDE30: 30 per cent). A draw is one of them plus
+Gaussian noise whose bandwidth is set for each latent number by its own spread: the whole network stays
+one network, where drawing every latent number by itself would mix many.
+
+Shapes: M samples, N checkpoints kept, P values of a network, T tokens, Z latent width.
+Sources: S_KDE30 of hyper-representations (arXiv 2209.14733), section 3.2; bandwidths by Scott (1992) and
+Silverman (1986) for one dimension.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from weightloom.conditioning import SupportEncoder
+from weightloom.errors import SpecError
+from weightloom.generators.base import Request, Validity, generators, sample_generators
+from weightloom.generators.fingerprint import Fingerprint
+from weightloom.generators.nearest import Neighbours, ZooGenerator, require_positive
+
+Bandwidth = Literal["scott", "silverman"]
+
+
+def bandwidth_factor(rule: Bandwidth, count: int) -> float:
+    """What the spread of ``count`` points in one dimension is multiplied by.
+
+    Example:
+        >>> bandwidth_factor("scott", 32), round(bandwidth_factor("silverman", 32), 4)
+        (0.5, 0.5296)
+    """
+    assert count >= 1
+    factor: float = count**-0.2
+    return factor * (4 / 3) ** 0.2 if rule == "silverman" else factor
+
+
+@generators.register("kde")
+class KernelDensity(ZooGenerator):
+    """Kernel density in the tokenizer's latent space."""
+
+    kind: ClassVar[str] = "kde"
+
+    def __init__(
+        self,
+        fingerprint: Fingerprint,
+        images: SupportEncoder,
+        validity: Validity,
+        *,
+        tasks: int = 3,
+        share: float = 0.3,
+        bandwidth: Bandwidth = "scott",
+        name: str | None = None,
+    ) -> None:
+        """
+        Args:
+            tasks: of how many nearest tasks.
+            share: best share of each task's checkpoints, by the zoo's accuracy; at least one is kept.
+            bandwidth: the rule of thumb.
+            fingerprint, images, validity, name: as in :class:`ZooGenerator`.
+
+        Raises:
+            SpecError: an option is out of range.
+        """
+        super().__init__(fingerprint, images, validity, name=name)
+        if not 0 < share <= 1:
+            raise SpecError(f"share must be above 0 and at most 1, not {share}")
+        if bandwidth not in ("scott", "silverman"):
+            raise SpecError(f"bandwidth must be scott or silverman, not {bandwidth!r}")
+        self.tasks, self.share, self.bandwidth = require_positive("tasks", tasks), share, bandwidth
+
+    def kept(self, found: Neighbours) -> list[int]:
+        """Rows of the best checkpoints: best of each task apart, so that an easy task drives no other out."""
+        rows: list[int] = []
+        for task in found.tasks(self.tasks):
+            own = found.rows_of(task)
+            own.sort(key=lambda row: -(found.group.rows[row].get("accuracy") or 0.0))
+            rows += own[: math.ceil(self.share * len(own))]
+        return rows
+
+    @torch.no_grad()
+    def sample_flats(self, request: Request) -> tuple[Tensor, list[dict[str, Any]]]:
+        """(M, P) draws from the density."""
+        found = self.neighbours(request)
+        rows = self.kept(found)
+        tokenizer = self.fingerprint.tokenizer
+        latents = tokenizer.embed_codes(found.group.codes[rows])  # (N, T, Z)
+        factor = bandwidth_factor(self.bandwidth, len(rows))
+        width = factor * latents.std(0, correction=1) if len(rows) > 1 else torch.zeros_like(latents[0])
+        drawn, reports = [], []
+        for noise in sample_generators(request):
+            at = int(torch.randint(len(rows), (1,), generator=noise))
+            move = width * torch.randn(width.shape, generator=noise).to(width)
+            drawn.append(latents[at] + move)
+            reports.append(
+                {
+                    "checkpoint": found.group.rows[rows[at]].get("id"),
+                    "checkpoint_task": found.group.rows[rows[at]]["task"],
+                    "checkpoints": len(rows),
+                    "bandwidth": factor,
+                }
+            )
+        # One by one: a batched product may round differently, and a batch has to equal its singles.
+        decoded = [tokenizer.decode_latents(request.architecture, one[None]) for one in drawn]
+        return torch.cat(decoded), reports

@@ -1,0 +1,139 @@
+"""Baseline: the zoo checkpoint whose task looks most like the request. Retrieval, and said to be so.
+
+What the other baselines over a zoo need as well lives here: the checkpoints of the architecture, ordered
+by how near the description of their task's support set is to that of the request.
+
+Shapes: M samples, N checkpoints, P values of a network, C classes, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from weightloom.conditioning import SupportEncoder
+from weightloom.errors import InputError, SpecError, UnsupportedRequestError
+from weightloom.generators.base import Generator, Request, Validity, generators
+from weightloom.generators.fingerprint import Fingerprint, FingerprintGroup
+
+if TYPE_CHECKING:
+    from weightloom.generators.igpg import IGPG
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The checkpoints of one architecture, nearest task first.
+
+    order (N,) int64 rows of ``group``; distance (N,) of each of them, between mean squared features.
+    """
+
+    group: FingerprintGroup
+    order: Tensor
+    distance: Tensor
+
+    def tasks(self, count: int) -> list[str]:
+        """The ``count`` nearest different tasks (all of them where there are fewer)."""
+        names = dict.fromkeys(str(self.group.rows[row]["task"]) for row in self.order.tolist())
+        return list(names)[:count]
+
+    def rows_of(self, task: str) -> list[int]:
+        """Rows of ``group`` that are checkpoints of ``task``."""
+        return [row for row in self.order.tolist() if self.group.rows[row]["task"] == task]
+
+
+class ZooGenerator(Generator):
+    """A generator that looks things up in the fingerprint of a zoo instead of learning from it."""
+
+    def __init__(
+        self, fingerprint: Fingerprint, images: SupportEncoder, validity: Validity, *, name: str | None = None
+    ) -> None:
+        """
+        Args:
+            fingerprint: the checkpoints, with the descriptions of their tasks.
+            images: the encoder that made those descriptions.
+            validity: what may be asked for; of that, only what the fingerprint holds can be given.
+            name: what reports call it; the kind by default.
+        """
+        self.fingerprint, self.images, self.validity = fingerprint, images, validity
+        self.name = name or self.kind
+
+    @classmethod
+    def from_igpg(cls, model: IGPG, **options: Any) -> Self:
+        """The baseline of ``model``, over the zoo that it was trained on; ``options`` go to the constructor.
+
+        Raises:
+            InputError: the generator carries no fingerprint of its zoo.
+        """
+        if model.fingerprint is None:
+            raise InputError(f"generator {model.name} carries no checkpoints of its zoo to look among")
+        return cls(model.fingerprint, model.images, model.validity, **options)
+
+    @torch.no_grad()
+    def neighbours(self, request: Request) -> Neighbours:
+        """Checkpoints of the architecture and class count, nearest first; equally near ones in zoo order.
+
+        Raises:
+            InputError: the request has no support set.
+            UnsupportedRequestError: the zoo has no checkpoint of this architecture and class count.
+        """
+        if request.support is None:
+            raise InputError(
+                f"generator {self.name} finds its checkpoints by their pictures; give examples of the task"
+            )
+        group = self.fingerprint.groups.get(request.architecture)
+        if group is None or not group.rows:
+            held = sorted(str(spec) for spec, found in self.fingerprint.groups.items() if found.rows)
+            raise UnsupportedRequestError(
+                f"the zoo has no checkpoint of {request.architecture}; it has: {'; '.join(held) or 'none'}"
+            )
+        described = self.images.describe(request.support.images)  # (C, 2F)
+        distance = (group.classes - described).flatten(1).norm(dim=1)  # (N,)
+        order = distance.argsort(stable=True)
+        return Neighbours(group, order, distance[order])
+
+    def flats(self, neighbours: Neighbours) -> Tensor:
+        """(N, P) weights of the neighbours' group, in the order of its rows (not by distance)."""
+        return self.fingerprint._flats(neighbours.group.spec)
+
+
+def require_positive(what: str, value: int) -> int:
+    """``value``, or :class:`SpecError` where it is not a whole number of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise SpecError(f"{what} must be a whole number of at least 1, not {value!r}")
+    return value
+
+
+def mean_accuracy(rows: Sequence[dict[str, Any]]) -> float | None:
+    """Mean accuracy that the zoo measured of ``rows``, None where it measured none."""
+    known = [row["accuracy"] for row in rows if row.get("accuracy") is not None]
+    return sum(known) / len(known) if known else None
+
+
+@generators.register("nearest")
+class NearestCheckpoint(ZooGenerator):
+    """The checkpoints of the nearest tasks, one a sample, nearest first (from the start again at the end).
+
+    The same for every seed: nothing is drawn.
+    """
+
+    kind: ClassVar[str] = "nearest"
+
+    def sample_flats(self, request: Request) -> tuple[Tensor, list[dict[str, Any]]]:
+        """(M, P) checkpoints as they are."""
+        found = self.neighbours(request)
+        places = [index % len(found.order) for index in range(request.num_samples)]
+        rows = found.order[places].tolist()
+        reports = [
+            {
+                "checkpoint": found.group.rows[row].get("id"),
+                "checkpoint_task": found.group.rows[row]["task"],
+                "checkpoint_accuracy": found.group.rows[row].get("accuracy"),
+                "task_distance": float(found.distance[place]),
+            }
+            for row, place in zip(rows, places, strict=True)
+        ]
+        return self.flats(found)[rows], reports
