@@ -1,0 +1,5 @@
+"""``python -m weightloom``."""
+
+from weightloom.cli.main import main
+
+main()

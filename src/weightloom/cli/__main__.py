@@ -1,0 +1,5 @@
+"""``python -m weightloom.cli``."""
+
+from weightloom.cli.main import main
+
+main()

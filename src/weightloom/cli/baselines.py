@@ -1,0 +1,98 @@
+"""What generated networks are compared with: random initialisation, the nearest checkpoint, trained ones.
+
+Everything of a generator that is not part of the protocol (its fingerprint, its image encoder) is asked
+for here and nowhere else on the command line.
+
+Shapes: P values of a network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from weightloom.generators import Generator, Sample
+    from weightloom.tasks import SupportSet, Task
+
+RANDOM_NETWORKS = 4
+"""Random initialisations whose mean accuracy is the baseline."""
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """Accuracies on the task's test images in [0, 1], None where unknown, and the networks themselves.
+
+    Attributes:
+        random_init: mean of :data:`RANDOM_NETWORKS` networks with torch's default initialisation.
+        nearest_checkpoint: the training checkpoint whose task's images look most like this task's.
+        trained: mean of the zoo's own networks of exactly this task, as the zoo measured them.
+        nearest: facts of the nearest checkpoint.
+        random_flat: (P,) one random initialisation.
+        nearest_flat: (P,) the nearest checkpoint.
+    """
+
+    random_init: float | None = None
+    nearest_checkpoint: float | None = None
+    trained: float | None = None
+    nearest: dict[str, Any] | None = None
+    random_flat: Tensor | None = None
+    nearest_flat: Tensor | None = None
+
+    def to_json(self) -> dict[str, float | None]:
+        """The three accuracies."""
+        return {
+            "random_init": self.random_init,
+            "nearest_checkpoint": self.nearest_checkpoint,
+            "trained": self.trained,
+        }
+
+
+def baselines(
+    generator: Generator,
+    samples: Sequence[Sample],
+    task: Task | None,
+    support: SupportSet | None,
+    seed: int,
+) -> Baselines:
+    """Measure what ``samples`` are compared with on the test images of ``task``."""
+    if task is None:
+        return Baselines()
+    import torch
+
+    from weightloom.fitting import accuracy, initial_flats
+    from weightloom.seeding import seed_for
+
+    spec = samples[0].architecture
+    images, labels = task.data("test").all()
+    random = initial_flats(spec, [seed_for("random-init", seed, i) for i in range(RANDOM_NETWORKS)])
+    chance = float(accuracy(spec, random, images, labels).mean())
+    fingerprint = getattr(generator, "fingerprint", None)
+    if fingerprint is None:
+        return Baselines(chance, random_flat=random[0])
+    trained = fingerprint.trained_accuracy(str(task), spec)
+    encoder = getattr(generator, "images", None)
+    found = None
+    if encoder is not None and support is not None:
+        with torch.no_grad():
+            found = fingerprint.nearest(spec, encoder.describe(support.images))
+    if found is None:
+        return Baselines(chance, trained=trained, random_flat=random[0])
+    facts, flat = found
+    reached = float(accuracy(spec, flat[None], images, labels)[0])
+    return Baselines(chance, reached, trained, dict(facts), random[0], flat.detach())
+
+
+def novelty(generator: Generator, samples: Sequence[Sample]) -> list[dict[str, Any] | None]:
+    """How far each sample is from the nearest training checkpoint, None where that is unknown."""
+    fingerprint = getattr(generator, "fingerprint", None)
+    found = None
+    if fingerprint is not None:
+        import torch
+
+        flats = torch.stack([sample.flat for sample in samples])
+        found = fingerprint.novelty(samples[0].architecture, flats)
+    return [None] * len(samples) if found is None else [dict(one) for one in found]

@@ -1,0 +1,139 @@
+"""``weightloom finetune``: train a network from a file a little further, and see what the start was worth."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from weightloom.cli.inputs import (
+    DataFolder,
+    Json,
+    TaskName,
+    check_out,
+    fitting_task,
+    load_network,
+    provenance,
+)
+from weightloom.cli.output import emit, facts, percent, progress, say, seconds_text, table
+from weightloom.cli.plots import MEASURES, PLOT_SUFFIXES
+from weightloom.errors import InputError
+
+
+def finetune(
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="A network: .safetensors, or a PyTorch state dict with --arch."),
+    ],
+    task: TaskName = None,
+    data: DataFolder = None,
+    arch: Annotated[
+        str | None,
+        typer.Option(
+            "--arch", metavar="SPEC", help="The architecture, for files that do not say it themselves."
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", help="Optimiser steps.")] = 200,
+    lr: Annotated[float, typer.Option("--lr", help="Highest learning rate of AdamW.")] = 3e-3,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Images a step.")] = 64,
+    seed: Annotated[int, typer.Option("--seed", help="Decides the batches.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Save the result, as .safetensors.")
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE", help="Draw accuracy against steps (.png, .pdf, .svg)."),
+    ] = None,
+    from_random: Annotated[
+        bool, typer.Option("--from-random", help="Train a random initialisation beside it, to compare.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune a network on a task's training images.
+
+    Examples:
+        weightloom finetune digits.safetensors --task digits --steps 100 --out better.safetensors
+        weightloom finetune clothing.safetensors --task fashion-mnist --from-random --plot curves.png
+    """
+    started = time.perf_counter()
+    out = check_out(out, (".safetensors",), "--out")
+    plot = check_out(plot, PLOT_SUFFIXES, "--plot")
+    if not 1 <= steps <= 1_000_000:
+        raise InputError(f"--steps must be from 1 to 1,000,000, not {steps}")
+    if not (math.isfinite(lr) and 0 < lr <= 10):
+        raise InputError(f"--lr must be above 0 and at most 10, not {lr}")
+    if not 2 <= batch_size <= 65_536:
+        raise InputError(f"--batch-size must be from 2 to 65,536, not {batch_size}")
+    import torch
+
+    from weightloom import fitting
+    from weightloom.generators import Sample
+    from weightloom.seeding import seed_for
+
+    network = load_network(file, arch)
+    target = fitting_task(network, task, data)
+    starts = [network.flat]
+    if from_random:
+        starts.append(fitting.initial_flats(network.spec, [seed_for("random-init", seed, 0)])[0])
+    settings = fitting.FitSettings(steps=steps, learning_rate=lr, batch_size=batch_size)
+    with progress() as move:
+        curve = fitting.finetune(
+            network.spec,
+            torch.stack(starts),
+            target,
+            settings,
+            measure_at=MEASURES,
+            seed=seed,
+            on_step=lambda step: move("fine-tuning", step, steps),
+        )
+    lines = curve.accuracy.T.tolist()
+    report = {
+        "generator": "finetune",
+        "task": str(target),
+        "steps": steps,
+        "learning_rate": lr,
+        "batch_size": batch_size,
+        "seed": seed,
+        "accuracy": lines[0][-1],
+        "from": {"file": file.name, **provenance(network.metadata)},
+    }
+    if plot is not None:
+        from weightloom.cli.plots import draw_curves
+
+        named = dict(zip(("start", "random_init"), lines, strict=False))
+        draw_curves(plot, curve.steps, named, title=f"{file.name} on {target}")
+    if out is not None:
+        Sample(network.spec, curve.flats[0].detach(), report).save(out)
+    random = lines[1] if from_random else None
+    result: dict[str, Any] = {
+        "file": file,
+        "architecture": str(network.spec),
+        "task": str(target),
+        "steps": steps,
+        "learning_rate": lr,
+        "batch_size": batch_size,
+        "seed": seed,
+        "start_accuracy": lines[0][0],
+        "accuracy": lines[0][-1],
+        "random_init_accuracy": random[-1] if random else None,
+        "curves": {"steps": list(curve.steps), "start": lines[0], "random_init": random},
+        "out": out,
+        "plot": plot,
+        "seconds": time.perf_counter() - started,
+    }
+    if as_json:
+        emit(result)
+        return
+    say(f"{percent(lines[0][0])} before, {percent(lines[0][-1])} after {steps:,} steps", style="bold")
+    facts(
+        [("file", file), ("architecture", result["architecture"]), ("task", f"{target}: {target.describe()}")]
+    )
+    say()
+    columns = ["steps", "this network"] + (["random initialisation"] if random else [])
+    rows = [(f"{step:,}", *(percent(line[i]) for line in lines)) for i, step in enumerate(curve.steps)]
+    table(columns, rows, numbers=columns)
+    say()
+    facts([("saved", out), ("curves", plot), ("time in all", seconds_text(result["seconds"]))])

@@ -1,0 +1,300 @@
+"""``weightloom generate``: words, examples and an architecture in, a network with measured accuracy out."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from weightloom.cli.inputs import DataFolder, Json, TaskName, check_out, load_task, plain_text
+from weightloom.cli.output import bar, emit, facts, note, percent, progress, say, seconds_text, table, working
+from weightloom.cli.plots import MEASURES, PLOT_SUFFIXES
+from weightloom.errors import InputError, WeightloomError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from weightloom.cli.baselines import Baselines
+    from weightloom.generators import Sample
+    from weightloom.tasks import Task
+
+MAX_SHOTS = 1000
+
+
+def generate(
+    instruction: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="INSTRUCTION", help="What the network is to do, in a sentence; may be left out."
+        ),
+    ] = None,
+    task: TaskName = None,
+    data: DataFolder = None,
+    arch: Annotated[
+        str, typer.Option("--arch", metavar="SPEC", help="The architecture, such as 'cnn(depth=3,width=16)'.")
+    ] = "cnn(depth=3,width=16)",
+    generator: Annotated[
+        str,
+        typer.Option("--generator", metavar="NAME", help="A bundled name, a local folder, or a hub id."),
+    ] = "igpg-tiny",
+    samples: Annotated[int, typer.Option("--samples", help="How many networks to generate.")] = 4,
+    seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same networks.")] = 0,
+    shots: Annotated[
+        int, typer.Option("--shots", help="Examples of each class, from the training images, to look at.")
+    ] = 16,
+    temperature: Annotated[
+        float, typer.Option("--temperature", help="0 takes the likeliest code everywhere.")
+    ] = 0.7,
+    top_k: Annotated[int, typer.Option("--top-k", help="Draw from so many likeliest codes; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option("--top-p", help="Draw from codes of this share; 1: all.")] = 1.0,
+    guidance: Annotated[
+        float, typer.Option("--guidance", help="Classifier-free guidance; 1 is the plain distribution.")
+    ] = 1.0,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Save the best network, as .safetensors."),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot", metavar="FILE", help="Fine-tune and draw accuracy against steps (.png, .pdf, .svg)."
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", help="Steps of fine-tuning that --plot draws.")] = 200,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare/--no-compare", help="Compare with random weights and with the training checkpoints."
+        ),
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    r"""Generate the weights of a network.
+
+    The best of the samples is the one with the lowest loss on the examples; test images are never used to
+    choose. Without a task or a folder, say the classes in the architecture: cnn(depth=3,width=16,classes=10).
+
+    Examples:
+        weightloom generate "Recognise handwritten digits" --task digits
+        weightloom generate "Tell apart pictures of clothing" --task fashion-mnist \
+            --arch 'resnet(depth=8,width=8)' --samples 8 --out clothing.safetensors
+        weightloom generate --data photos/ --arch 'cnn(depth=3,width=16)' --plot photos.png
+    """
+    started = time.perf_counter()
+    out = check_out(out, (".safetensors",), "--out")
+    plot = check_out(plot, PLOT_SUFFIXES, "--plot")
+    if plot is not None and task is None and data is None:
+        raise InputError("--plot draws fine-tuning on real images, so it needs --task or --data")
+    if not 1 <= shots <= MAX_SHOTS:
+        raise InputError(f"--shots must be from 1 to {MAX_SHOTS}, not {shots}")
+    if not 1 <= steps <= MEASURES[-1]:
+        raise InputError(f"--steps must be from 1 to {MEASURES[-1]:,}, not {steps}")
+
+    from weightloom.architectures import parse_architecture
+    from weightloom.conditioning.text import check_instruction
+    from weightloom.generators import Sampling, best_of
+    from weightloom.generators.load import load_generator
+
+    if instruction is not None:
+        instruction = check_instruction(plain_text(instruction, "instruction"))
+    spec = parse_architecture(plain_text(arch, "architecture"))
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
+    model = load_generator(plain_text(generator, "generator"))
+    target = load_task(task, data, model.validity.input)
+    support = None if target is None else target.support(shots, seed)
+
+    with working("generating"):
+        made = model.generate_many(
+            spec,
+            instruction=instruction,
+            support=support,
+            num_samples=samples,
+            seed=seed,
+            sampling=sampling,
+        )
+    seconds = sum(sample.report["seconds"] for sample in made)
+    resolved = made[0].architecture
+    chosen = best_of(made)
+    best = next(i for i, sample in enumerate(made) if sample is chosen)
+
+    accuracies: list[float | None] = [None] * len(made)
+    if target is not None:
+        with working("measuring"):
+            accuracies = [*_accuracies(made, target)]
+    novelties: list[dict[str, Any] | None] = [None] * len(made)
+    from weightloom.cli.baselines import Baselines, baselines, novelty
+
+    compared = Baselines()
+    if compare:
+        with working("comparing"):
+            novelties = novelty(model, made)
+            compared = baselines(model, made, target, support, seed)
+    curves = None
+    if plot is not None:
+        assert target is not None
+        curves = _curves(chosen, compared, target, steps, seed)
+        _draw(plot, curves, chosen, target, compared)
+    if out is not None:
+        extra = {"task": None if target is None else str(target), "accuracy": accuracies[best]}
+        replace(chosen, report={**chosen.report, **extra, "novelty": novelties[best]}).save(out)
+
+    parameters = resolved.num_parameters()
+    result = {
+        "generator": model.name,
+        "instruction": instruction,
+        "architecture": str(resolved),
+        "task": None if target is None else str(target),
+        "num_parameters": parameters,
+        "num_samples": len(made),
+        "seed": seed,
+        "seconds": seconds,
+        "params_per_second": parameters * len(made) / max(seconds, 1e-9),
+        "total_seconds": time.perf_counter() - started,
+        "test_images": None if target is None else len(target.data("test")),
+        "samples": [
+            {
+                "accuracy": accuracies[i],
+                "support_accuracy": sample.report.get("support_accuracy"),
+                "support_loss": sample.report.get("support_loss"),
+                "novelty": novelties[i],
+            }
+            for i, sample in enumerate(made)
+        ],
+        "best": {"file": out, "sample": best, "accuracy": accuracies[best]},
+        "baselines": compared.to_json(),
+        "nearest": compared.nearest,
+        "curves": curves,
+        "plot": plot,
+    }
+    if as_json:
+        emit(result)
+    else:
+        _show(result, target)
+
+
+def _accuracies(made: list[Sample], task: Task) -> list[float]:
+    import torch
+
+    from weightloom.fitting import accuracy
+
+    images, labels = task.data("test").all()
+    flats = torch.stack([sample.flat for sample in made])
+    return [float(value) for value in accuracy(made[0].architecture, flats, images, labels)]
+
+
+def _curves(best: Sample, compared: Baselines, task: Task, steps: int, seed: int) -> dict[str, Any]:
+    """Fine-tune the best sample, a random initialisation and the nearest checkpoint side by side."""
+    import torch
+
+    from weightloom.fitting import FitSettings, finetune, initial_flats
+    from weightloom.seeding import seed_for
+
+    random = compared.random_flat
+    if random is None:
+        random = initial_flats(best.architecture, [seed_for("random-init", seed, 0)])[0]
+    starts: dict[str, Tensor] = {"generated": best.flat, "random_init": random}
+    if compared.nearest_flat is not None:
+        starts["nearest_checkpoint"] = compared.nearest_flat
+    with progress() as move:
+        curve = finetune(
+            best.architecture,
+            torch.stack([*starts.values()]),
+            task,
+            FitSettings(steps=steps),
+            measure_at=MEASURES,
+            seed=seed,
+            on_step=lambda step: move("fine-tuning", step, steps),
+        )
+    columns = curve.accuracy.T.tolist()
+    return {"steps": list(curve.steps), **dict(zip(starts, columns, strict=True))}
+
+
+def _draw(plot: Path, curves: dict[str, Any], best: Sample, task: Task, compared: Baselines) -> None:
+    from weightloom.cli.plots import draw_curves
+
+    lines = {name: values for name, values in curves.items() if name != "steps"}
+    short = str(replace(best.architecture, classes=None, input=None))
+    try:
+        draw_curves(plot, curves["steps"], lines, title=f"{short} on {task}", trained=compared.trained)
+    except ValueError as error:  # whatever matplotlib dislikes of a file's name or a title
+        raise WeightloomError(f"cannot draw {plot}: {error}") from error
+
+
+def _show(result: dict[str, Any], task: Task | None) -> None:
+    """The result for people."""
+    count, parameters = result["num_samples"], result["num_parameters"]
+    say(
+        f"{result['generator']} generated {count} network{'s' * (count > 1)} "
+        f"of {parameters:,} parameters in {seconds_text(result['seconds'])} "
+        f"({result['params_per_second']:,.0f} parameters a second)",
+        style="bold",
+    )
+    facts(
+        [
+            ("instruction", result["instruction"]),
+            ("architecture", result["architecture"]),
+            ("task", None if task is None else f"{task}: {task.describe()}"),
+        ]
+    )
+    say()
+    best = result["best"]["sample"]
+    rows = []
+    for i, sample in enumerate(result["samples"]):
+        far = sample["novelty"]
+        rows.append(
+            (
+                f"{i + 1}{' *' if i == best else ''}",
+                percent(sample["support_accuracy"]),
+                percent(sample["accuracy"]),
+                _distance(far),
+                None if far is None else far.get("nearest_task") or far.get("nearest"),
+            )
+        )
+    columns = ["sample", "on the examples", "on test images", "novelty", "nearest checkpoint's task"]
+    table(columns, rows, numbers=columns[1:4])
+    if task is None:
+        note("* the first one: without --task or --data there are no examples to choose by")
+        lines = []
+    else:
+        say(
+            f"* lowest loss on the examples; novelty 1 = the zoo's own spacing; "
+            f"{result['test_images']:,} test images"
+        )
+        say()
+        against = result["baselines"]
+        mean = sum(s["accuracy"] for s in result["samples"]) / count
+        nearest = result["nearest"]
+        lines = [
+            ("generated, best", result["best"]["accuracy"], ""),
+            ("generated, mean", mean, ""),
+            ("nearest checkpoint", against["nearest_checkpoint"], _made_for(nearest)),
+            ("trained", against["trained"], "mean of the zoo's own networks of this task"),
+            ("random initialisation", against["random_init"], ""),
+        ]
+        shown = [
+            (name, percent(value), bar(value), remark) for name, value, remark in lines if value is not None
+        ]
+        table(["network", "accuracy", "", ""], shown, numbers=["accuracy"])
+    say()
+    facts(
+        [
+            ("saved", result["best"]["file"]),
+            ("curves", result["plot"]),
+            ("time in all", seconds_text(result["total_seconds"])),
+        ]
+    )
+
+
+def _distance(far: dict[str, Any] | None) -> str | None:
+    """A sample's distance to the nearest checkpoint in units of the checkpoints' own spacing."""
+    if far is None or not far.get("distance"):
+        return None
+    spacing = far.get("zoo_spacing") or 0
+    return f"{far['distance'] / spacing:.2f}" if spacing > 0 else f"{far['distance']:.3f}"
+
+
+def _made_for(nearest: dict[str, Any] | None) -> str:
+    return "" if nearest is None else f"trained for {nearest.get('task')}"

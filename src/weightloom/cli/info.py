@@ -1,0 +1,382 @@
+"""``weightloom info``: what is this? A file, a folder, or a name: each kind is tried in turn."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from weightloom.cli.inputs import Json, find_recipe, plain_text, provenance, recipe_names
+from weightloom.cli.output import emit, facts, percent, say, table
+from weightloom.errors import CheckpointError, InputError, UnknownNameError
+
+
+def info(
+    thing: Annotated[
+        str | None,
+        typer.Argument(metavar="X", help="A file, a zoo, a generator, a recipe, a task or an architecture."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what something is: a file, a folder or a name. Without anything: what there is on this machine.
+
+    Examples:
+        weightloom info clothing.safetensors
+        weightloom info igpg-tiny
+        weightloom info 'resnet(depth=8,width=8)'
+        weightloom info 'mnist[3,1,7]+rot90'
+    """
+    described, show = _everything() if thing is None else _describe(plain_text(thing, "name"))
+    if as_json:
+        emit(described)
+    else:
+        show(described)
+
+
+Answer = tuple[dict[str, Any], Callable[[dict[str, Any]], None]]
+
+
+def _describe(text: str) -> Answer:
+    from weightloom.architectures import architecture_families
+    from weightloom.generators.load import bundled_names
+    from weightloom.tasks import dataset_names
+
+    path = Path(text).expanduser()
+    head = re.split(r"[(\[+@]", text.strip(), maxsplit=1)[0].strip()
+    if text in bundled_names():
+        return _generator(text)
+    if "\0" not in text and len(text) < 4096 and _exists(path):
+        return _folder(path) if path.is_dir() else _file(path)
+    if head.lower() in architecture_families():
+        return _architecture(text)
+    if head in dataset_names():
+        return _task(text)
+    if text in recipe_names():
+        return _recipe(find_recipe(text))
+    if "(" in text:
+        return _architecture(text)  # whose error offers the nearest families
+    if path.suffix in (".safetensors", ".pt", ".pth", ".yaml", ".png") or text.startswith((".", "/", "~")):
+        raise InputError(f"{text}: no such file or folder")
+    known = [*bundled_names(), *architecture_families(), *dataset_names(), *recipe_names()]
+    raise UnknownNameError("file, generator, task or architecture", head or text, set(known))
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long to be one
+        return False
+
+
+def _everything() -> Answer:
+    """What there is on this machine, and its versions."""
+    import platform
+
+    import torch
+
+    from weightloom import __version__
+    from weightloom.architectures import architecture_families
+    from weightloom.cli.data import datasets
+    from weightloom.generators import generators
+    from weightloom.generators.load import bundled_names
+    from weightloom.io import cache_dir
+
+    described = {
+        "kind": "installation",
+        "weightloom": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "cache": cache_dir(),
+        "generators": bundled_names(),
+        "methods": generators.names(),
+        "architectures": architecture_families(),
+        "datasets": {row["name"]: row["here"] for row in datasets()},
+        "recipes": recipe_names(),
+    }
+
+    def show(d: dict[str, Any]) -> None:
+        say(f"Weightloom {d['weightloom']}", style="bold")
+        here = [f"{name}{'' if place else ' (not fetched)'}" for name, place in d["datasets"].items()]
+        lists = {key: ", ".join(d[key]) for key in ("generators", "methods", "architectures", "recipes")}
+        facts(
+            [
+                (
+                    "runs on",
+                    f"Python {d['python']}, torch {d['torch']}, {d['device']}, {d['threads']} threads",
+                ),
+                *((key, value or "none") for key, value in lists.items()),
+                ("datasets", ", ".join(here)),
+                ("cache", d["cache"]),
+            ]
+        )
+
+    return described, show
+
+
+def _architecture(text: str) -> Answer:
+    from weightloom.architectures import parse_architecture
+    from weightloom.weights import layout_of
+
+    spec = parse_architecture(text)
+    layers = None
+    if spec.resolved:
+        layers = [
+            {"name": layer.name, "kind": layer.kind, "units": layer.rows, "values_per_unit": layer.cols}
+            for layer in layout_of(spec).layers
+        ]
+    described = {
+        "kind": "architecture",
+        "architecture": str(spec),
+        "full": spec.full_text(),
+        "spec": spec.to_json(),
+        "num_parameters": spec.num_parameters() if spec.resolved else None,
+        "options": [
+            {"name": o.name, "default": o.default, "allowed": o.allowed, "help": o.help}
+            for o in spec.options()
+        ],
+        "examples": list(type(spec).example_texts()),
+        "layers": layers,
+    }
+
+    def show(d: dict[str, Any]) -> None:
+        say(f"{d['architecture']}: an architecture", style="bold")
+        count = d["num_parameters"]
+        undecided = "depends on classes and input, such as classes=10,input=3x16x16"
+        facts(
+            [
+                ("in full", d["full"]),
+                ("parameters", undecided if count is None else f"{count:,}"),
+                ("examples", "; ".join(d["examples"])),
+            ]
+        )
+        say()
+        rows = [
+            (o["name"], d["spec"].get(o["name"]), o["default"], o["allowed"], o["help"]) for o in d["options"]
+        ]
+        table(["option", "here", "default", "may be", "what it is"], rows)
+        if d["layers"]:
+            say()
+            columns = ["layer", "kind", "units", "values a unit"]
+            table(columns, [tuple(layer.values()) for layer in d["layers"]], numbers=columns[2:])
+
+    return described, show
+
+
+def _task(text: str) -> Answer:
+    from weightloom.cli.data import describe_task, print_task
+    from weightloom.tasks import dataset_info, parse_task
+
+    task = parse_task(text)
+    described = describe_task(task)
+    described["licence"] = dataset_info(task.dataset).licence
+    return described, print_task
+
+
+def _generator(name: str | Path) -> Answer:
+    from weightloom.generators.load import load_generator
+
+    model = load_generator(name)
+    validity = model.validity
+    fingerprint = getattr(model, "fingerprint", None)
+    weights = sum(p.numel() for p in model.parameters()) if hasattr(model, "parameters") else None
+    described = {
+        "kind": "generator",
+        "name": model.name,
+        "method": model.kind,
+        "architectures": list(validity.architectures),
+        "input": list(validity.input),
+        "classes": [validity.min_classes, validity.max_classes],
+        "tasks": list(validity.tasks),
+        "num_parameters": weights,
+        "checkpoints": sum(len(g.rows) for g in fingerprint.groups.values()) if fingerprint else None,
+    }
+
+    def show(d: dict[str, Any]) -> None:
+        say(f"{d['name']}: a generator ({d['method']})", style="bold")
+        facts(
+            [
+                ("makes", "; ".join(d["architectures"])),
+                ("for images", " x ".join(map(str, d["input"]))),
+                ("classes", f"{d['classes'][0]} to {d['classes'][1]}"),
+                ("trained on", ", ".join(d["tasks"]) or None),
+                ("own parameters", None if d["num_parameters"] is None else f"{d['num_parameters']:,}"),
+                ("training checkpoints", None if d["checkpoints"] is None else f"{d['checkpoints']:,}"),
+            ]
+        )
+
+    return described, show
+
+
+def _folder(path: Path) -> Answer:
+    if (path / "zoo.sqlite3").is_file():
+        from weightloom.cli.zoo import describe_zoo, print_zoo
+        from weightloom.zoo import Zoo
+
+        return describe_zoo(Zoo(path)), print_zoo
+    if (path / "config.json").is_file():
+        from weightloom.io import read_json
+        from weightloom.tokenizers.base import tokenizers
+
+        config = read_json(path / "config.json")
+        kind = config.get("kind") if isinstance(config, dict) else None
+        return _tokenizer(path) if isinstance(kind, str) and kind in tokenizers else _generator(path)
+    from weightloom.cli.data import describe_task, print_task
+    from weightloom.tasks import FolderTask
+
+    try:
+        return describe_task(FolderTask(path)), print_task
+    except InputError as error:
+        raise InputError(f"{path}: is neither a zoo, a generator nor images by class ({error})") from None
+
+
+def _tokenizer(path: Path) -> Answer:
+    from weightloom.tokenizers import load_tokenizer
+
+    tokenizer = load_tokenizer(path)
+    described = {
+        "kind": "tokenizer",
+        "path": path,
+        "method": tokenizer.kind,
+        "architectures": sorted(tokenizer.statistics),
+        "codes_per_token": tokenizer.num_codes,
+        "vocabulary": tokenizer.vocabulary,
+        "num_parameters": sum(p.numel() for p in tokenizer.parameters()),
+    }
+
+    def show(d: dict[str, Any]) -> None:
+        say(f"{d['path']}: a weight tokenizer ({d['method']})", style="bold")
+        facts(
+            [
+                ("reads", "; ".join(d["architectures"])),
+                ("codes a token", f"{d['codes_per_token']} of {d['vocabulary']}"),
+                ("own parameters", f"{d['num_parameters']:,}"),
+            ]
+        )
+
+    return described, show
+
+
+def _file(path: Path) -> Answer:
+    from weightloom.zoo.importing import LEGACY_SUFFIXES
+
+    suffix = path.suffix.lower()
+    if suffix in (".yaml", ".yml"):
+        return _recipe(path)
+    if suffix in LEGACY_SUFFIXES:
+        return _legacy(path)
+    return _safetensors(path)
+
+
+def _safetensors(path: Path) -> Answer:
+    from weightloom.architectures import parse_architecture
+    from weightloom.io import read_header
+    from weightloom.zoo.importing import read_network
+
+    header = read_header(path)
+    tensors = [
+        {"name": name, "shape": list(entry.shape), "type": str(entry.dtype).removeprefix("torch.")}
+        for name, entry in header.tensors.items()
+    ]
+    described: dict[str, Any] = {
+        "kind": "tensors",
+        "file": path,
+        "values": header.num_elements,
+        "tensors": tensors,
+    }
+    described["metadata"] = dict(header.metadata)
+    if "architecture" in header.metadata:
+        architecture = header.metadata["architecture"]
+        try:
+            spec = parse_architecture(architecture)
+            read_network(path)
+            problem = None
+        except CheckpointError as error:
+            spec, problem = None, error.reason
+        except InputError as error:
+            spec, problem = None, str(error)
+        described |= {
+            "kind": "network",
+            "architecture": architecture if spec is None else str(spec),
+            "num_parameters": None if spec is None else spec.num_parameters(),
+            "report": provenance(header.metadata),
+            "problem": problem,
+        }
+        del described["metadata"]
+    return described, _show_file
+
+
+def _legacy(path: Path) -> Answer:
+    import torch
+
+    from weightloom.io import load_legacy
+
+    value = load_legacy(path)
+    tensors = []
+    for name, entry in value.items():
+        inner = entry.items() if isinstance(entry, dict) else ((None, entry),)
+        for part, tensor in inner:
+            if isinstance(tensor, torch.Tensor):
+                full = str(name) if part is None else f"{name}: {part}"
+                kind = str(tensor.dtype).removeprefix("torch.")
+                tensors.append({"name": full, "shape": list(tensor.shape), "type": kind})
+    return {
+        "kind": "pytorch checkpoint",
+        "file": path,
+        "keys": [str(k) for k in value],
+        "tensors": tensors,
+    }, _show_file
+
+
+def _show_file(d: dict[str, Any]) -> None:
+    a = "a network" if d["kind"] == "network" else f"a file of {len(d['tensors'])} tensors ({d['kind']})"
+    say(f"{d['file']}: {a}", style="bold")
+    report = d.get("report") or {}
+    facts(
+        [
+            ("architecture", d.get("architecture")),
+            ("parameters", f"{d['num_parameters']:,}" if d.get("num_parameters") else None),
+            ("made by", report.get("generator")),
+            ("instruction", report.get("instruction")),
+            ("task", report.get("task")),
+            ("accuracy", percent(report.get("accuracy"))),
+            ("seed", report.get("seed")),
+            ("problem", d.get("problem")),
+            *(d.get("metadata") or {}).items(),
+        ]
+    )
+    say()
+    table(
+        ["tensor", "shape", "type"],
+        [(t["name"], " x ".join(map(str, t["shape"])), t["type"]) for t in d["tensors"]],
+    )
+
+
+def _recipe(path: Path) -> Answer:
+    from pydantic import BaseModel, ConfigDict
+
+    from weightloom.io import read_yaml
+
+    class AnyRecipe(BaseModel):
+        model_config = ConfigDict(extra="allow")
+        kind: str
+        name: str = ""
+
+    loose = read_yaml(path, AnyRecipe)
+    if loose.kind == "zoo":
+        from weightloom.zoo import ZooRecipe
+
+        fields = read_yaml(path, ZooRecipe).model_dump(mode="json")
+    else:
+        fields = loose.model_dump(mode="json")
+    described = {"kind": "recipe", "file": path, "recipe": fields}
+
+    def show(d: dict[str, Any]) -> None:
+        say(f"{d['file']}: a recipe", style="bold")
+        facts([(key, value) for key, value in d["recipe"].items() if value not in ("", None)])
+
+    return described, show

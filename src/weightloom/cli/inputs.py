@@ -1,0 +1,201 @@
+"""What several commands read in the same way: tasks, networks, recipes, and places to write to.
+
+Everything here checks before any long work starts. Knows no command.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+from weightloom.errors import CheckpointError, InputError, UnknownNameError, UnsupportedRequestError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from weightloom.architectures import ArchitectureSpec
+    from weightloom.tasks import Task
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+TaskName = Annotated[
+    str | None,
+    typer.Option("--task", metavar="TASK", help="A known task, such as fashion-mnist or mnist[3,1,7]+rot90."),
+]
+DataFolder = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="FOLDER", help="Your own images: one sub-folder for each class."),
+]
+
+
+def plain_text(text: str, what: str) -> str:
+    """``text`` if it can be written down; the command line hands over bytes that are no text as lone halves.
+
+    Raises:
+        InputError: it is not text.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InputError(f"the {what} is not text in UTF-8") from None
+    return text
+
+
+def load_task(task: str | None, data: Path | None, shape: tuple[int, int, int] | None = None) -> Task | None:
+    """The task that ``--task`` or ``--data`` names, or None; without a size of its own, at ``shape``.
+
+    Args:
+        task: a task's text.
+        data: a folder of images.
+        shape: (channels, height, width) that the network reads.
+
+    Raises:
+        InputError: both are given, or what is given is no task.
+        UnsupportedRequestError: the network reads images that no task has.
+    """
+    if task is not None and data is not None:
+        raise InputError("give --task or --data, not both")
+    if task is None and data is None:
+        return None
+    from weightloom.tasks import FolderTask, parse_task
+
+    if shape is not None and (shape[1] != shape[2] or shape[0] not in (1, 3)):
+        size = "x".join(map(str, shape))
+        raise UnsupportedRequestError(
+            f"the network reads {size} images; tasks are square, of 1 or 3 channels"
+        )
+    if data is not None:
+        return FolderTask(data) if shape is None else FolderTask(data, size=shape[1], channels=shape[0])
+    assert task is not None
+    parsed = parse_task(plain_text(task, "task"))
+    return parsed if shape is None or "@" in task else parsed.resized(shape[1], shape[0])
+
+
+def require_task(task: str | None, data: Path | None, shape: tuple[int, int, int] | None = None) -> Task:
+    """As :func:`load_task`, but one must be given."""
+    found = load_task(task, data, shape)
+    if found is None:
+        raise InputError(
+            "say what to measure it on: --task NAME (see `weightloom data list`) or --data FOLDER"
+        )
+    return found
+
+
+def check_out(path: Path | None, suffixes: Sequence[str], option: str) -> Path | None:
+    """``path`` if a file can probably be written there, so that no long work is lost at its end.
+
+    Raises:
+        InputError: the name ends otherwise, it is a folder, or the place cannot be written.
+    """
+    if path is None:
+        return None
+    path = path.expanduser()
+    if "\0" in str(path):
+        raise InputError(f"{option}: a path has no NUL in it")
+    if path.suffix.lower() not in suffixes:
+        raise InputError(f"{option} {path}: the name must end in {' or '.join(suffixes)}")
+    if path.is_dir():
+        raise InputError(f"{option} {path}: is a folder")
+    check_place(path.parent, option)
+    return path
+
+
+def check_place(folder: Path, option: str) -> None:
+    """Raise :class:`InputError` unless ``folder`` can be written or made."""
+    place = folder
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise InputError(f"{option}: {place} is not a folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(f"{option}: {place} cannot be written")
+
+
+# -- networks ----------------------------------------------------------------------------------
+
+
+class Network(NamedTuple):
+    """A network from a file: its architecture, weights (P,), and what the file says of itself."""
+
+    spec: ArchitectureSpec
+    flat: Tensor
+    metadata: dict[str, str]
+
+
+def load_network(path: Path, architecture: str | None = None) -> Network:
+    """Read a network that Weightloom wrote, or any state dict when its ``architecture`` is given.
+
+    Raises:
+        CheckpointError: the file is broken, or does not hold exactly that architecture's tensors.
+        SpecError: the architecture does not say its classes or input.
+    """
+    from weightloom.architectures import parse_architecture
+    from weightloom.zoo.importing import read_network
+
+    spec = None if architecture is None else parse_architecture(plain_text(architecture, "architecture"))
+    return Network(*read_network(path, spec))
+
+
+def provenance(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The report in a network's header, as far as it can be read."""
+    from weightloom.io import parse_json
+
+    try:
+        report = parse_json("report", metadata.get("report", "{}"))
+    except CheckpointError:
+        return {}
+    return report if isinstance(report, dict) else {}
+
+
+def fitting_task(network: Network, task: str | None, data: Path | None) -> Task:
+    """The task to run ``network`` on, at the size that it reads.
+
+    Raises:
+        InputError: none is given, or its number of classes is another one.
+    """
+    found = require_task(task, data, network.spec.input)
+    if found.num_classes != network.spec.classes:
+        raise InputError(
+            f"the network tells apart {network.spec.classes} classes, but {found} has {found.num_classes}"
+        )
+    if found.input_shape != network.spec.input:
+        wanted, got = ("x".join(map(str, shape or ())) for shape in (network.spec.input, found.input_shape))
+        raise InputError(f"the network reads {wanted} images, but those of {found} are {got}")
+    return found
+
+
+# -- recipes -----------------------------------------------------------------------------------
+
+
+def recipe_folders() -> list[Path]:
+    """Where published recipes lie: inside the installed package, or beside its source."""
+    package = Path(__file__).resolve().parents[1]
+    places = [package / "recipes", package.parents[1] / "recipes"]
+    return [place for place in places if place.is_dir()]
+
+
+def recipe_names() -> list[str]:
+    """Names of the published recipes."""
+    return sorted({file.stem for folder in recipe_folders() for file in folder.glob("*.yaml")})
+
+
+def find_recipe(name: str) -> Path:
+    """A recipe's file, by path or by the name of a published one.
+
+    Raises:
+        UnknownNameError: neither; the message offers the nearest names.
+    """
+    plain_text(name, "recipe")
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    for folder in recipe_folders():
+        published = folder / f"{Path(name).name.removesuffix('.yaml')}.yaml"
+        if path.name == name and published.is_file():
+            return published
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; a recipe is a YAML file")
+    raise UnknownNameError("recipe", name, recipe_names())
