@@ -81,13 +81,26 @@ class SafeGroup(TyperGroup):
                 raise
             raise Interrupted from error
 
-    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **options: Any) -> Any:
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
         """Run and leave the process with the exit code."""
-        standalone = options.pop("standalone_mode", True)
-        if not standalone:
-            return super().main(args, prog_name, standalone_mode=False, **options)
+
+        def run() -> Any:
+            return super(SafeGroup, self).main(
+                args, prog_name, complete_var, False, windows_expand_args, **extra
+            )
+
+        if not standalone_mode:
+            return run()
         try:
-            code = super().main(args, prog_name, standalone_mode=False, **options)
+            code = run()
             sys.stdout.flush()
         except SystemExit:
             raise

@@ -1,5 +1,0 @@
-"""``python -m weightloom``."""
-
-from weightloom.cli.main import main
-
-main()
