@@ -170,9 +170,9 @@ class Layout:
             matrix = part.reshape(*lead, layer.rows, layer.cols)
             widths = [slot.numel // layer.rows for slot in layer.slots]
             for slot, columns in zip(layer.slots, matrix.split(widths, dim=-1), strict=True):
-                state[slot.name] = columns.reshape(*lead, *slot.shape)
+                state[slot.name] = columns.reshape((*lead, *slot.shape))  # a tuple: a scalar's is empty
         for counter in self.counters:
-            state[counter.name] = torch.zeros((*lead, *counter.shape), dtype=torch.long)
+            state[counter.name] = torch.zeros((*lead, *counter.shape), dtype=torch.long, device=flat.device)
         return state
 
 
