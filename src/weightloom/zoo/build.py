@@ -7,8 +7,10 @@ Shapes: N networks, P values of a network.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -69,10 +71,14 @@ def build_zoo(
             with ProcessPoolExecutor(
                 workers, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
             ) as pool:
-                futures = {
-                    pool.submit(_train_shard, recipe, zoo, shard, text, group, tasks): (shard, steps * len(tasks))
-                    for shard, text, group, tasks, steps in waiting
-                }
+                with _deaf_to_interrupts():
+                    futures = {
+                        pool.submit(_train_shard, recipe, zoo, shard, text, group, tasks): (
+                            shard,
+                            steps * len(tasks),
+                        )
+                        for shard, text, group, tasks, steps in waiting
+                    }
                 try:
                     for future in as_completed(futures):
                         future.result()
@@ -80,7 +86,11 @@ def build_zoo(
                         done += cost
                         progress(shard, done, total)
                 except BaseException:
+                    # Shards take minutes: a worker that is stopped in one loses nothing that was committed.
+                    workers_left = list((pool._processes or {}).values())
                     pool.shutdown(wait=False, cancel_futures=True)
+                    for process in workers_left:
+                        process.terminate()
                     raise
         else:
             for shard, text, group, tasks, steps in waiting:
@@ -92,6 +102,19 @@ def build_zoo(
                 done += steps * count
                 progress(shard, done, total)
     return zoo
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Processes started inside never hear Ctrl-C, which a terminal sends to all; this one hears it after."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def start_network(zoo: Zoo, spec: ArchitectureSpec) -> Tensor:
