@@ -32,7 +32,7 @@ class SlotEncoder(nn.Module):
             nn.Linear(NUM_FEATURES + 4 * _WAVES, width), nn.SiLU(), nn.Linear(width, width)
         )
         self.own = nn.ParameterDict(
-            {_key(name): nn.Parameter(0.02 * torch.randn(count + 1, width)) for name, count in known.items()}
+            {parameter_key(name): nn.Parameter(0.02 * torch.randn(count + 1, width)) for name, count in known.items()}
         )
 
     def forward(self, slots: TokenSlots, architecture: str | None) -> Tensor:
@@ -46,13 +46,19 @@ class SlotEncoder(nn.Module):
         x = self.describe(torch.cat([slots.features, *waves], dim=-1)) + self.kinds(slots.kind)
         is_head = slots.class_index >= 0
         x = x + self.classes(torch.where(is_head, slots.class_index.clamp_max(MAX_CLASSES - 1), MAX_CLASSES))
-        if architecture is not None and _key(architecture) in self.own:
-            own = self.own[_key(architecture)]
-            # Trunk tokens count through; all head tokens share the last vector, whatever their class.
-            place = torch.where(is_head, len(own) - 1, (~is_head).long().cumsum(0) - 1)
-            x = x + own[place]
+        if architecture is not None and parameter_key(architecture) in self.own:
+            own = self.own[parameter_key(architecture)]
+            x = x + own[token_places(slots, len(own) - 1)]
         return x
 
 
-def _key(name: str) -> str:
+def token_places(slots: TokenSlots, trunk: int) -> Tensor:
+    """(T,) where each token finds what its architecture holds for it: trunk tokens count through, and all
+    head tokens share the last place, whatever their class."""
+    is_head = slots.class_index >= 0
+    return torch.where(is_head, trunk, (~is_head).long().cumsum(0) - 1)
+
+
+def parameter_key(name: str) -> str:
+    """An architecture's text as a parameter name."""
     return name.replace(".", "_")  # parameter names may not hold dots

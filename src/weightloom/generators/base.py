@@ -23,7 +23,7 @@ from weightloom import __version__
 from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.conditioning.text import check_instruction
 from weightloom.errors import InputError, SpecError, UnsupportedRequestError
-from weightloom.fitting import run_networks
+from weightloom.fitting import recalibrate, run_networks
 from weightloom.io import save_tensors
 from weightloom.registry import Registry
 from weightloom.seeding import torch_generator
@@ -67,6 +67,7 @@ class Request:
     num_samples: int = 1
     seed: int = 0
     sampling: Sampling = field(default_factory=Sampling)
+    batch_norm: str = "support"
 
 
 @dataclass(frozen=True)
@@ -166,17 +167,26 @@ class Generator(ABC):
         num_samples: int = 1,
         seed: int = 0,
         sampling: Sampling | None = None,
+        batch_norm: str = "support",
     ) -> list[Sample]:
         """Generate ``num_samples`` networks, in the order drawn, each with its score on the support set.
+
+        ``batch_norm``: where there is a support set, ``"support"`` measures the batch-norm statistics anew on
+        its images (labels are not used), ``"generated"`` keeps them as generated; the report says which.
 
         Raises:
             UnsupportedRequestError: the architecture, its input or its class count is outside what the
                 generator is valid for.
             InputError: an instruction that is empty or too long, a support set of another class count.
         """
-        request = self.check(architecture, instruction, support, num_samples, seed, sampling)
+        request = self.check(architecture, instruction, support, num_samples, seed, sampling, batch_norm)
         start = time.perf_counter()
         flats, reports = self.sample_flats(request)
+        has_statistics = any(slot.is_buffer for slot in layout_of(request.architecture).slots)
+        norms = "generated" if has_statistics else "none"
+        if has_statistics and request.support is not None and request.batch_norm == "support":
+            flats = recalibrate(request.architecture, flats, request.support.flat()[0])
+            norms = "re-estimated on the support set"
         seconds = time.perf_counter() - start
         require_finite({f"sample {i}": flat for i, flat in enumerate(flats)}, f"generator {self.name}")
         scores = support_scores(request.architecture, flats, request.support)
@@ -191,6 +201,7 @@ class Generator(ABC):
                     "seed": request.seed,
                     "sample": index,
                     "seconds": seconds / len(flats),
+                    "batch_norm": norms,
                     **score,
                     **report,
                 },
@@ -213,6 +224,7 @@ class Generator(ABC):
         num_samples: int,
         seed: int,
         sampling: Sampling | None,
+        batch_norm: str = "support",
     ) -> Request:
         """A request with every part checked and the architecture resolved."""
         spec = parse_architecture(architecture) if isinstance(architecture, str) else architecture
@@ -235,7 +247,10 @@ class Generator(ABC):
         self.validity.check(spec)
         if not 1 <= num_samples <= MAX_SAMPLES:
             raise InputError(f"the number of samples must be from 1 to {MAX_SAMPLES}, not {num_samples}")
+        if batch_norm not in ("support", "generated"):
+            raise InputError(f"batch_norm is 'support' or 'generated', not {batch_norm!r}")
         return Request(
+            batch_norm=batch_norm,
             architecture=spec,
             instruction=None if instruction is None else check_instruction(instruction),
             support=support,

@@ -15,13 +15,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from weightloom.architectures import ArchitectureSpec, architecture_from_json, parse_architecture
 from weightloom.conditioning import SlotEncoder
+from weightloom.conditioning.architecture import token_places
 from weightloom.errors import CheckpointError, SpecError, UnsupportedRequestError, WeightloomError
 from weightloom.io import load_tensors, read_json, save_tensors, write_json
 from weightloom.registry import Registry
@@ -86,6 +87,19 @@ class TokenizerConfig:
 
 
 @dataclass(frozen=True)
+class DescribedSlots:
+    """The tokens of one architecture as a family sees them.
+
+    vectors (T, width): their descriptions; places (T,): where each finds what its architecture holds of its
+    own; key: the architecture's, or None when it holds nothing.
+    """
+
+    vectors: Tensor
+    places: Tensor
+    key: str | None
+
+
+@dataclass(frozen=True)
 class TokenizerOutput:
     """One training pass: tokens as seen and as rebuilt (N, T, K), mask (T, K), codes (N, T, D), penalty."""
 
@@ -118,15 +132,15 @@ class WeightTokenizer(nn.Module, ABC):
         self._bound: dict[ArchitectureSpec, tuple[Layout, Chunking, BoundStatistics]] = {}
 
     @abstractmethod
-    def encode_tokens(self, tokens: Tensor, described: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(N, T, K) tokens and (T, width) descriptions to latents (N, T, Z), codes (N, T, D), penalty ()."""
+    def encode_tokens(self, tokens: Tensor, slots: DescribedSlots) -> tuple[Tensor, Tensor, Tensor]:
+        """(N, T, K) tokens to latents (N, T, Z), codes (N, T, D), penalty ()."""
 
     @abstractmethod
     def embed(self, probabilities: Tensor) -> Tensor:
         """(..., D, V) probabilities (one-hot for hard codes) to latents (..., Z); differentiable."""
 
     @abstractmethod
-    def decode_tokens(self, latents: Tensor, described: Tensor) -> Tensor:
+    def decode_tokens(self, latents: Tensor, slots: DescribedSlots) -> Tensor:
         """(N, T, Z) latents to (N, T, K) normalised tokens."""
 
     @property
@@ -165,10 +179,12 @@ class WeightTokenizer(nn.Module, ABC):
             self._bound[spec] = (layout, self._cut(spec), statistics.bind(layout))
         return self._bound[spec]
 
-    def describe(self, spec: ArchitectureSpec) -> Tensor:
-        """(T, width) descriptions of the tokens of ``spec``."""
+    def describe(self, spec: ArchitectureSpec) -> DescribedSlots:
+        """The tokens of ``spec``."""
         _, chunking, _ = self.bind(spec)
-        return self.slots(chunking.slots, architecture_key(spec))
+        key = architecture_key(spec)
+        places = token_places(chunking.slots, self.slots.known[key])
+        return DescribedSlots(self.slots(chunking.slots, key), places, key)
 
     def forward(self, spec: ArchitectureSpec, flats: Tensor) -> TokenizerOutput:
         """One training pass over (N, P) raw networks."""
@@ -274,7 +290,3 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) 
 def _example(key: str) -> ArchitectureSpec:
     return parse_architecture(key).resolve(classes=10)
 
-
-def as_dict(value: Any) -> dict[str, Any]:  # noqa: ANN401
-    """A config as plain values."""
-    return asdict(value)

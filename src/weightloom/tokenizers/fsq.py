@@ -4,6 +4,10 @@ Every latent number is rounded to one of V levels, so there is no codebook that 
 neighbours are near in value, and the expected latent under a prior's probabilities is itself a
 meaningful network: what training a prior through the decoded network needs.
 
+A known architecture has, for each of its tokens, a linear basis (at first the principal components of its
+zoo); an encoder and a decoder that see all tokens of a network refine what the basis does. An architecture
+without bases is coded by the two alone.
+
 Source: finite scalar quantisation, Mentzer et al. (arXiv 2309.15505); layer through
 vector-quantize-pytorch.
 """
@@ -14,13 +18,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from vector_quantize_pytorch import FSQ
 
 from weightloom.errors import SpecError
-from weightloom.tokenizers.base import TokenizerConfig, WeightTokenizer, tokenizers
+from weightloom.conditioning.architecture import parameter_key
+from weightloom.tokenizers.base import DescribedSlots, TokenizerConfig, WeightTokenizer, tokenizers
 from weightloom.tokenizers.blocks import TokenRefiner
 from weightloom.weights import WeightStatistics
+
+_SPREAD = 1.5
+"""Standard deviations of a coefficient that one unit of latent stands for before squashing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,21 +52,50 @@ class FSQTokenizer(WeightTokenizer):
     def __init__(self, config: FSQTokenizerConfig, statistics: Mapping[str, WeightStatistics]) -> None:
         super().__init__(config, statistics)
         self.latent_width = config.codes
-        sizes = {"width": config.width, "depth": config.depth, "attention": config.attention}
-        self.encoder = TokenRefiner(config.chunk, config.codes, **sizes)
-        self.decoder = TokenRefiner(config.codes, config.chunk, **sizes)
+        width, depth, attention = config.width, config.depth, config.attention
+        self.encoder = TokenRefiner(config.chunk, config.codes, width=width, depth=depth, attention=attention)
+        self.decoder = TokenRefiner(config.codes, config.chunk, width=width, depth=depth, attention=attention)
         self.quantiser = FSQ(
             levels=[config.vocabulary],
             num_codebooks=config.codes,
             dim=config.codes,
             keep_num_codebooks_dim=True,
         )
-        # The rebuilt network starts at the zoo's mean network instead of at noise.
-        self.decoder.outward.weight.data.mul_(0.1)
-        self.decoder.outward.bias.data.zero_()
+        shape = (config.codes, config.chunk)
+        self.bases = nn.ParameterDict(
+            {parameter_key(key): nn.Parameter(torch.zeros(count + 1, *shape)) for key, count in self.slots.known.items()}
+        )
+        # Both refiners start at nothing, the bases at the principal components: the first networks are whole.
+        for refiner in (self.encoder, self.decoder):
+            refiner.outward.weight.data.mul_(0.05)
+            refiner.outward.bias.data.zero_()
 
-    def encode_tokens(self, tokens: Tensor, described: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        latents, codes = self.quantiser(self.encoder(tokens, described))  # (N, T, D) both
+    @torch.no_grad()
+    def initialise_bases(self, key: str, tokens: Tensor, head_tokens: Tensor) -> None:
+        """Principal components of every token's (M, T, K) values, and of all head tokens' (M', K) together.
+
+        Every component is scaled to the spread of its coefficients, so that codes have unit spread.
+        """
+        groups = [*tokens.unbind(1), head_tokens]
+        for place, values in enumerate(groups):
+            _, size, components = torch.linalg.svd(values, full_matrices=False)
+            kept = min(self.config.codes, len(size))
+            scale = size[:kept] / len(values) ** 0.5
+            self.bases[parameter_key(key)][place, :kept] = components[:kept] * scale[:, None]
+
+    def _basis(self, places: Tensor, key: str | None) -> Tensor | None:
+        """(T, D, K) bases of the tokens, or None for an architecture without."""
+        if key is None or parameter_key(key) not in self.bases:
+            return None
+        return self.bases[parameter_key(key)][places]
+
+    def encode_tokens(self, tokens: Tensor, slots: DescribedSlots) -> tuple[Tensor, Tensor, Tensor]:
+        z = self.encoder(tokens, slots.vectors)
+        basis = self._basis(slots.places, slots.key)
+        if basis is not None:
+            square = basis.square().sum(-1).clamp_min(1e-6)  # (T, D)
+            z = z + torch.einsum("ntk,tdk->ntd", tokens, basis) / square / _SPREAD
+        latents, codes = self.quantiser(z)  # (N, T, D) both
         return latents, codes.long(), tokens.new_zeros(())
 
     def embed(self, probabilities: Tensor) -> Tensor:
@@ -65,5 +103,11 @@ class FSQTokenizer(WeightTokenizer):
         levels = (probabilities.new_tensor(range(self.config.vocabulary)) - half) / half  # (V,) in [-1, 1]
         return probabilities @ levels  # (..., D, V) -> (..., D)
 
-    def decode_tokens(self, latents: Tensor, described: Tensor) -> Tensor:
-        return self.decoder(latents, described)
+    def decode_tokens(self, latents: Tensor, slots: DescribedSlots) -> Tensor:
+        rebuilt = self.decoder(latents, slots.vectors)
+        basis = self._basis(slots.places, slots.key)
+        if basis is not None:
+            # The quantiser squashes with tanh; atanh gives the outer levels their reach back.
+            coefficients = _SPREAD * torch.atanh(0.95 * latents.clamp(-1, 1))
+            rebuilt = rebuilt + torch.einsum("ntd,tdk->ntk", coefficients, basis)
+        return rebuilt

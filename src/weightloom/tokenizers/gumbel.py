@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weightloom.errors import SpecError
-from weightloom.tokenizers.base import TokenizerConfig, WeightTokenizer, tokenizers
+from weightloom.tokenizers.base import DescribedSlots, TokenizerConfig, WeightTokenizer, tokenizers
 from weightloom.tokenizers.blocks import TokenRefiner
 from weightloom.weights import WeightStatistics
 
@@ -52,17 +52,17 @@ class GumbelTokenizer(WeightTokenizer):
         self.codes, self.code_width = config.codes, config.code_width
         self.latent_width = config.codes * config.code_width
         self.terms = (config.codebook_weight, config.commitment_weight)
-        sizes = {"width": config.width, "depth": config.depth, "attention": config.attention}
-        self.encoder = TokenRefiner(config.chunk, self.latent_width, **sizes)
-        self.decoder = TokenRefiner(self.latent_width, config.chunk, **sizes)
+        width, depth, attention = config.width, config.depth, config.attention
+        self.encoder = TokenRefiner(config.chunk, self.latent_width, width=width, depth=depth, attention=attention)
+        self.decoder = TokenRefiner(self.latent_width, config.chunk, width=width, depth=depth, attention=attention)
         self.project = nn.Linear(config.code_width, config.vocabulary)
         self.codebook = nn.Embedding(config.vocabulary, config.code_width)
         self.temperature = 1.0
         self.decoder.outward.weight.data.mul_(0.1)
         self.decoder.outward.bias.data.zero_()
 
-    def encode_tokens(self, tokens: Tensor, described: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        z = self.encoder(tokens, described)
+    def encode_tokens(self, tokens: Tensor, slots: DescribedSlots) -> tuple[Tensor, Tensor, Tensor]:
+        z = self.encoder(tokens, slots.vectors)
         z = z.unflatten(-1, (self.codes, self.code_width))  # (N, T, Z) -> (N, T, D, e)
         logits = self.project(z)  # (N, T, D, V): log pi, up to a constant
         if self.training:
@@ -78,8 +78,8 @@ class GumbelTokenizer(WeightTokenizer):
     def embed(self, probabilities: Tensor) -> Tensor:
         return (probabilities @ self.codebook.weight).flatten(-2)  # (..., D, V) -> (..., D*e)
 
-    def decode_tokens(self, latents: Tensor, described: Tensor) -> Tensor:
-        return self.decoder(latents, described)
+    def decode_tokens(self, latents: Tensor, slots: DescribedSlots) -> Tensor:
+        return self.decoder(latents, slots.vectors)
 
 
 def annealed_temperature(step: int, steps: int, cycles: int = 4, low: float = 1e-4) -> float:

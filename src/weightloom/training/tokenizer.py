@@ -14,11 +14,12 @@ from torch import Tensor
 
 from weightloom.architectures import ArchitectureSpec
 from weightloom.errors import InputError
-from weightloom.fitting import accuracy, run_networks
+from weightloom.fitting import accuracy, recalibrate, run_networks
 from weightloom.fitting.train import draw_batch
 from weightloom.seeding import torch_generator
 from weightloom.tasks import TaskData
 from weightloom.tokenizers import WeightTokenizer, architecture_key
+from weightloom.tokenizers.fsq import FSQTokenizer
 from weightloom.tokenizers.gumbel import GumbelTokenizer, annealed_temperature
 from weightloom.weights import WeightStatistics, layout_of
 from weightloom.zoo import Record, Zoo
@@ -61,6 +62,21 @@ def measure_statistics(populations: list[Population]) -> dict[str, WeightStatist
     return {key: WeightStatistics.measure(group) for key, group in groups.items()}  # type: ignore[arg-type]
 
 
+def initialise_bases(tokenizer: FSQTokenizer, populations: list[Population]) -> None:
+    """Set the tokenizer's bases to the principal components of the populations' tokens."""
+    trunks: dict[str, list[Tensor]] = {}
+    heads: dict[str, list[Tensor]] = {}
+    for population in populations:
+        key = architecture_key(population.spec)
+        _, chunking, bound = tokenizer.bind(population.spec)
+        tokens = chunking.to_tokens(bound.normalise(population.flats))  # (M, T, K)
+        is_head = chunking.slots.class_index >= 0
+        trunks.setdefault(key, []).append(tokens[:, ~is_head])
+        heads.setdefault(key, []).append(tokens[:, is_head].flatten(0, 1))  # (M*C, K)
+    for key, parts in trunks.items():
+        tokenizer.initialise_bases(key, torch.cat(parts), torch.cat(heads[key]))
+
+
 class TokenizerObjective:
     """Loss of one step: N networks of one architecture, weight error plus divergence of their answers."""
 
@@ -95,9 +111,12 @@ class TokenizerObjective:
         if self.functional_weight:
             images, _ = draw_batch([population.data[r] for r in rows], self.images, generator)
             rebuilt = self.tokenizer.to_flats(population.spec, output.rebuilt)
+            # Every other step with the statistics of the batch: small errors of a convolution are then not
+            # blown up by running statistics that no longer fit it, and the gradient has something to follow.
+            own = step % 2 == 0
             with torch.no_grad():
-                wanted = run_networks(population.spec, flats, images).log_softmax(-1)
-            given = run_networks(population.spec, rebuilt, images).log_softmax(-1)
+                wanted = run_networks(population.spec, flats, images, training=own).log_softmax(-1)
+            given = run_networks(population.spec, rebuilt, images, training=own).log_softmax(-1)
             divergence = F.kl_div(given, wanted, log_target=True, reduction="none").sum(-1).mean()
             loss = loss + self.functional_weight * divergence
             numbers["divergence"] = float(divergence.detach())
@@ -109,7 +128,11 @@ class TokenizerObjective:
 def round_trip(
     tokenizer: WeightTokenizer, populations: list[Population], *, limit: int = 24, images: int = 2000
 ) -> list[dict[str, float | str]]:
-    """Accuracy before and after encoding and decoding, on test images, for up to ``limit`` of each population."""
+    """Accuracy before and after encoding and decoding, on test images, for up to ``limit`` of each population.
+
+    ``rebuilt`` has batch-norm statistics measured anew on 16 unlabelled train images a class, as generated
+    networks do; ``rebuilt_norms_as_coded`` keeps those that were decoded.
+    """
     rows: list[dict[str, float | str]] = []
     for population in populations:
         chosen = list(range(0, len(population.records), max(1, len(population.records) // limit)))[:limit]
@@ -120,8 +143,10 @@ def round_trip(
             task = population.records[record].parsed_task()
             data = task.data("test")
             order = torch.randperm(len(data), generator=torch_generator("zoo-test", str(task)))[:images]
-            pair = torch.stack([flats[index], rebuilt[index]])
-            before, after = accuracy(population.spec, pair, *data.batch(order)).tolist()
+            support, _ = task.support(16).flat()
+            measured = recalibrate(population.spec, rebuilt[index : index + 1], support)
+            nets = torch.cat([flats[index : index + 1], rebuilt[index : index + 1], measured])
+            before, plain, after = accuracy(population.spec, nets, *data.batch(order)).tolist()
             rows.append(
                 {
                     "id": population.records[record].id,
@@ -129,6 +154,7 @@ def round_trip(
                     "dataset": population.records[record].dataset,
                     "original": before,
                     "rebuilt": after,
+                    "rebuilt_norms_as_coded": plain,
                     "bits_per_weight": tokenizer.bits_per_weight(population.spec),
                 }
             )

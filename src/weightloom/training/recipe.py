@@ -1,0 +1,73 @@
+"""What a generator is trained from, as a file. Validation only."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from weightloom.training.loop import LoopSettings
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LoopRecipe(_Strict):
+    """Length and speed of a training run; see :class:`weightloom.training.LoopSettings`."""
+
+    steps: Annotated[int, Field(ge=1, le=10_000_000)]
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
+    warmup: Annotated[int, Field(ge=0)] = 50
+    log_every: Annotated[int, Field(ge=1)] = 50
+    save_every: Annotated[int, Field(ge=1)] = 250
+
+    def settings(self) -> LoopSettings:
+        """The settings for :func:`weightloom.training.run_loop`."""
+        return LoopSettings(**self.model_dump())
+
+
+class TokenizerRecipe(_Strict):
+    """A weight tokenizer: its kind in the registry, its sizes and its training."""
+
+    kind: str = "fsq"
+    config: dict[str, Any] = Field(default_factory=dict)
+    loop: LoopRecipe
+    networks: Annotated[int, Field(ge=1, le=4096)] = 16
+    images: Annotated[int, Field(ge=2, le=65536)] = 64
+    functional_weight: Annotated[float, Field(ge=0)] = 1.0
+
+
+class EncoderRecipe(_Strict):
+    """The dataset encoder, trained as a prototypical network; ``tasks`` by class count."""
+
+    loop: LoopRecipe
+    tasks: dict[int, int]
+    tasks_at_once: Annotated[int, Field(ge=1, le=1024)] = 2
+    shots: Annotated[int, Field(ge=1, le=1024)] = 8
+    queries: Annotated[int, Field(ge=2, le=65536)] = 64
+
+
+class PriorRecipe(_Strict):
+    """The prior: sizes, objective, training; ``fresh`` tasks by class count (no checkpoints needed)."""
+
+    config: dict[str, Any] = Field(default_factory=dict)
+    objective: dict[str, Any] = Field(default_factory=dict)
+    loop: LoopRecipe
+    fresh: dict[int, int]
+    wordings: Annotated[int, Field(ge=1, le=1000)] = 6
+    supports: Annotated[int, Field(ge=1, le=1000)] = 3
+    evaluate_every: Annotated[int, Field(ge=0)] = 0
+
+
+class GeneratorRecipe(_Strict):
+    """A generator trained on a zoo, stage by stage: dataset encoder, weight tokenizer, prior."""
+
+    kind: Literal["generator"]
+    generator: Literal["igpg"]
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    seed: int = 0
+    encoder: EncoderRecipe
+    tokenizer: TokenizerRecipe
+    prior: PriorRecipe
