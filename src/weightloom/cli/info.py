@@ -44,6 +44,8 @@ def _describe(text: str) -> Answer:
     from weightloom.generators.load import bundled_names
     from weightloom.tasks import dataset_names
 
+    if not text.strip():
+        raise InputError("say what to describe: a file, a folder, a generator, a task or an architecture")
     path = Path(text).expanduser()
     head = re.split(r"[(\[+@]", text.strip(), maxsplit=1)[0].strip()
     if text in bundled_names():

@@ -251,6 +251,8 @@ def import_(
             if shape is not None and shape[1] == shape[2]:
                 target = target.resized(shape[1], shape[0])
     check_place(zoo.expanduser(), "DIR")
+    if target is not None:
+        target.data("test")  # a dataset that is missing is found before anything is written
     existed = (zoo / "zoo.sqlite3").is_file()
     if not existed:  # read everything once before a folder is made for it
         for file in files:
