@@ -78,7 +78,10 @@ class Zoo:
         self.path = Path(path)
         index = self.path / "zoo.sqlite3"
         if create:
-            (self.path / "shards").mkdir(parents=True, exist_ok=True)
+            try:
+                (self.path / "shards").mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise CheckpointError(self.path, f"no zoo can be made here ({error.strerror})") from None
         elif not index.is_file():
             raise CheckpointError(self.path, "this is not a zoo (it has no zoo.sqlite3)")
         try:
@@ -100,7 +103,7 @@ class Zoo:
         with closing(self._connect()) as db:
             return {row["key"]: json.loads(row["value"]) for row in db.execute("SELECT * FROM about")}
 
-    def set_about(self, key: str, value: Any) -> None:  # noqa: ANN401
+    def set_about(self, key: str, value: Any) -> None:
         """Keep one JSON value under ``key``."""
         with closing(self._connect()) as db, db:
             db.execute("INSERT OR REPLACE INTO about VALUES (?, ?)", (key, json.dumps(value, sort_keys=True)))
@@ -192,9 +195,12 @@ class Zoo:
         layout = layout_of(records[0].spec())
         shards = {name: self._shard(name, records[0].spec()) for name in {r.shard for r in records}}
         flats = {name: layout.flatten(tensors) for name, tensors in shards.items()}
+        for r in records:
+            if r.row >= len(flats[r.shard]):
+                raise CheckpointError(self.path / "shards" / r.shard, f"holds no row {r.row} ({r.id})")
         return torch.stack([flats[r.shard][r.row] for r in records])
 
-    def by_architecture(self, **filters: Any) -> Iterator[tuple[ArchitectureSpec, list[Record]]]:  # noqa: ANN401
+    def by_architecture(self, **filters: Any) -> Iterator[tuple[ArchitectureSpec, list[Record]]]:
         """Groups of records that share one resolved architecture (their class count included)."""
         groups: dict[str, list[Record]] = {}
         for record in self.records(**filters):
