@@ -16,7 +16,7 @@ def test_what_is_not_finite_is_named(bad):
     }
     require_finite(tensors, "shard 4")
     tensors["head.weight"][1, 0] = bad
-    with pytest.raises(InputError, match="shard 4: tensor 'head.weight' holds 1 of 4 values"):
+    with pytest.raises(InputError, match=r"shard 4: tensor 'head.weight' holds 1 of 4 values"):
         require_finite(tensors, "shard 4")
 
 

@@ -142,7 +142,7 @@ class TestCheck:
     def test_missing_extra_and_misshapen_tensors_are_named(self):
         state = self.state()
         del state["head.bias"]
-        with pytest.raises(InputError, match="checkpoint 3: tensor 'head.bias' is missing"):
+        with pytest.raises(InputError, match=r"checkpoint 3: tensor 'head.bias' is missing"):
             self.layout.check(state, "checkpoint 3")
         with pytest.raises(InputError, match=r"'extra' does not belong"):
             self.layout.check(self.state() | {"extra": torch.zeros(1)})
