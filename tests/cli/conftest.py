@@ -83,19 +83,6 @@ def zoo(call: Call, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return path
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _legal_names():
-    # Until conditioning.architecture.parameter_key gives names that a safetensors file may hold.
-    import re
-
-    from weightloom.conditioning import architecture
-    from weightloom.tokenizers import fsq
-
-    for module in (architecture, fsq):
-        if hasattr(module, "parameter_key"):
-            module.parameter_key = lambda name: re.sub(r"[^A-Za-z0-9_]+", "_", name).strip("_")
-
-
 @pytest.fixture(scope="session")
 def generator(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An IGPG generator that was never trained, with a fingerprint of the tiny zoo."""

@@ -19,7 +19,8 @@ from weightloom.cli.main import app
 FACE = {
     "generate": {
         "INSTRUCTION", "--task", "--data", "--arch", "--generator", "--samples", "--seed", "--shots",
-        "--temperature", "--top-k", "--top-p", "--guidance", "--out", "--plot", "--steps", "--compare",
+        "--temperature", "--top-k", "--top-p", "--guidance",
+        "--batch-norm", "--out", "--plot", "--steps", "--compare",
         "--no-compare", "--json",
     },
     "evaluate": {"FILE", "--task", "--data", "--arch", "--json"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -53,6 +53,13 @@ def generate(
     guidance: Annotated[
         float, typer.Option("--guidance", help="Classifier-free guidance; 1 is the plain distribution.")
     ] = 1.0,
+    batch_norm: Annotated[
+        Literal["support", "generated"],
+        typer.Option(
+            "--batch-norm",
+            help="Measure batch-norm statistics anew on the examples (no labels), or keep those generated.",
+        ),
+    ] = "support",
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="FILE", help="Save the best network, as .safetensors."),
@@ -114,6 +121,7 @@ def generate(
             num_samples=samples,
             seed=seed,
             sampling=sampling,
+            batch_norm=batch_norm,
         )
     seconds = sum(sample.report["seconds"] for sample in made)
     resolved = made[0].architecture
@@ -149,6 +157,7 @@ def generate(
         "task": None if target is None else str(target),
         "num_parameters": parameters,
         "num_samples": len(made),
+        "batch_norm": chosen.report.get("batch_norm"),
         "seed": seed,
         "seconds": seconds,
         "params_per_second": parameters * len(made) / max(seconds, 1e-9),
@@ -225,7 +234,7 @@ def _draw(plot: Path, curves: dict[str, Any], best: Sample, task: Task, compared
 
 def _show(result: dict[str, Any], task: Task | None) -> None:
     """The result for people."""
-    count, parameters = result["num_samples"], result["num_parameters"]
+    count, parameters, norms = result["num_samples"], result["num_parameters"], result["batch_norm"]
     say(
         f"{result['generator']} generated {count} network{'s' * (count > 1)} "
         f"of {parameters:,} parameters in {seconds_text(result['seconds'])} "
@@ -237,6 +246,7 @@ def _show(result: dict[str, Any], task: Task | None) -> None:
             ("instruction", result["instruction"]),
             ("architecture", result["architecture"]),
             ("task", None if task is None else f"{task}: {task.describe()}"),
+            ("batch-norm statistics", norms if norms != "none" else None),
         ]
     )
     say()

@@ -160,9 +160,14 @@ def progress() -> Iterator[Progress]:
     )
     with Bars(*columns, console=console, transient=True, speed_estimate_period=120) as bars:
         running = bars.add_task("starting", total=None)
+        before = (0, -1)
 
         def move(what: str, done: int, total: int) -> None:
-            bars.update(running, description=what, completed=done, total=total)
+            nonlocal before
+            if done < before[0] or total != before[1]:  # another stage: its speed is its own
+                bars.reset(running, total=total)
+            before = (done, total)
+            bars.update(running, description=what, completed=done)
 
         yield move
 

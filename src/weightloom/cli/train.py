@@ -37,10 +37,11 @@ def train(
     from weightloom.training.run import train_recipe
     from weightloom.zoo import Zoo
 
-    held = Zoo(zoo.expanduser())
+    zoo = zoo.expanduser()
+    Zoo(zoo)  # a folder that is no zoo is found before anything is read
     try:
         with progress() as move:
-            train_recipe(path, held, out, move)
+            train_recipe(path, zoo, out, move)
     except KeyboardInterrupt:
         if os.environ.get("WEIGHTLOOM_DEBUG", "") not in ("", "0"):
             raise
