@@ -8,7 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
-from weightloom.cli.inputs import DataFolder, Json, TaskName, fitting_task, load_network, provenance
+from weightloom.cli.inputs import (
+    DataFolder,
+    Json,
+    TaskName,
+    calm_threads,
+    fitting_task,
+    load_network,
+    provenance,
+)
 from weightloom.cli.output import bar, emit, facts, percent, say, table, working
 
 
@@ -42,6 +50,7 @@ def evaluate(
 
     started = time.perf_counter()
     network = load_network(file, arch)
+    calm_threads(network.spec.num_parameters())
     made_for = provenance(network.metadata).get("task")
     if task is None and data is None and isinstance(made_for, str) and not made_for.startswith("folder:"):
         task = made_for
@@ -59,7 +68,7 @@ def evaluate(
     right, totals = counts.diagonal().tolist(), counts.sum(1).tolist()
     result: dict[str, Any] = {
         "file": file,
-        "architecture": str(network.spec),
+        "architecture": network.spec.full_text(),
         "num_parameters": network.spec.num_parameters(),
         "task": str(target),
         "images": len(test),

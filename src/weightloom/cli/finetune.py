@@ -13,6 +13,7 @@ from weightloom.cli.inputs import (
     DataFolder,
     Json,
     TaskName,
+    calm_threads,
     check_out,
     fitting_task,
     load_network,
@@ -37,7 +38,7 @@ def finetune(
         ),
     ] = None,
     steps: Annotated[int, typer.Option("--steps", help="Optimiser steps.")] = 200,
-    lr: Annotated[float, typer.Option("--lr", help="Highest learning rate of AdamW.")] = 3e-3,
+    lr: Annotated[float, typer.Option("--lr", help="Highest learning rate of AdamW.")] = 1e-3,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Images a step.")] = 64,
     seed: Annotated[int, typer.Option("--seed", help="Decides the batches.")] = 0,
     out: Annotated[
@@ -74,6 +75,7 @@ def finetune(
     from weightloom.seeding import seed_for
 
     network = load_network(file, arch)
+    calm_threads(network.spec.num_parameters())
     target = fitting_task(network, task, data)
     starts = [network.flat]
     if from_random:
@@ -110,7 +112,7 @@ def finetune(
     random = lines[1] if from_random else None
     result: dict[str, Any] = {
         "file": file,
-        "architecture": str(network.spec),
+        "architecture": network.spec.full_text(),
         "task": str(target),
         "steps": steps,
         "learning_rate": lr,

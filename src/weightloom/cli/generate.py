@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from weightloom.cli.inputs import DataFolder, Json, TaskName, check_out, load_task, plain_text
+from weightloom.cli.inputs import (
+    DataFolder,
+    Json,
+    TaskName,
+    calm_threads,
+    check_out,
+    load_task,
+    plain_text,
+    short_text,
+)
 from weightloom.cli.output import bar, emit, facts, note, percent, progress, say, seconds_text, table, working
 from weightloom.cli.plots import MEASURES, PLOT_SUFFIXES
 from weightloom.errors import InputError, WeightloomError
@@ -110,6 +119,8 @@ def generate(
     spec = parse_architecture(plain_text(arch, "architecture"))
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
     model = load_generator(plain_text(generator, "generator"))
+    asked = spec.resolve(classes=spec.classes or 10, input=spec.input or model.validity.input)
+    calm_threads(asked.num_parameters())
     target = load_task(task, data, model.validity.input)
     support = None if target is None else target.support(shots, seed)
 
@@ -153,7 +164,7 @@ def generate(
     result = {
         "generator": model.name,
         "instruction": instruction,
-        "architecture": str(resolved),
+        "architecture": resolved.full_text(),
         "task": None if target is None else str(target),
         "num_parameters": parameters,
         "num_samples": len(made),
@@ -212,7 +223,7 @@ def _curves(best: Sample, compared: Baselines, task: Task, steps: int, seed: int
             best.architecture,
             torch.stack([*starts.values()]),
             task,
-            FitSettings(steps=steps),
+            FitSettings(steps=steps, learning_rate=1e-3),
             measure_at=MEASURES,
             seed=seed,
             on_step=lambda step: move("fine-tuning", step, steps),
@@ -225,9 +236,14 @@ def _draw(plot: Path, curves: dict[str, Any], best: Sample, task: Task, compared
     from weightloom.cli.plots import draw_curves
 
     lines = {name: values for name, values in curves.items() if name != "steps"}
-    short = str(replace(best.architecture, classes=None, input=None))
     try:
-        draw_curves(plot, curves["steps"], lines, title=f"{short} on {task}", trained=compared.trained)
+        draw_curves(
+            plot,
+            curves["steps"],
+            lines,
+            title=f"{short_text(best.architecture)} on {task}",
+            trained=compared.trained,
+        )
     except ValueError as error:  # whatever matplotlib dislikes of a file's name or a title
         raise WeightloomError(f"cannot draw {plot}: {error}") from error
 

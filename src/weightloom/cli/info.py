@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from weightloom.cli.inputs import Json, find_recipe, plain_text, provenance, recipe_names
+from weightloom.cli.inputs import Json, find_recipe, plain_text, provenance, recipe_names, short_text
 from weightloom.cli.output import emit, facts, percent, say, table
 from weightloom.errors import CheckpointError, InputError, UnknownNameError
 
@@ -202,7 +202,7 @@ def _generator(name: str | Path) -> Answer:
         say(f"{d['name']}: a generator ({d['method']})", style="bold")
         facts(
             [
-                ("makes", "; ".join(d["architectures"])),
+                ("makes", "; ".join(map(short_text, d["architectures"]))),
                 ("for images", " x ".join(map(str, d["input"]))),
                 ("classes", f"{d['classes'][0]} to {d['classes'][1]}"),
                 ("trained on", ", ".join(d["tasks"]) or None),
@@ -254,7 +254,7 @@ def _tokenizer(path: Path) -> Answer:
         say(f"{d['path']}: a weight tokenizer ({d['method']})", style="bold")
         facts(
             [
-                ("reads", "; ".join(d["architectures"])),
+                ("reads", "; ".join(map(short_text, d["architectures"]))),
                 ("codes a token", f"{d['codes_per_token']} of {d['vocabulary']}"),
                 ("own parameters", f"{d['num_parameters']:,}"),
             ]
@@ -303,7 +303,7 @@ def _safetensors(path: Path) -> Answer:
             spec, problem = None, str(error)
         described |= {
             "kind": "network",
-            "architecture": architecture if spec is None else str(spec),
+            "architecture": architecture if spec is None else spec.full_text(),
             "num_parameters": None if spec is None else spec.num_parameters(),
             "report": provenance(header.metadata),
             "problem": problem,

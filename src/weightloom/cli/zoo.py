@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from weightloom.cli.failures import Interrupted
-from weightloom.cli.inputs import Json, check_out, check_place, find_recipe, plain_text
+from weightloom.cli.inputs import (
+    Json,
+    calm_threads,
+    check_out,
+    check_place,
+    find_recipe,
+    plain_text,
+    short_text,
+)
 from weightloom.cli.output import emit, facts, note, percent, progress, say, seconds_text, table, working
 from weightloom.cli.teaching import command
 from weightloom.errors import InputError, WeightloomError
@@ -52,6 +60,7 @@ def build(
     from weightloom.zoo import ZooRecipe, build_zoo
 
     wanted = read_yaml(path, ZooRecipe)
+    calm_threads()
     out = out.expanduser()
     try:
         with progress() as move:
@@ -133,7 +142,15 @@ def list_(
         emit({"zoo": zoo, "count": len(found), "checkpoints": [asdict(record) for record in shown]})
         return
     rows = [
-        (r.id, _short(r), r.task or None, r.split, r.step, "yes" if r.final else "", percent(r.accuracy))
+        (
+            r.id,
+            short_text(r.architecture),
+            r.task or None,
+            r.split,
+            r.step,
+            "yes" if r.final else "",
+            percent(r.accuracy),
+        )
         for r in shown
     ]
     table(
@@ -271,7 +288,10 @@ def import_(
     if as_json:
         emit(result)
         return
-    rows = [(r.id, r.provenance.get("file"), _short(r), r.task or None, percent(r.accuracy)) for r in added]
+    rows = [
+        (r.id, r.provenance.get("file"), short_text(r.architecture), r.task or None, percent(r.accuracy))
+        for r in added
+    ]
     table(["id", "file", "architecture", "task", "accuracy"], rows, numbers=["accuracy"])
     if result["passed_over"]:
         note(f"{result['passed_over']} files were in the zoo already")
@@ -303,7 +323,10 @@ def export(
     if as_json:
         emit(result)
     else:
-        say(f"wrote {place}: {_short(record)}" + (f" for {record.task}" if record.task else ""))
+        say(
+            f"wrote {place}: {short_text(record.architecture)}"
+            + (f" for {record.task}" if record.task else "")
+        )
 
 
 def describe_zoo(zoo: Zoo) -> dict[str, Any]:
@@ -335,7 +358,7 @@ def print_zoo(described: dict[str, Any]) -> None:
     say()
     rows = [
         (
-            _short_text(g["architecture"]),
+            short_text(g["architecture"]),
             g["dataset"] or None,
             g["split"],
             g["classes"],
@@ -351,15 +374,3 @@ def print_zoo(described: dict[str, Any]) -> None:
 def _mean(records: list[Record]) -> float | None:
     scores = [record.accuracy for record in records if record.final and record.accuracy is not None]
     return sum(scores) / len(scores) if scores else None
-
-
-def _short(record: Record) -> str:
-    return _short_text(record.architecture)
-
-
-def _short_text(architecture: str) -> str:
-    from dataclasses import replace
-
-    from weightloom.architectures import parse_architecture
-
-    return str(replace(parse_architecture(architecture), classes=None, input=None))
