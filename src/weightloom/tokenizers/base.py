@@ -266,7 +266,16 @@ def load_tokenizer(folder: str | Path) -> WeightTokenizer:
         prefix = f"statistics.{number}."
         own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         statistics[architecture_key(spec)] = WeightStatistics.from_tensors(own)
-    tokenizer = family(settings, statistics)
+    try:
+        tokenizer = family(settings, statistics)
+        for key in statistics:
+            tokenizer.bind(_example(key))
+    except (KeyError, RuntimeError, WeightloomError) as error:
+        raise CheckpointError(folder, f"its statistics do not fit its architectures ({error})") from None
+    held = {f"statistics.{i}.{k}" for i, one in enumerate(statistics.values()) for k in one.to_tensors()}
+    for name in tensors:
+        if name not in held and not name.startswith("model."):
+            raise CheckpointError(folder, f"tensor {name!r} is not part of a tokenizer")
     load_strictly(tokenizer, {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}, folder)
     return tokenizer.eval()
 
