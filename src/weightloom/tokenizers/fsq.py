@@ -30,6 +30,8 @@ from weightloom.weights import WeightStatistics
 
 _SPREAD = 1.5
 """Standard deviations of a coefficient that one unit of latent stands for before squashing."""
+_NOTHING = 1e-5
+"""Variance of a coefficient, in units of a weight's, below which a component is left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +95,11 @@ class FSQTokenizer(WeightTokenizer):
         z = self.encoder(tokens, slots.vectors)
         basis = self._basis(slots.places, slots.key)
         if basis is not None:
-            square = basis.square().sum(-1).clamp_min(1e-6)  # (T, D)
-            z = z + torch.einsum("ntk,tdk->ntd", tokens, basis) / square / _SPREAD
+            square = basis.square().sum(-1)  # (T, D)
+            # A component that holds nothing codes nothing: dividing by next to nothing would give it a
+            # gradient thousands of times that of everything else.
+            inverse = torch.where(square > _NOTHING, 1 / square.clamp_min(_NOTHING), 0.0)
+            z = z + torch.einsum("ntk,tdk->ntd", tokens, basis) * inverse / _SPREAD
         latents, codes = self.quantiser(z)  # (N, T, D) both
         return latents, codes.long(), tokens.new_zeros(())
 
