@@ -1,0 +1,84 @@
+"""Finite scalar quantisation: levels, the reach of the bases, what training starts from."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from weightloom.errors import SpecError
+from weightloom.tokenizers import architecture_key
+from weightloom.tokenizers.fsq import FSQTokenizerConfig
+
+
+def initialise(tokenizer, spec, flats):
+    _, chunking, bound = tokenizer.bind(spec)
+    tokens = chunking.to_tokens(bound.normalise(flats))
+    is_head = chunking.slots.class_index >= 0
+    tokenizer.initialise_bases(architecture_key(spec), tokens[:, ~is_head], tokens[:, is_head].flatten(0, 1))
+
+
+def test_an_even_vocabulary_has_no_zero():
+    with pytest.raises(SpecError, match="odd vocabulary, not 8"):
+        FSQTokenizerConfig(vocabulary=8)
+
+
+def test_codes_are_levels_from_minus_one_to_one(tiny):
+    tokenizer = tiny("fsq")
+    codes = torch.arange(5)[:, None].expand(-1, 4)
+    latents = tokenizer.embed_codes(codes)
+    assert latents[:, 0].tolist() == [-1.0, -0.5, 0.0, 0.5, 1.0]
+    soft = tokenizer.embed(torch.full((1, 4, 5), 0.2))
+    assert torch.allclose(soft, torch.zeros(1, 4), atol=1e-6)
+
+
+def test_bases_rebuild_a_zoo_before_any_training(tiny, resolved, networks):
+    spec = resolved("mlp(depth=1,width=4)")
+    flats = networks(spec, 40, seed=4)
+    tokenizer = tiny("fsq", moved=False, codes=16, vocabulary=33)
+    plain = tokenizer(spec, flats).weight_error().detach()
+    initialise(tokenizer, spec, flats)
+    error = tokenizer(spec, flats).weight_error().detach()
+    assert error < 0.1 * plain, f"{float(error)} against {float(plain)} without bases"
+
+
+def test_fewer_networks_than_codes_leave_the_other_components_out(tiny, resolved, networks):
+    spec = resolved("mlp(depth=1,width=4)")
+    tokenizer = tiny("fsq", moved=False, codes=16)
+    initialise(tokenizer, spec, networks(spec, 3))
+    assert bool(torch.isfinite(tokenizer(spec, networks(spec, 3)).rebuilt).all())
+
+
+def test_components_that_hold_nothing_get_no_giant_gradient(tiny, resolved, networks):
+    """Two networks span one direction of a token; sixteen codes ask for sixteen."""
+    spec = resolved("mlp(depth=1,width=4)")
+    tokenizer = tiny("fsq", moved=False, codes=16)
+    initialise(tokenizer, spec, networks(spec, 3))
+    tokenizer.train()
+    tokenizer(spec, networks(spec, 3)).weight_error().backward()
+    norms = {n: float(p.grad.norm()) for n, p in tokenizer.named_parameters() if p.grad is not None}
+    bases = max(value for name, value in norms.items() if name.startswith("bases"))
+    others = max(value for name, value in norms.items() if not name.startswith("bases"))
+    assert bases < 10 * others, f"gradient of the bases {bases:.3g}, of all others at most {others:.3g}"
+
+
+def test_latents_beyond_the_levels_still_decode(tiny, resolved):
+    tokenizer, spec = tiny("fsq"), resolved()
+    tokens = tokenizer.bind(spec)[1].num_tokens
+    for value in (-50.0, 1.0, 50.0):
+        flats = tokenizer.decode_latents(spec, torch.full((1, tokens, 4), value))
+        assert bool(torch.isfinite(flats).all())
+
+
+def test_training_lowers_the_error(tiny, resolved, networks):
+    spec, flats = resolved("mlp(depth=1,width=4)"), networks(resolved("mlp(depth=1,width=4)"))
+    tokenizer = tiny("fsq", moved=False).train()
+    optimiser = torch.optim.Adam(tokenizer.parameters(), 1e-2)
+    errors = []
+    for _ in range(30):
+        optimiser.zero_grad()
+        error = tokenizer(spec, flats).weight_error()
+        error.backward()
+        torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), 1.0)
+        optimiser.step()
+        errors.append(float(error.detach()))
+    assert errors[-1] < 0.7 * errors[0]
