@@ -140,6 +140,9 @@ def test_unknown_generators(call, tmp_path):
     assert "unknown generator" in call("generate", "--task", "digits", "--generator", "igpg-tiyn").sentence(2)
     (tmp_path / "config.json").write_text('{"kind": "igpg"')
     assert "is not JSON" in call("generate", "--task", "digits", "--generator", tmp_path).sentence(2)
+    (tmp_path / "config.json").write_text("[]")
+    assert "is no generator" in call("generate", "--task", "digits", "--generator", tmp_path).sentence(2)
+    assert "unknown generator" in call("generate", "--generator", "x" * 5000).sentence(2)
     (tmp_path / "config.json").write_text('{"kind": "igpg"}')
     call("generate", "--task", "digits", "--generator", tmp_path).sentence(2)
 

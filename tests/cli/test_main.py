@@ -178,6 +178,10 @@ def test_surprises(call, monkeypatch):
         CliRunner().invoke(app, ["info"], catch_exceptions=False)
 
 
+def test_no_sentence_is_endless(call):
+    assert len(call("evaluate", "x" * 100_000, "--task", "digits").sentence(2)) < 1100
+
+
 def test_an_interrupt(call, monkeypatch):
     import weightloom.cli.info as room
 

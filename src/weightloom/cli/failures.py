@@ -23,6 +23,9 @@ _WRONG_PLACE = {
     errno.ENOTEMPTY, errno.EPERM, errno.EROFS,
 }  # fmt: skip
 
+_LONGEST = 1000
+"""Characters of a sentence: what was typed may be 100 kB long, and is shown in part."""
+
 
 class Interrupted(WeightloomError):
     """The user pressed Ctrl-C; the message says what is left and how to go on."""
@@ -115,6 +118,8 @@ class SafeGroup(TyperGroup):
                 sys.exit(code)
             # Written plainly: what a user typed may look like markup, or not be encodable.
             sentence = sentence.encode("utf-8", "backslashreplace").decode("utf-8")
+            if len(sentence) > _LONGEST:
+                sentence = f"{sentence[: _LONGEST // 2]} ... {sentence[-_LONGEST // 2 :]}"
             print("weightloom: " + " ".join(sentence.split("\n")), file=sys.stderr)
             sys.exit(code)
         sys.exit(code if isinstance(code, int) else 0)

@@ -25,13 +25,16 @@ def load_generator(name: str | Path) -> Generator:
         DataUnavailableError: the hub does not answer.
     """
     text = str(name)
+    if len(text) > 1000:  # longer than any path, and than a file system answers about
+        raise UnknownNameError("generator", text, bundled_names())
     folder = BUNDLED / text if text in bundled_names() else Path(name)
     if not folder.is_dir():
         if text.count("/") == 1 and not text.startswith((".", "/", "~")) and not isinstance(name, Path):
             folder = _from_hub(text)
         else:
             raise UnknownNameError("generator", text, bundled_names())
-    kind = read_json(folder / "config.json").get("kind")
+    held = read_json(folder / "config.json")
+    kind = held.get("kind") if isinstance(held, dict) else None
     if not isinstance(kind, str) or kind not in generators:
         raise CheckpointError(folder / "config.json", f"says kind {kind!r}, which is no generator")
     family = generators.get(kind)
