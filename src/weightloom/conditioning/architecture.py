@@ -61,4 +61,4 @@ def token_places(slots: TokenSlots, trunk: int) -> Tensor:
 
 def parameter_key(name: str) -> str:
     """An architecture's text as a parameter name."""
-    return name.replace(".", "_")  # parameter names may not hold dots
+    return "".join(c if c.isalnum() else "_" for c in name).strip("_")

@@ -17,7 +17,8 @@ class Condition:
     """A batch of conditions that share an architecture and a class count.
 
     instruction (B, 384) with has_instruction (B,) bool; classes (B, C, F) with has_classes (B,) bool;
-    architecture_known: whether the architecture's own description is used.
+    has_architecture: whether the architecture's own description is used; prompt (B, T, D): the codes of a
+    first guess at the network that the examples give, used where there are examples.
     """
 
     instruction: Tensor
@@ -25,6 +26,7 @@ class Condition:
     classes: Tensor
     has_classes: Tensor
     has_architecture: bool = True
+    prompt: Tensor | None = None
 
     @property
     def num_classes(self) -> int:
@@ -43,6 +45,7 @@ class Condition:
             classes=self.classes,
             has_classes=self.has_classes & ("dataset" not in parts),
             has_architecture=self.has_architecture and "architecture" not in parts,
+            prompt=self.prompt,
         )
 
     def repeat(self, times: int) -> Condition:
@@ -53,17 +56,24 @@ class Condition:
             classes=self.classes.repeat_interleave(times, 0),
             has_classes=self.has_classes.repeat_interleave(times, 0),
             has_architecture=self.has_architecture,
+            prompt=None if self.prompt is None else self.prompt.repeat_interleave(times, 0),
         )
 
 
 def stack_conditions(
-    instructions: Sequence[Tensor | None], classes: Sequence[Tensor | None], *, text_width: int, shape: tuple[int, int]
+    instructions: Sequence[Tensor | None], classes: Sequence[Tensor | None], *, text_width: int, shape: tuple[int, int],
+    prompts: Sequence[Tensor | None] | None = None,
 ) -> Condition:
     """One batch from single encodings, None where a part is missing; ``shape`` is (C, F)."""
     assert len(instructions) == len(classes)
+    prompt = None
+    known = [p for p in prompts or () if p is not None]
+    if prompts is not None and known:
+        prompt = torch.stack([torch.zeros_like(known[0]) if p is None else p for p in prompts])
     return Condition(
         instruction=torch.stack([torch.zeros(text_width) if i is None else i for i in instructions]),
         has_instruction=torch.tensor([i is not None for i in instructions]),
         classes=torch.stack([torch.zeros(shape) if c is None else c for c in classes]),
         has_classes=torch.tensor([c is not None for c in classes]),
+        prompt=prompt,
     )

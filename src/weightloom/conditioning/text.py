@@ -60,14 +60,17 @@ def encode_text(texts: Sequence[str], batch_size: int = 64) -> Tensor:
     """
     tokenizer, weights = _encoder()
     checked = [check_instruction(text) for text in texts]
-    rows = []
-    for start in range(0, len(checked), batch_size):
-        pieces = tokenizer.encode_batch(checked[start : start + batch_size])
+    encoded = tokenizer.encode_batch(checked)
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].ids))  # alike in length: little padding
+    result = torch.zeros(len(checked), TEXT_WIDTH)
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        pieces = [encoded[i] for i in chosen]
         length = max(len(p.ids) for p in pieces)
         ids = torch.tensor([p.ids + [0] * (length - len(p.ids)) for p in pieces])  # (B, S)
         seen = torch.tensor([[1] * len(p.ids) + [0] * (length - len(p.ids)) for p in pieces])
-        rows.append(_forward(weights, ids, seen))
-    return torch.cat(rows) if rows else torch.zeros(0, TEXT_WIDTH)
+        result[chosen] = _forward(weights, ids, seen)
+    return result
 
 
 @lru_cache(maxsize=1)

@@ -1,5 +1,6 @@
 """Target networks on tasks: running, training and fine-tuning many at once."""
 
+from weightloom.fitting.closed_form import closed_form_network
 from weightloom.fitting.finetune import Curve, finetune
 from weightloom.fitting.population import accuracy, initial_flats, recalibrate, run_networks
 from weightloom.fitting.train import FitSettings, Snapshot, fit_population
@@ -9,6 +10,7 @@ __all__ = [
     "FitSettings",
     "Snapshot",
     "accuracy",
+    "closed_form_network",
     "finetune",
     "fit_population",
     "initial_flats",

@@ -106,6 +106,17 @@ def accuracy(
 
 
 @torch.no_grad()
+def trunk_features(spec: ArchitectureSpec, flat: Tensor, images: Tensor) -> Tensor:
+    """(B, H) what the head of one network (P,) sees for images (B, channels, height, width)."""
+    module = _template(spec, False)
+    state = layout_of(spec).unflatten(flat)
+    body = {k.removeprefix("body."): v for k, v in state.items() if k.startswith("body.")}
+    features = functional_call(module.body, body, (images.contiguous(memory_format=torch.channels_last),))
+    assert isinstance(features, Tensor)
+    return features
+
+
+@torch.no_grad()
 def recalibrate(spec: ArchitectureSpec, flats: Tensor, images: Tensor) -> Tensor:
     """(N, P) with batch-norm statistics measured anew on unlabelled images (N, B, ...) or (B, ...).
 

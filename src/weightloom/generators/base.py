@@ -227,8 +227,9 @@ class Generator(ABC):
         batch_norm: str = "support",
     ) -> Request:
         """A request with every part checked and the architecture resolved."""
-        spec = parse_architecture(architecture) if isinstance(architecture, str) else architecture
+        spec = architecture if isinstance(architecture, ArchitectureSpec) else parse_architecture(architecture)
         if support is not None:
+            check_support(support)
             if spec.classes is not None and spec.classes != support.num_classes:
                 raise InputError(
                     f"the architecture has {spec.classes} classes, the examples have {support.num_classes}"
@@ -245,7 +246,7 @@ class Generator(ABC):
                 "the number of classes is not known; give examples, a task, or classes=N in the architecture"
             )
         self.validity.check(spec)
-        if not 1 <= num_samples <= MAX_SAMPLES:
+        if type(num_samples) is not int or not 1 <= num_samples <= MAX_SAMPLES:
             raise InputError(f"the number of samples must be from 1 to {MAX_SAMPLES}, not {num_samples}")
         if batch_norm not in ("support", "generated"):
             raise InputError(f"batch_norm is 'support' or 'generated', not {batch_norm!r}")
@@ -258,6 +259,16 @@ class Generator(ABC):
             seed=seed,
             sampling=sampling or Sampling(),
         )
+
+
+def check_support(support: SupportSet) -> None:
+    """Raise :class:`InputError` unless ``support`` is a support set of finite float32 images."""
+    if not isinstance(support, SupportSet):
+        raise InputError(f"the examples must be a SupportSet, not {type(support).__name__}")
+    if support.images.dtype != torch.float32:
+        raise InputError(f"the examples must be float32 images in [-1, 1], not {support.images.dtype}")
+    if not bool(torch.isfinite(support.images).all()):
+        raise InputError("the examples hold pixels that are not finite")
 
 
 @torch.no_grad()

@@ -1,7 +1,8 @@
 """IGPG: a causal transformer over weight codes, told what to make by words, examples and architecture.
 
 A prefix carries the condition: one token for the instruction, one for the architecture, one a class in
-label order. Then comes one token for each weight token; at each, all D codes are predicted together.
+label order. Where there are examples, a first guess at the network (a closed-form head on the zoo's mean
+trunk) is coded too: its codes are what the prior starts from and improves. Then comes one token for each weight token; at each, all D codes are predicted together.
 Networks longer than the context are made block by block, each block seeing the prefix and the tail of
 the one before. Knows nothing of training.
 
@@ -31,6 +32,7 @@ from weightloom.conditioning import (
 )
 from weightloom.conditioning.architecture import MAX_CLASSES
 from weightloom.errors import CheckpointError, SpecError, WeightloomError
+from weightloom.fitting import closed_form_network
 from weightloom.generators.backbones import build_backbone
 from weightloom.generators.base import (
     Generator,
@@ -98,23 +100,35 @@ class IGPG(nn.Module, Generator):
         self.no_instruction = nn.Parameter(torch.zeros(w))
         self.no_dataset = nn.Parameter(torch.zeros(w))
         self.no_architecture = nn.Parameter(torch.zeros(w))
+        self.guess = nn.Linear(tokenizer.latent_width, w)
+        self.no_guess = nn.Parameter(torch.zeros(w))
+        self.trust = nn.Parameter(torch.zeros(tokenizer.num_codes))
         self.begin = nn.Parameter(torch.zeros(w))
         self.previous = nn.Linear(tokenizer.latent_width, w)
         self.out = nn.Linear(w, tokenizer.num_codes * tokenizer.vocabulary)
+        nn.init.zeros_(self.out.weight)  # the untrained prior is spread around the first guess
+        nn.init.zeros_(self.out.bias)
         self.fingerprint: Fingerprint | None = None
 
     # ---------------------------------------------------------------- condition
 
     def condition(
-        self, instructions: Sequence[str | None], supports: Sequence[Tensor | None], num_classes: int
+        self, spec: ArchitectureSpec, instructions: Sequence[str | None], supports: Sequence[Tensor | None]
     ) -> Condition:
-        """Encode B requests; a support set is (C, S, channels, height, width)."""
+        """Encode B requests for one architecture; a support set is (C, S, channels, height, width)."""
+        assert spec.classes is not None
         written = [text for text in instructions if text is not None]
         vectors = iter(encode_text(written)) if written else iter(())
         encoded = [None if text is None else next(vectors) for text in instructions]
         classes = [None if support is None else self.images.describe(support) for support in supports]
-        shape = (num_classes, 2 * self.config.image_features)
-        return stack_conditions(encoded, classes, text_width=TEXT_WIDTH, shape=shape)
+        prompts = [None if support is None else self.first_guess(spec, support) for support in supports]
+        shape = (spec.classes, 2 * self.config.image_features)
+        return stack_conditions(encoded, classes, text_width=TEXT_WIDTH, shape=shape, prompts=prompts)
+
+    def first_guess(self, spec: ArchitectureSpec, support: Tensor) -> Tensor:
+        """(T, D) codes of the closed-form network for a support set (C, S, channels, height, width)."""
+        flat = closed_form_network(spec, self.tokenizer.centre(spec), support)
+        return self.tokenizer.encode(spec, flat[None])[0]
 
     def _class_vectors(self, condition: Condition) -> Tensor:
         """(B, C, W): what is known of every class, in label order."""
@@ -129,8 +143,15 @@ class IGPG(nn.Module, Generator):
             return self.no_architecture.expand(chunking.num_tokens, -1)
         return self.slots(chunking.slots, architecture_key(spec))
 
-    def prefix(self, spec: ArchitectureSpec, condition: Condition) -> tuple[Tensor, Tensor]:
-        """Prefix tokens (B, 2 + C, W) and the vectors that every weight token starts from (B, T, W)."""
+    def prefix(
+        self, spec: ArchitectureSpec, condition: Condition
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What does not depend on the codes made so far.
+
+        Returns:
+            prefix tokens (B, 2 + C, W); the vectors that every weight token starts from (B, T, W); what the
+            first guess adds to every token's logits (B, T, D, V), None without examples.
+        """
         described = self._described(spec, condition)
         classes = self._class_vectors(condition)
         words = torch.where(
@@ -141,7 +162,14 @@ class IGPG(nn.Module, Generator):
         _, chunking, _ = self.tokenizer.bind(spec)
         index = chunking.slots.class_index
         own = self.to_head(classes)[:, index.clamp_min(0)] * (index >= 0)[:, None]  # (B, T, W)
-        return prefix, described + own
+        starts = described + own
+        if condition.prompt is None:
+            return prefix, starts + self.no_guess, None
+        known = condition.has_classes
+        guess = self.guess(self.tokenizer.embed_codes(condition.prompt))  # (B, T, W)
+        starts = starts + torch.where(known[:, None, None], guess, self.no_guess)
+        pull = self.tokenizer.closeness(condition.prompt) * self.trust.exp()[:, None]
+        return prefix, starts, pull * known[:, None, None, None]
 
     # ---------------------------------------------------------------- likelihood
 
@@ -152,13 +180,14 @@ class IGPG(nn.Module, Generator):
 
         The token before the window counts as unseen: its place is taken by the begin vector.
         """
-        prefix, starts = self.prefix(spec, condition)
+        prefix, starts, pull = self.prefix(spec, condition)
         count = codes.shape[1]
         seen = self.previous(self.tokenizer.embed_codes(codes[:, :-1]))  # (B, S-1, W)
         seen = torch.cat([self.begin.expand(len(codes), 1, -1), seen], dim=1)
         x = torch.cat([prefix, starts[:, first : first + count] + seen], dim=1)  # (B, 2+C+S, W)
         hidden = self.backbone(x)[:, prefix.shape[1] :]
-        return self.out(hidden).unflatten(-1, (self.tokenizer.num_codes, self.tokenizer.vocabulary))
+        logits = self.out(hidden).unflatten(-1, (self.tokenizer.num_codes, self.tokenizer.vocabulary))
+        return logits if pull is None else logits + pull[:, first : first + count]
 
     # ---------------------------------------------------------------- generation
 
@@ -180,11 +209,11 @@ class IGPG(nn.Module, Generator):
         batch = len(condition)
         if guided:
             bare = condition.without("instruction", "dataset")
-            prefix, starts = (
-                torch.cat(pair) for pair in zip(self.prefix(spec, condition), self.prefix(spec, bare), strict=True)
-            )
+            prefix, starts, pull = self.prefix(spec, condition)
+            bare_prefix, bare_starts, _ = self.prefix(spec, bare)
+            prefix, starts = torch.cat([prefix, bare_prefix]), torch.cat([starts, bare_starts])
         else:
-            prefix, starts = self.prefix(spec, condition)
+            prefix, starts, pull = self.prefix(spec, condition)
         total = starts.shape[1]
         d, v = self.tokenizer.num_codes, self.tokenizer.vocabulary
         codes = torch.zeros(batch, total, d, dtype=torch.long, device=prefix.device)
@@ -208,6 +237,8 @@ class IGPG(nn.Module, Generator):
                 if guided:
                     told, untold = logits.chunk(2)
                     logits = untold + sampling.guidance * (told - untold)
+                if pull is not None:
+                    logits = logits + pull[:, position]
                 codes[:, position] = draw_codes(logits, noise, sampling)
                 if position + 1 < stop:
                     x = self._embed(codes[:, position : position + 1], guided) + starts[:, position + 1 : position + 2]
@@ -226,7 +257,7 @@ class IGPG(nn.Module, Generator):
         spec = request.architecture
         assert spec.classes is not None
         support = None if request.support is None else request.support.images
-        condition = self.condition([request.instruction], [support], spec.classes).repeat(request.num_samples)
+        condition = self.condition(spec, [request.instruction], [support]).repeat(request.num_samples)
         codes = self.sample_codes(spec, condition, sample_generators(request), request.sampling)
         flats = self.tokenizer.decode(spec, codes)
         common = {"sampling": asdict(request.sampling), "tokens": codes.shape[1], "codes_per_token": codes.shape[2]}

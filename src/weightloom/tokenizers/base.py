@@ -143,6 +143,11 @@ class WeightTokenizer(nn.Module, ABC):
     def decode_tokens(self, latents: Tensor, slots: DescribedSlots) -> Tensor:
         """(N, T, Z) latents to (N, T, K) normalised tokens."""
 
+    @abstractmethod
+    def closeness(self, codes: Tensor) -> Tensor:
+        """(..., D, V): how near every code is to the given one, (..., D), 0 for the same and falling with the
+        squared distance; neighbours are about -1 apart."""
+
     @property
     def num_codes(self) -> int:
         """D."""
@@ -217,6 +222,11 @@ class WeightTokenizer(nn.Module, ABC):
     def embed_codes(self, codes: Tensor) -> Tensor:
         """(..., D) codes to (..., Z) latents."""
         return self.embed(nn.functional.one_hot(codes, self.vocabulary).to(self.slots.kinds.weight.dtype))
+
+    def centre(self, spec: ArchitectureSpec) -> Tensor:
+        """(P,) the network that a zoo's networks of this architecture spread around."""
+        layout, _, bound = self.bind(spec)
+        return bound.denormalise(torch.zeros(layout.size))
 
     def health(self, codes: Tensor) -> CodebookHealth:
         """Use of the codes in ``codes`` (..., D)."""

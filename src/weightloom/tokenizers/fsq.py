@@ -108,6 +108,10 @@ class FSQTokenizer(WeightTokenizer):
         levels = (probabilities.new_tensor(range(self.config.vocabulary)) - half) / half  # (V,) in [-1, 1]
         return probabilities @ levels  # (..., D, V) -> (..., D)
 
+    def closeness(self, codes: Tensor) -> Tensor:
+        levels = torch.arange(self.config.vocabulary, device=codes.device)
+        return -(codes[..., None] - levels).square().float()
+
     def decode_tokens(self, latents: Tensor, slots: DescribedSlots) -> Tensor:
         rebuilt = self.decoder(latents, slots.vectors)
         basis = self._basis(slots.places, slots.key)

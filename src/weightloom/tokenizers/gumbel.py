@@ -78,6 +78,11 @@ class GumbelTokenizer(WeightTokenizer):
     def embed(self, probabilities: Tensor) -> Tensor:
         return (probabilities @ self.codebook.weight).flatten(-2)  # (..., D, V) -> (..., D*e)
 
+    def closeness(self, codes: Tensor) -> Tensor:
+        table = torch.cdist(self.codebook.weight, self.codebook.weight).square()  # (V, V)
+        nearest = table.masked_fill(torch.eye(len(table), dtype=torch.bool), torch.inf).min(1).values.mean()
+        return -(table / nearest.clamp_min(1e-6))[codes]
+
     def decode_tokens(self, latents: Tensor, slots: DescribedSlots) -> Tensor:
         return self.decoder(latents, slots.vectors)
 

@@ -8,13 +8,15 @@ Shapes: C classes, F features, I wordings, J support sets.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from weightloom.architectures import ArchitectureSpec
 from weightloom.conditioning import Condition, SupportEncoder, encode_text, stack_conditions
 from weightloom.conditioning.text import TEXT_WIDTH
+from weightloom.generators.igpg import IGPG
 from weightloom.tasks import DatasetTask, TaskData
 from weightloom.training.loop import Progress
 
@@ -27,6 +29,10 @@ class BankedTask:
     data: TaskData
     wordings: Tensor
     supports: Tensor
+    images: list[Tensor]
+    """The support sets themselves, (C, S, ...) each."""
+    guesses: dict[ArchitectureSpec, Tensor] = field(default_factory=dict)
+    """First guesses (J, T, D) by architecture, made when first asked for."""
 
 
 def build_bank(
@@ -41,25 +47,22 @@ def build_bank(
     progress: Progress = lambda *_: None,
 ) -> dict[str, BankedTask]:
     """Encode ``tasks``; support set j of a task has ``shots[j % len(shots)]`` examples a class."""
+    named = {str(task): task for task in tasks}
+    texts = [task.instructions(wordings, seed=seed, misspelt=misspelt) for task in named.values()]
+    encoded = encode_text([text for group in texts for text in group]).split(wordings)
     bank: dict[str, BankedTask] = {}
-    for number, task in enumerate(tasks):
-        name = str(task)
-        if name in bank:
-            continue
+    for number, ((name, task), words) in enumerate(zip(named.items(), encoded, strict=True)):
+        sets = [task.support(shots[j % len(shots)], seed=seed + j).images for j in range(supports)]
         with torch.no_grad():
-            described = torch.stack(
-                [
-                    encoder.describe(task.support(shots[j % len(shots)], seed=seed + j).images)
-                    for j in range(supports)
-                ]
-            )
-        texts = task.instructions(wordings, seed=seed, misspelt=misspelt)
-        bank[name] = BankedTask(task, task.data("train"), encode_text(texts), described)
-        progress("task bank", number + 1, len(tasks))
+            described = torch.stack([encoder.describe(images) for images in sets])
+        bank[name] = BankedTask(task, task.data("train"), words, described, sets)
+        progress("task bank", number + 1, len(named))
     return bank
 
 
 def banked_condition(
+    model: IGPG,
+    spec: ArchitectureSpec,
     tasks: Sequence[BankedTask],
     generator: torch.Generator,
     *,
@@ -70,12 +73,17 @@ def banked_condition(
     """One condition a task, wording and support set drawn at random, parts left out at random."""
     words: list[Tensor | None] = []
     classes: list[Tensor | None] = []
+    prompts: list[Tensor | None] = []
     for banked in tasks:
         i = int(torch.randint(len(banked.wordings), (1,), generator=generator))
         j = int(torch.randint(len(banked.supports), (1,), generator=generator))
         chance = torch.rand(3, generator=generator)
         bare = bool(chance[0] < drop_all)
         words.append(None if bare or chance[1] < drop_instruction else banked.wordings[i])
-        classes.append(None if bare or chance[2] < drop_dataset else banked.supports[j])
+        without = bare or bool(chance[2] < drop_dataset)
+        classes.append(None if without else banked.supports[j])
+        if spec not in banked.guesses:
+            banked.guesses[spec] = torch.stack([model.first_guess(spec, s) for s in banked.images])
+        prompts.append(None if without else banked.guesses[spec][j])
     shape = tuple(tasks[0].supports.shape[1:])
-    return stack_conditions(words, classes, text_width=TEXT_WIDTH, shape=shape)  # type: ignore[arg-type]
+    return stack_conditions(words, classes, text_width=TEXT_WIDTH, shape=shape, prompts=prompts)  # type: ignore[arg-type]

@@ -75,14 +75,16 @@ class PriorObjective:
         loss = torch.zeros(())
         if is_fresh:
             spec, tasks = self._draw_fresh(generator)
-            condition = banked_condition(tasks, generator, **drops)
+            condition = banked_condition(self.model, spec, tasks, generator, **drops)
         else:
             number = int(torch.randint(len(self.populations), (1,), generator=generator))
             population = self.populations[number]
             rows = torch.randint(len(population.records), (settings.networks,), generator=generator).tolist()
             spec = population.spec
             tasks = [self.bank[population.records[row].task] for row in rows]
-            condition = banked_condition(tasks, generator, drop_dataset=settings.drop_dataset, **drops)
+            condition = banked_condition(
+                self.model, spec, tasks, generator, drop_dataset=settings.drop_dataset, **drops
+            )
             codes = self.codes[number][rows]
             if settings.code_weight:
                 logits = self.model(spec, condition, codes)

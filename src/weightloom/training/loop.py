@@ -75,15 +75,17 @@ def run_loop(
         lr=settings.learning_rate,
         betas=(0.9, 0.98),
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, settings))
-    first, log = 0, []
+    first = 0
+    log: list[dict[str, float]] = []
     store = None if folder is None else Path(folder)
     if store is not None:
         store.mkdir(parents=True, exist_ok=True)
         if (store / "state.json").is_file():
-            first, log = _restore(store, parameters, optimiser, schedule, settings)
-    bad, started, sums, count = 0, time.perf_counter(), dict[str, float](), 0
+            first, log = _restore(store, parameters, optimiser, settings)
+    bad, started, sums, counts = 0, time.perf_counter(), dict[str, float](), dict[str, int]()
     for step in range(first, settings.steps):
+        for group in optimiser.param_groups:
+            group["lr"] = settings.learning_rate * _rate(step, settings)
         loss, numbers = objective(step)
         optimiser.zero_grad(set_to_none=True)
         norm = torch.tensor(math.inf)
@@ -95,21 +97,20 @@ def run_loop(
             bad = 0
             for name, value in {"loss": float(loss.detach()), **numbers}.items():
                 sums[name] = sums.get(name, 0.0) + value
-                count += name == "loss"
+                counts[name] = counts.get(name, 0) + 1
         else:
             bad += 1
             if bad >= settings.max_bad_steps:
                 where = f"the last good state is in {store}" if store else "nothing was kept"
                 raise TrainingError(f"{what}: loss or gradient not finite {bad} times up to step {step}; {where}")
-        schedule.step()
         done = step + 1
         if done % settings.log_every == 0 or done == settings.steps:
-            entry = {"step": done, **{k: v / max(1, count) for k, v in sums.items()}}
+            entry = {"step": done, **{k: v / counts[k] for k, v in sums.items()}}
             entry["seconds"] = time.perf_counter() - started
             if evaluate is not None and evaluate_every and (done % evaluate_every == 0 or done == settings.steps):
                 entry |= evaluate(done)
             log.append(entry)
-            sums, count = {}, 0
+            sums, counts = {}, {}
             if store is not None:
                 with (store / "log.jsonl").open("a") as stream:
                     stream.write(json.dumps(entry) + "\n")
@@ -149,7 +150,6 @@ def _restore(
     store: Path,
     parameters: dict[str, nn.Parameter],
     optimiser: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
     settings: LoopSettings,
 ) -> tuple[int, list[dict[str, float]]]:
     state = read_json(store / "state.json")
@@ -171,6 +171,4 @@ def _restore(
                     "exp_avg": tensors[f"exp_avg.{name}"].clone(),
                     "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].clone(),
                 }
-    for _ in range(step):
-        schedule.step()
     return step, list(state["log"])
