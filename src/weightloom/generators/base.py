@@ -227,7 +227,9 @@ class Generator(ABC):
         batch_norm: str = "support",
     ) -> Request:
         """A request with every part checked and the architecture resolved."""
-        spec = architecture if isinstance(architecture, ArchitectureSpec) else parse_architecture(architecture)
+        spec = architecture
+        if not isinstance(spec, ArchitectureSpec):
+            spec = parse_architecture(spec)
         if support is not None:
             check_support(support)
             if spec.classes is not None and spec.classes != support.num_classes:
