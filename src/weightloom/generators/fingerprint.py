@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from weightloom.architectures import ArchitectureSpec, parse_architecture
-from weightloom.errors import CheckpointError
+from weightloom.errors import CheckpointError, WeightloomError
 from weightloom.io import load_tensors, read_json, save_tensors, write_json
 from weightloom.tokenizers import WeightTokenizer
 
@@ -120,9 +120,13 @@ class Fingerprint:
                 spec = parse_architecture(item["architecture"])
                 if len(item["rows"]) != len(codes) or len(codes) != len(classes):
                     raise CheckpointError(folder, "the fingerprint's tables differ in length")
+                if codes.shape[1:] != (tokenizer.bind(spec)[1].num_tokens, tokenizer.num_codes):
+                    raise CheckpointError(folder, f"the fingerprint's codes are not those of {spec}")
                 if codes.numel() and int(codes.max()) >= tokenizer.vocabulary:
-                    raise CheckpointError(folder, "the fingerprint holds codes that the tokenizer does not have")
+                    raise CheckpointError(folder, "it holds codes that the tokenizer does not have")
                 groups.append(FingerprintGroup(spec, codes, classes, item["rows"]))
-        except (KeyError, TypeError, AttributeError) as error:
+        except CheckpointError:
+            raise
+        except (KeyError, TypeError, AttributeError, WeightloomError) as error:
             raise CheckpointError(folder / "fingerprint.json", f"not a fingerprint ({error})") from None
         return cls(tokenizer, groups)
