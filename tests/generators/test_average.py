@@ -29,7 +29,9 @@ def test_of_several_tasks_every_checkpoint_counts_alike(igpg, resolved, support)
         assert torch.allclose(sample.flat, zoo.mean(0), atol=1e-6)
         assert len(sample.report["checkpoint_tasks"]) == 3
     two = flat_of(AverageCheckpoint.from_igpg(igpg, tasks=2), resolved(), support)
-    assert len(two.report["checkpoint_tasks"]) == 2 and two.report["checkpoint_tasks"][0] == "digits[3,1,7]@8c1"
+    assert (
+        len(two.report["checkpoint_tasks"]) == 2 and two.report["checkpoint_tasks"][0] == "digits[3,1,7]@8c1"
+    )
 
 
 def test_all_samples_are_the_same(igpg, resolved, support):

@@ -11,7 +11,9 @@ from weightloom.generators.kde import KernelDensity, bandwidth_factor
 def request_of(igpg, resolved, support):
     def make(model, **options):
         spec = options.pop("spec", resolved())
-        return model.check(spec, None, options.pop("support", support), options.pop("num_samples", 1), 0, None)
+        return model.check(
+            spec, None, options.pop("support", support), options.pop("num_samples", 1), 0, None
+        )
 
     return make
 

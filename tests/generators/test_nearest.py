@@ -5,6 +5,7 @@ import torch
 
 from weightloom.errors import InputError, UnsupportedRequestError
 from weightloom.generators.nearest import NearestCheckpoint
+from weightloom.tasks import SupportSet, parse_task
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +19,9 @@ def test_the_task_that_looks_alike_is_found(nearest, igpg, resolved, supports, n
     sample = nearest.generate_many(resolved(), support=supports[task], batch_norm="generated")[0]
     assert sample.report["checkpoint_task"] == task
     row = next(r for r in igpg.fingerprint.groups[resolved()].rows if r["task"] == task)
-    assert sample.report["checkpoint"] == row["id"] and sample.report["checkpoint_accuracy"] == row["accuracy"]
+    assert (
+        sample.report["checkpoint"] == row["id"] and sample.report["checkpoint_accuracy"] == row["accuracy"]
+    )
     assert sample.report["task_distance"] > 0
 
 
@@ -31,12 +34,11 @@ def test_it_agrees_with_the_fingerprint(nearest, igpg, resolved, supports):
 
 def test_label_order_counts(nearest, resolved, supports):
     """The same pictures under other labels are another task."""
-    (task, support), *_ = supports.items()
-    from weightloom.tasks import SupportSet
-
+    support = next(iter(supports.values()))
     swapped = SupportSet(images=support.images[[1, 2, 0]], class_names=support.class_names)
     a, b = (
-        nearest.generate_many(resolved(), support=one)[0].report["task_distance"] for one in (support, swapped)
+        nearest.generate_many(resolved(), support=one)[0].report["task_distance"]
+        for one in (support, swapped)
     )
     assert b > a
 
@@ -53,15 +55,15 @@ def test_more_samples_are_the_next_nearest_checkpoints(nearest, igpg, resolved, 
 
 
 def test_without_examples_one_clear_sentence(nearest, resolved):
-    with pytest.raises(InputError, match="finds its checkpoints by their pictures; give examples of the task"):
+    with pytest.raises(
+        InputError, match="finds its checkpoints by their pictures; give examples of the task"
+    ):
         nearest.generate(resolved(), instruction="digits")
 
 
 def test_what_the_zoo_does_not_hold_is_refused(nearest, resolved, support):
     with pytest.raises(UnsupportedRequestError, match=r"no checkpoint of mlp.*; it has: cnn"):
         nearest.generate(resolved("mlp(depth=1,width=4)"), support=support)
-    from weightloom.tasks import parse_task
-
     four = parse_task("digits[1,2,3,4]@8c1").support(2)
     with pytest.raises(UnsupportedRequestError, match=r"no checkpoint of cnn.*classes=4"):
         nearest.generate(resolved(classes=4), support=four)

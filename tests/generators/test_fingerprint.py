@@ -1,0 +1,86 @@
+"""The index of the zoo behind a generator: nearest checkpoints, novelty, files."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from weightloom.errors import CheckpointError
+from weightloom.generators.fingerprint import Fingerprint, FingerprintGroup
+
+
+def test_a_copy_is_no_news_and_a_stranger_is(igpg, resolved):
+    zoo = igpg.fingerprint._flats(resolved())
+    found = igpg.fingerprint.novelty(resolved(), torch.stack([zoo[4], zoo[4] + 1e-4, 3 * zoo[2]]))
+    assert found[0]["distance"] == pytest.approx(0, abs=1e-3) and found[0]["nearest"] == "checkpoint-4"
+    assert found[0]["nearest_task"] == igpg.fingerprint.groups[resolved()].rows[4]["task"]
+    assert found[1]["distance"] < found[1]["zoo_spacing"] < found[2]["distance"]
+    assert found[0]["zoo_spacing"] > 0
+
+
+def test_what_it_does_not_hold_is_none(igpg, resolved):
+    other = resolved("mlp(depth=1,width=4)")
+    assert igpg.fingerprint.nearest(other, torch.zeros(3, 32)) is None
+    assert igpg.fingerprint.novelty(other, torch.zeros(1, 5)) is None
+    assert igpg.fingerprint.trained_accuracy("digits", resolved()) is None
+    assert igpg.fingerprint.trained_accuracy("digits[3,1,7]@8c1", other) is None
+
+
+def test_trained_accuracy_is_the_mean_of_the_tasks_own(igpg, resolved):
+    assert igpg.fingerprint.trained_accuracy("digits[3,1,7]@8c1", resolved()) == pytest.approx(
+        (0.9 + 0.95 + 0.8) / 3
+    )
+
+
+def test_it_comes_back_from_its_files(igpg, resolved, supports, tmp_path):
+    igpg.fingerprint.save(tmp_path)
+    again = Fingerprint.load(tmp_path, igpg.tokenizer)
+    assert again is not None
+    a, b = igpg.fingerprint.groups[resolved()], again.groups[resolved()]
+    assert torch.equal(a.codes, b.codes) and b.codes.dtype == torch.long and a.rows == b.rows
+    assert torch.allclose(a.classes, b.classes, atol=2e-3, rtol=2e-3)  # kept in half precision
+    for support in supports.values():
+        described = igpg.images.describe(support.images).detach()
+        assert igpg.fingerprint.nearest(resolved(), described)[0] == again.nearest(resolved(), described)[0]
+    assert Fingerprint.load(tmp_path / "nowhere", igpg.tokenizer) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda facts: facts["groups"][0]["rows"].pop(),
+        lambda facts: facts["groups"].append(facts["groups"][0]),
+        lambda facts: facts["groups"][0].pop("architecture"),
+        lambda facts: facts.pop("groups"),
+        lambda facts: facts.update(groups=3),
+    ],
+)
+def test_tables_that_do_not_fit_are_refused(igpg, tmp_path, change):
+    igpg.fingerprint.save(tmp_path)
+    facts = json.loads((tmp_path / "fingerprint.json").read_text())
+    change(facts)
+    (tmp_path / "fingerprint.json").write_text(json.dumps(facts))
+    with pytest.raises(CheckpointError):
+        Fingerprint.load(tmp_path, igpg.tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("change", "value"),
+    [("architecture", "gnn(depth=1)"), ("architecture", "cnn(depth=1,width=9,classes=3,input=1x8x8)")],
+)
+def test_architectures_that_nobody_knows_are_refused(igpg, tmp_path, change, value):
+    igpg.fingerprint.save(tmp_path)
+    facts = json.loads((tmp_path / "fingerprint.json").read_text())
+    facts["groups"][0][change] = value
+    (tmp_path / "fingerprint.json").write_text(json.dumps(facts))
+    with pytest.raises(CheckpointError):
+        Fingerprint.load(tmp_path, igpg.tokenizer)
+
+
+def test_one_checkpoint_has_no_spacing(igpg, resolved):
+    group = igpg.fingerprint.groups[resolved()]
+    one = FingerprintGroup(group.spec, group.codes[:1], group.classes[:1], group.rows[:1])
+    alone = Fingerprint(igpg.tokenizer, [one])
+    assert alone.novelty(resolved(), alone._flats(resolved())) is None
