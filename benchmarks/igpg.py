@@ -21,7 +21,6 @@ from weightloom.architectures import ArchitectureSpec
 from weightloom.fitting import (
     FitSettings,
     accuracy,
-    closed_form_network,
     finetune,
     initial_flats,
     recalibrate,
@@ -100,7 +99,7 @@ def zero_shot(
             )
             scores = accuracy(spec, torch.stack([s.flat for s in made]), images, labels)
             copy = nearest.generate_many(spec, support=support)[0].flat
-            guess = closed_form_network(spec, model.tokenizer.centre(spec), support.images)
+            guess = model.closed_form(spec, support.images)
             fresh = initial_flats(spec, [seed])
             others = accuracy(spec, torch.cat([copy[None], guess[None], fresh]), images, labels).tolist()
             novelty = model.fingerprint.novelty(spec, torch.stack([s.flat for s in made]))  # type: ignore[union-attr]
@@ -228,7 +227,7 @@ def starts_for(
         "nearest": NearestCheckpoint.from_igpg(model).generate(spec, **options).flat,
         "average": AverageCheckpoint.from_igpg(model).generate(spec, **options).flat,
         "kernel_density": KernelDensity.from_igpg(model).generate(spec, num_samples=8, **options).flat,
-        "closed_form": closed_form_network(spec, model.tokenizer.centre(spec), support.images),
+        "closed_form": model.closed_form(spec, support.images),
         "igpg": model.generate(spec, instruction=text, num_samples=8, **options).flat,
     }
 

@@ -23,11 +23,17 @@ SHRINKAGE = 0.3
 
 @torch.no_grad()
 def closed_form_network(
-    spec: ArchitectureSpec, flat: Tensor, support: Tensor, shrinkage: float = SHRINKAGE
+    spec: ArchitectureSpec,
+    flat: Tensor,
+    support: Tensor,
+    *,
+    head_rms: float | None = None,
+    shrinkage: float = SHRINKAGE,
 ) -> Tensor:
     """(P,) network with the trunk of ``flat`` (P,) and a discriminant head for ``support`` (C, S, ch, h, w).
 
-    A support set with one example a class has no spread within classes; distances are then plain ones.
+    ``head_rms`` is the root mean square that the head's weights are scaled to; a scale changes how sure the
+    network is, never its answer. A support set with one example a class has no spread within classes; distances are then plain ones.
     """
     classes, shots = support.shape[:2]
     images = support.flatten(0, 1)  # (C, S, ...) -> (C*S, ...)
@@ -44,6 +50,9 @@ def closed_form_network(
     middle = means.mean(0)
     weight = torch.linalg.solve(shrunk, (means - middle).T).T  # (C, H)
     bias = -0.5 * ((means + middle) * weight).sum(1)  # (C,)
+    if head_rms is not None:
+        factor = head_rms / weight.square().mean().sqrt().clamp_min(1e-8)
+        weight, bias = weight * factor, bias * factor
     layout = layout_of(spec)
     state = layout.unflatten(measured)
     head = next(layer for layer in layout.layers if layer.kind == "head")

@@ -125,9 +125,14 @@ class IGPG(nn.Module, Generator):
         shape = (spec.classes, 2 * self.config.image_features)
         return stack_conditions(encoded, classes, text_width=TEXT_WIDTH, shape=shape, prompts=prompts)
 
+    def closed_form(self, spec: ArchitectureSpec, support: Tensor) -> Tensor:
+        """(P,) the closed-form network that the first guess is the code of: a baseline of its own."""
+        rms = self.tokenizer.head_rms(spec)
+        return closed_form_network(spec, self.tokenizer.centre(spec), support, head_rms=rms)
+
     def first_guess(self, spec: ArchitectureSpec, support: Tensor) -> Tensor:
         """(T, D) codes of the closed-form network for a support set (C, S, channels, height, width)."""
-        flat = closed_form_network(spec, self.tokenizer.centre(spec), support)
+        flat = self.closed_form(spec, support)
         return self.tokenizer.encode(spec, flat[None])[0]
 
     def _class_vectors(self, condition: Condition) -> Tensor:

@@ -228,6 +228,12 @@ class WeightTokenizer(nn.Module, ABC):
         layout, _, bound = self.bind(spec)
         return bound.denormalise(torch.zeros(layout.size))
 
+    def head_rms(self, spec: ArchitectureSpec) -> float:
+        """Root mean square of the head's weights around their mean row, over the zoo."""
+        layout, _, _ = self.bind(spec)
+        head = next(layer for layer in layout.layers if layer.kind == "head")
+        return float(self.statistics[architecture_key(spec)].scales[head.slots[0].name])
+
     def health(self, codes: Tensor) -> CodebookHealth:
         """Use of the codes in ``codes`` (..., D)."""
         flat = codes.reshape(-1, self.num_codes)  # (tokens, D)

@@ -30,6 +30,7 @@ from weightloom.training.tokenizer import (
     load_populations,
     measure_statistics,
     round_trip,
+    with_first_guesses,
 )
 from weightloom.zoo import Zoo
 
@@ -123,12 +124,13 @@ def train_tokenizer(
         raise SpecError(f"the recipe's tokenizer: {error}") from None
     with torch.random.fork_rng():
         torch.manual_seed(seed_for("tokenizer", recipe.seed))
-        tokenizer: WeightTokenizer = family(config, measure_statistics(populations))
+        seen = with_first_guesses(populations)
+        tokenizer: WeightTokenizer = family(config, measure_statistics(seen))
     if isinstance(tokenizer, FSQTokenizer):
-        initialise_bases(tokenizer, populations)
+        initialise_bases(tokenizer, seen)
     objective = TokenizerObjective(
         tokenizer,
-        populations,
+        seen,
         networks=settings.networks,
         images=settings.images,
         functional_weight=settings.functional_weight,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from weightloom.architectures import ArchitectureSpec
 from weightloom.errors import InputError
-from weightloom.fitting import accuracy, recalibrate, run_networks
+from weightloom.fitting import accuracy, closed_form_network, recalibrate, run_networks
 from weightloom.fitting.train import draw_batch
 from weightloom.seeding import torch_generator
 from weightloom.tasks import TaskData
@@ -60,6 +60,34 @@ def measure_statistics(populations: list[Population]) -> dict[str, WeightStatist
         key = architecture_key(population.spec)
         groups.setdefault(key, []).append((layout_of(population.spec), population.flats))
     return {key: WeightStatistics.measure(group) for key, group in groups.items()}  # type: ignore[arg-type]
+
+
+def with_first_guesses(populations: list[Population]) -> list[Population]:
+    """The populations and, for each of their tasks, the closed-form network that a prior starts from.
+
+    A tokenizer that is to hold first guesses has to have seen some: their heads reach further along the small
+    components than trained ones do.
+    """
+    statistics = measure_statistics(populations)
+    result = []
+    for population in populations:
+        layout = layout_of(population.spec)
+        own = statistics[architecture_key(population.spec)]
+        centre = own.bind(layout).denormalise(torch.zeros(layout.size))
+        head = next(layer for layer in layout.layers if layer.kind == "head")
+        records, flats, data = list(population.records), [population.flats], list(population.data)
+        seen: set[str] = set()
+        for record, images in zip(population.records, population.data, strict=True):
+            if record.task in seen:
+                continue
+            seen.add(record.task)
+            support = record.parsed_task().support(16, seed=1).images
+            rms = own.scales[head.slots[0].name]
+            flats.append(closed_form_network(population.spec, centre, support, head_rms=rms)[None])
+            records.append(record)
+            data.append(images)
+        result.append(Population(population.spec, records, torch.cat(flats), data))
+    return result
 
 
 def initialise_bases(tokenizer: FSQTokenizer, populations: list[Population]) -> None:
