@@ -23,7 +23,7 @@ class SlotEncoder(nn.Module):
     """Descriptions of T tokens to (T, D)."""
 
     def __init__(self, *, width: int, known: dict[str, int]) -> None:
-        """``known``: tokens of the trunk (all but the head) of each architecture that has vectors of its own."""
+        """``known``: trunk tokens (all but the head) of each architecture that has vectors of its own."""
         super().__init__()
         self.known = dict(known)
         self.kinds = nn.Embedding(len(KINDS), width)
@@ -32,7 +32,10 @@ class SlotEncoder(nn.Module):
             nn.Linear(NUM_FEATURES + 4 * _WAVES, width), nn.SiLU(), nn.Linear(width, width)
         )
         self.own = nn.ParameterDict(
-            {parameter_key(name): nn.Parameter(0.02 * torch.randn(count + 1, width)) for name, count in known.items()}
+            {
+                parameter_key(name): nn.Parameter(0.02 * torch.randn(count + 1, width))
+                for name, count in known.items()
+            }
         )
 
     def forward(self, slots: TokenSlots, architecture: str | None) -> Tensor:
@@ -54,7 +57,8 @@ class SlotEncoder(nn.Module):
 
 def token_places(slots: TokenSlots, trunk: int) -> Tensor:
     """(T,) where each token finds what its architecture holds for it: trunk tokens count through, and all
-    head tokens share the last place, whatever their class."""
+    head tokens share the last place, whatever their class.
+    """
     is_head = slots.class_index >= 0
     return torch.where(is_head, trunk, (~is_head).long().cumsum(0) - 1)
 

@@ -61,7 +61,11 @@ class Condition:
 
 
 def stack_conditions(
-    instructions: Sequence[Tensor | None], classes: Sequence[Tensor | None], *, text_width: int, shape: tuple[int, int],
+    instructions: Sequence[Tensor | None],
+    classes: Sequence[Tensor | None],
+    *,
+    text_width: int,
+    shape: tuple[int, int],
     prompts: Sequence[Tensor | None] | None = None,
 ) -> Condition:
     """One batch from single encodings, None where a part is missing; ``shape`` is (C, F)."""

@@ -9,6 +9,8 @@ Source: prototypical networks, Snell et al. (arXiv 1703.05175), equations 1 and 
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,7 +32,7 @@ class SupportEncoder(nn.Module):
         self.channels, self.features, self.width = channels, features, width
         sizes = [channels, width, width, 2 * width, 2 * width]
         self.convs = nn.ModuleList(
-            nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in zip(sizes, sizes[1:], strict=False)
+            nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in itertools.pairwise(sizes)
         )
         self.norms = nn.ModuleList(nn.GroupNorm(8, b) for b in sizes[1:])
         self.out = nn.Linear(2 * width * 4, features)
@@ -54,15 +56,21 @@ class SupportEncoder(nn.Module):
             InputError: the images have another number of channels, or there are none.
         """
         if support.dim() < 5 or support.shape[-4] < 1:
-            raise InputError(f"a support set is (classes, examples, channels, height, width), not {tuple(support.shape)}")
+            raise InputError(
+                f"a support set is (classes, examples, channels, height, width), not {tuple(support.shape)}"
+            )
         if support.shape[-3] != self.channels:
-            raise InputError(f"the support set has {support.shape[-3]} channels, the encoder reads {self.channels}")
+            raise InputError(
+                f"the support set has {support.shape[-3]} channels, the encoder reads {self.channels}"
+            )
         lead, count = support.shape[:-4], support.shape[-4]
         features = self(support.reshape(-1, *support.shape[-3:])).reshape(*lead, count, self.features)
         return torch.cat([features.mean(-2), features.std(-2, correction=0)], dim=-1)
 
 
-def prototype_loss(encoder: SupportEncoder, support: Tensor, queries: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def prototype_loss(
+    encoder: SupportEncoder, support: Tensor, queries: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
     """Cross-entropy and accuracy of nearest-prototype classification.
 
     support (C, S, ch, h, w); queries (B, ch, h, w); labels (B,) in 0 ... C-1.

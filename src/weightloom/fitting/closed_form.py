@@ -33,7 +33,8 @@ def closed_form_network(
     """(P,) network with the trunk of ``flat`` (P,) and a discriminant head for ``support`` (C, S, ch, h, w).
 
     ``head_rms`` is the root mean square that the head's weights are scaled to; a scale changes how sure the
-    network is, never its answer. A support set with one example a class has no spread within classes; distances are then plain ones.
+    network is, never its answer. A support set with one example a class has no spread within classes;
+    distances are then plain ones.
     """
     classes, shots = support.shape[:2]
     images = support.flatten(0, 1)  # (C, S, ...) -> (C*S, ...)

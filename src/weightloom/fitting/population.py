@@ -111,6 +111,7 @@ def trunk_features(spec: ArchitectureSpec, flat: Tensor, images: Tensor) -> Tens
     module = _template(spec, False)
     state = layout_of(spec).unflatten(flat)
     body = {k.removeprefix("body."): v for k, v in state.items() if k.startswith("body.")}
+    assert isinstance(module.body, nn.Module)
     features = functional_call(module.body, body, (images.contiguous(memory_format=torch.channels_last),))
     assert isinstance(features, Tensor)
     return features

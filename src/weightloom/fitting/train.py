@@ -44,7 +44,9 @@ class FitSettings:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 2 or min(self.learning_rate, self.head_rate) <= 0:
-            raise SpecError("steps must be at least 1, batch_size at least 2, learning_rate and head_rate above 0")
+            raise SpecError(
+                "steps must be at least 1, batch_size at least 2, learning_rate and head_rate above 0"
+            )
         if any(not 0 < s <= self.steps for s in self.snapshots):
             raise SpecError(f"snapshots {list(self.snapshots)} must lie between 1 and steps={self.steps}")
 

@@ -34,7 +34,7 @@ def build_backbone(choice: Mapping[str, Any], *, width: int, depth: int, heads: 
 
 
 class _Cache:
-    def __init__(self, cache: Any) -> None:  # noqa: ANN401
+    def __init__(self, cache: Any) -> None:
         self.cache = cache
 
 
@@ -46,7 +46,9 @@ class TransformersBackbone(nn.Module):
         try:
             from transformers import AutoConfig, AutoModel
         except ImportError:
-            raise DataUnavailableError("this backbone needs transformers: pip install 'weightloom[hf]'") from None
+            raise DataUnavailableError(
+                "this backbone needs transformers: pip install 'weightloom[hf]'"
+            ) from None
         options = dict(options)
         model_type = options.pop("model_type", "gpt2")
         sizes = {

@@ -209,7 +209,7 @@ class Generator(ABC):
             for index, (flat, score, report) in enumerate(zip(flats, scores, reports, strict=True))
         ]
 
-    def generate(self, architecture: str | ArchitectureSpec, **options: Any) -> Sample:  # noqa: ANN401
+    def generate(self, architecture: str | ArchitectureSpec, **options: Any) -> Sample:
         """The best of ``num_samples`` networks on the support set (the first one without a support set).
 
         Takes the arguments of :meth:`generate_many` and raises the same errors.

@@ -2,7 +2,8 @@
 
 A prefix carries the condition: one token for the instruction, one for the architecture, one a class in
 label order. Where there are examples, a first guess at the network (a closed-form head on the zoo's mean
-trunk) is coded too: its codes are what the prior starts from and improves. Then comes one token for each weight token; at each, all D codes are predicted together.
+trunk) is coded too: its codes are what the prior starts from and improves. Then comes one token for each
+weight token; at each, all D codes are predicted together.
 Networks longer than the context are made block by block, each block seeing the prefix and the tail of
 the one before. Knows nothing of training.
 
@@ -148,9 +149,7 @@ class IGPG(nn.Module, Generator):
             return self.no_architecture.expand(chunking.num_tokens, -1)
         return self.slots(chunking.slots, architecture_key(spec))
 
-    def prefix(
-        self, spec: ArchitectureSpec, condition: Condition
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def prefix(self, spec: ArchitectureSpec, condition: Condition) -> tuple[Tensor, Tensor, Tensor | None]:
         """What does not depend on the codes made so far.
 
         Returns:
@@ -178,9 +177,7 @@ class IGPG(nn.Module, Generator):
 
     # ---------------------------------------------------------------- likelihood
 
-    def forward(
-        self, spec: ArchitectureSpec, condition: Condition, codes: Tensor, first: int = 0
-    ) -> Tensor:
+    def forward(self, spec: ArchitectureSpec, condition: Condition, codes: Tensor, first: int = 0) -> Tensor:
         """Teacher-forced logits (B, S, D, V) of ``codes`` (B, S, D), tokens ``first`` ... ``first + S - 1``.
 
         The token before the window counts as unseen: its place is taken by the begin vector.
@@ -234,7 +231,11 @@ class IGPG(nn.Module, Generator):
             inputs = torch.cat(seen, dim=1)
             inputs = inputs + starts[:, context_start : context_start + inputs.shape[1]]
             x = torch.cat([prefix, inputs], dim=1)
-            cache = self.backbone.new_cache(len(prefix), prefix.shape[1] + stop - context_start) if cached else None
+            cache = (
+                self.backbone.new_cache(len(prefix), prefix.shape[1] + stop - context_start)
+                if cached
+                else None
+            )
             history = x
             for position in range(block_start, stop):
                 hidden = self.backbone(x, cache) if cached else self.backbone(history)
@@ -246,11 +247,18 @@ class IGPG(nn.Module, Generator):
                     logits = logits + pull[:, position]
                 codes[:, position] = draw_codes(logits, noise, sampling)
                 if position + 1 < stop:
-                    x = self._embed(codes[:, position : position + 1], guided) + starts[:, position + 1 : position + 2]
+                    x = (
+                        self._embed(codes[:, position : position + 1], guided)
+                        + starts[:, position + 1 : position + 2]
+                    )
                     if not cached:
                         history = torch.cat([history, x], dim=1)
             block_start = stop
         return codes
+
+    def new_cache(self, batch_size: int, limit: int) -> Any:  # noqa: ANN401
+        """The backbone's own kind of cache."""
+        return self.backbone.new_cache(batch_size, limit)  # type: ignore[operator]
 
     def _embed(self, codes: Tensor, guided: bool) -> Tensor:
         x = self.previous(self.tokenizer.embed_codes(codes))
@@ -265,9 +273,12 @@ class IGPG(nn.Module, Generator):
         condition = self.condition(spec, [request.instruction], [support]).repeat(request.num_samples)
         codes = self.sample_codes(spec, condition, sample_generators(request), request.sampling)
         flats = self.tokenizer.decode(spec, codes)
-        common = {"sampling": asdict(request.sampling), "tokens": codes.shape[1], "codes_per_token": codes.shape[2]}
+        common = {
+            "sampling": asdict(request.sampling),
+            "tokens": codes.shape[1],
+            "codes_per_token": codes.shape[2],
+        }
         return flats, merge_reports(len(flats), common)
-
 
     # ---------------------------------------------------------------- files
 
@@ -307,7 +318,9 @@ class IGPG(nn.Module, Generator):
                 limits[key] = tuple(limits[key])
             model = cls(config, tokenizer, Validity(**limits), name=str(held["name"]))
         except (KeyError, TypeError, WeightloomError) as error:
-            raise CheckpointError(folder / "config.json", f"not the config of an IGPG generator ({error})") from None
+            raise CheckpointError(
+                folder / "config.json", f"not the config of an IGPG generator ({error})"
+            ) from None
         tensors, _ = load_tensors(folder / "model.safetensors")
         own = {f"tokenizer.{k}": v for k, v in tokenizer.state_dict().items()}
         load_strictly(model, {**tensors, **own}, folder / "model.safetensors")

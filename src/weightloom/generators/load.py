@@ -13,7 +13,9 @@ BUNDLED = Path(__file__).parent / "bundled"
 
 def bundled_names() -> list[str]:
     """Names of the generators that come with the package."""
-    return sorted(p.name for p in BUNDLED.iterdir() if (p / "config.json").is_file()) if BUNDLED.is_dir() else []
+    return (
+        sorted(p.name for p in BUNDLED.iterdir() if (p / "config.json").is_file()) if BUNDLED.is_dir() else []
+    )
 
 
 def load_generator(name: str | Path) -> Generator:

@@ -111,7 +111,9 @@ class TokenizerOutput:
 
     def weight_error(self) -> Tensor:
         """Masked mean squared error of the normalised weights (IGPG, equation 2, first term)."""
-        return ((self.tokens - self.rebuilt).square() * self.mask).sum() / (self.mask.sum() * len(self.tokens))
+        return ((self.tokens - self.rebuilt).square() * self.mask).sum() / (
+            self.mask.sum() * len(self.tokens)
+        )
 
 
 class WeightTokenizer(nn.Module, ABC):
@@ -146,7 +148,8 @@ class WeightTokenizer(nn.Module, ABC):
     @abstractmethod
     def closeness(self, codes: Tensor) -> Tensor:
         """(..., D, V): how near every code is to the given one, (..., D), 0 for the same and falling with the
-        squared distance; neighbours are about -1 apart."""
+        squared distance; neighbours are about -1 apart.
+        """
 
     @property
     def num_codes(self) -> int:
@@ -314,4 +317,3 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) 
 
 def _example(key: str) -> ArchitectureSpec:
     return parse_architecture(key).resolve(classes=10)
-

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from vector_quantize_pytorch import FSQ
 
-from weightloom.errors import SpecError
 from weightloom.conditioning.architecture import parameter_key
+from weightloom.errors import SpecError
 from weightloom.tokenizers.base import DescribedSlots, TokenizerConfig, WeightTokenizer, tokenizers
 from weightloom.tokenizers.blocks import TokenRefiner
 from weightloom.weights import WeightStatistics
@@ -65,7 +65,10 @@ class FSQTokenizer(WeightTokenizer):
         )
         shape = (config.codes, config.chunk)
         self.bases = nn.ParameterDict(
-            {parameter_key(key): nn.Parameter(torch.zeros(count + 1, *shape)) for key, count in self.slots.known.items()}
+            {
+                parameter_key(key): nn.Parameter(torch.zeros(count + 1, *shape))
+                for key, count in self.slots.known.items()
+            }
         )
         # Both refiners start at nothing, the bases at the principal components: the first networks are whole.
         for refiner in (self.encoder, self.decoder):

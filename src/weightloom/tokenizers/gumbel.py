@@ -53,8 +53,12 @@ class GumbelTokenizer(WeightTokenizer):
         self.latent_width = config.codes * config.code_width
         self.terms = (config.codebook_weight, config.commitment_weight)
         width, depth, attention = config.width, config.depth, config.attention
-        self.encoder = TokenRefiner(config.chunk, self.latent_width, width=width, depth=depth, attention=attention)
-        self.decoder = TokenRefiner(self.latent_width, config.chunk, width=width, depth=depth, attention=attention)
+        self.encoder = TokenRefiner(
+            config.chunk, self.latent_width, width=width, depth=depth, attention=attention
+        )
+        self.decoder = TokenRefiner(
+            self.latent_width, config.chunk, width=width, depth=depth, attention=attention
+        )
         self.project = nn.Linear(config.code_width, config.vocabulary)
         self.codebook = nn.Embedding(config.vocabulary, config.code_width)
         self.temperature = 1.0

@@ -64,7 +64,9 @@ class PriorObjective:
         self.model, self.populations, self.settings, self.seed = model, list(populations), settings, seed
         self.bank, self.fresh = zoo_bank, fresh
         self.codes = [model.tokenizer.encode(p.spec, p.flats) for p in self.populations]
-        self.trunks = list({architecture_key(p.spec): replace(p.spec, classes=None) for p in populations}.values())
+        self.trunks = list(
+            {architecture_key(p.spec): replace(p.spec, classes=None) for p in populations}.values()
+        )
 
     def __call__(self, step: int) -> tuple[Tensor, dict[str, float]]:
         settings = self.settings

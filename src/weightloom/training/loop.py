@@ -42,7 +42,9 @@ class LoopSettings:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not 0 < self.learning_rate <= 1 or self.warmup < 0 or self.clip <= 0:
-            raise SpecError("steps must be at least 1, learning_rate in (0, 1], warmup not negative, clip above 0")
+            raise SpecError(
+                "steps must be at least 1, learning_rate in (0, 1], warmup not negative, clip above 0"
+            )
 
 
 def run_loop(
@@ -69,7 +71,10 @@ def run_loop(
     parameters = {n: p for n, p in modules.named_parameters() if p.requires_grad}
     optimiser = torch.optim.AdamW(
         [
-            {"params": [p for p in parameters.values() if p.dim() > 1], "weight_decay": settings.weight_decay},
+            {
+                "params": [p for p in parameters.values() if p.dim() > 1],
+                "weight_decay": settings.weight_decay,
+            },
             {"params": [p for p in parameters.values() if p.dim() <= 1], "weight_decay": 0.0},
         ],
         lr=settings.learning_rate,
@@ -102,12 +107,18 @@ def run_loop(
             bad += 1
             if bad >= settings.max_bad_steps:
                 where = f"the last good state is in {store}" if store else "nothing was kept"
-                raise TrainingError(f"{what}: loss or gradient not finite {bad} times up to step {step}; {where}")
+                raise TrainingError(
+                    f"{what}: loss or gradient not finite {bad} times up to step {step}; {where}"
+                )
         done = step + 1
         if done % settings.log_every == 0 or done == settings.steps:
             entry = {"step": done, **{k: v / counts[k] for k, v in sums.items()}}
             entry["seconds"] = time.perf_counter() - started
-            if evaluate is not None and evaluate_every and (done % evaluate_every == 0 or done == settings.steps):
+            if (
+                evaluate is not None
+                and evaluate_every
+                and (done % evaluate_every == 0 or done == settings.steps)
+            ):
                 entry |= evaluate(done)
             log.append(entry)
             sums, counts = {}, {}
@@ -141,7 +152,9 @@ def _keep(
             if value.dim():
                 tensors[f"{key}.{name}"] = value.contiguous()
     # Two files by turns: a kill between the weights and the note of them leaves the older pair whole.
-    file = f"state-{step % 2 if step % settings.save_every else (step // settings.save_every) % 2}.safetensors"
+    file = (
+        f"state-{step % 2 if step % settings.save_every else (step // settings.save_every) % 2}.safetensors"
+    )
     save_tensors(store / file, tensors, {"step": str(step)})
     write_json(store / "state.json", {"step": step, "file": file, "steps": settings.steps, "log": log})
 

@@ -42,7 +42,7 @@ ENCODER_FIRST = 2_000_000
 def train_recipe(
     recipe_path: str | Path, zoo: str | Path, out: str | Path, progress: Progress = lambda *_: None
 ) -> IGPG:
-    """Train every stage of the recipe that ``out`` does not hold yet; returns the generator, saved in ``out``.
+    """Train every stage of the recipe that ``out`` does not hold yet; the generator is saved in ``out``.
 
     Raises:
         SpecError: the recipe makes no sense.
@@ -71,7 +71,7 @@ def train_generator(recipe: GeneratorRecipe, zoo: Zoo, out: Path, progress: Prog
 
 def _sampler(source: dict, split: str, classes: int) -> TaskSampler:  # type: ignore[type-arg]
     return TaskSampler(
-        datasets=[d for d in source["datasets"]],
+        datasets=list(source["datasets"]),
         salt=source["salt"],
         split=split,
         classes=(classes, classes),
@@ -105,7 +105,9 @@ def train_encoder(recipe: GeneratorRecipe, source: dict, folder: Path, progress:
         queries=settings.queries,
         seed=recipe.seed,
     )
-    run_loop("dataset encoder", encoder, objective, settings.loop.settings(), folder=folder, progress=progress)
+    run_loop(
+        "dataset encoder", encoder, objective, settings.loop.settings(), folder=folder, progress=progress
+    )
     return encoder.requires_grad_(False).eval()
 
 
@@ -172,7 +174,9 @@ def held_out_populations(zoo: Zoo) -> list[Population]:
     return held
 
 
-def make_igpg(recipe: GeneratorRecipe, source: dict, tokenizer: WeightTokenizer, encoder: SupportEncoder) -> IGPG:  # type: ignore[type-arg]
+def make_igpg(
+    recipe: GeneratorRecipe, source: dict, tokenizer: WeightTokenizer, encoder: SupportEncoder
+) -> IGPG:  # type: ignore[type-arg]
     """An untrained prior around a trained tokenizer and dataset encoder."""
     counts = sorted({*recipe.prior.fresh, *(g["classes"] for g in source["groups"] if g["split"] == "train")})
     validity = Validity(
@@ -254,7 +258,12 @@ def make_fingerprint(model: IGPG, populations: list[Population], bank: dict[str,
                 model.tokenizer.encode(population.spec, population.flats[rows]),
                 torch.stack([bank[record.task].supports[0] for record in records]),
                 [
-                    {"id": r.id, "task": r.task, "dataset": r.dataset, "accuracy": round(r.accuracy or 0.0, 4)}
+                    {
+                        "id": r.id,
+                        "task": r.task,
+                        "dataset": r.dataset,
+                        "accuracy": round(r.accuracy or 0.0, 4),
+                    }
                     for r in records
                 ],
             )

@@ -156,7 +156,7 @@ class TokenizerObjective:
 def round_trip(
     tokenizer: WeightTokenizer, populations: list[Population], *, limit: int = 24, images: int = 2000
 ) -> list[dict[str, float | str]]:
-    """Accuracy before and after encoding and decoding, on test images, for up to ``limit`` of each population.
+    """Accuracy before and after coding, on test images, for up to ``limit`` checkpoints of each population.
 
     ``rebuilt`` has batch-norm statistics measured anew on 16 unlabelled train images a class, as generated
     networks do; ``rebuilt_norms_as_coded`` keeps those that were decoded.

@@ -187,7 +187,13 @@ def _layers_of(prefix: str, module: nn.Module, slots: tuple[Slot, ...], is_head:
     else:
         # A table of vectors: its last dimension is the vector, whatever stands before counts rows.
         return [
-            Layer(s.name, "table", (s,), max(1, s.numel // max(1, s.shape[-1] if s.shape else 1)), s.shape[-1] if s.shape else 1)
+            Layer(
+                s.name,
+                "table",
+                (s,),
+                max(1, s.numel // max(1, s.shape[-1] if s.shape else 1)),
+                s.shape[-1] if s.shape else 1,
+            )
             for s in slots
         ]
     rows = slots[0].shape[0]

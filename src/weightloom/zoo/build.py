@@ -50,7 +50,9 @@ def build_zoo(
     wanted = recipe.model_dump(mode="json")
     held = zoo.about().get("recipe")
     if held is not None and held != wanted:
-        raise InputError(f"{path} holds a zoo of another recipe ({held.get('name')!r}); choose another folder")
+        raise InputError(
+            f"{path} holds a zoo of another recipe ({held.get('name')!r}); choose another folder"
+        )
     zoo.set_about("recipe", wanted)
     jobs = list(_jobs(recipe))
     total = sum(steps * len(tasks) for *_, tasks, steps in jobs)
@@ -152,7 +154,13 @@ def _jobs(recipe: ZooRecipe) -> Iterator[tuple[str, str, int, list[DatasetTask],
                 sampled[number] = [task for task in tasks for _ in range(group.repeats)]
             members = sampled[number]
             for chunk, first in enumerate(range(0, len(members), recipe.members_at_once)):
-                yield text, str(number), chunk, members[first : first + recipe.members_at_once], recipe.fit.steps
+                yield (
+                    text,
+                    str(number),
+                    chunk,
+                    members[first : first + recipe.members_at_once],
+                    recipe.fit.steps,
+                )
 
 
 def _sampler(recipe: ZooRecipe, split: str, classes: int) -> TaskSampler:

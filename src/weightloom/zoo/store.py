@@ -132,9 +132,21 @@ class Zoo:
                 "INSERT INTO checkpoints VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
                 [
                     (
-                        r.id, shard, i, r.architecture, r.task, r.dataset, r.classes, r.split, r.member,
-                        r.step, int(r.final), r.accuracy, r.loss, json.dumps(r.provenance, sort_keys=True),
-                    )  # fmt: skip
+                        r.id,
+                        shard,
+                        i,
+                        r.architecture,
+                        r.task,
+                        r.dataset,
+                        r.classes,
+                        r.split,
+                        r.member,
+                        r.step,
+                        int(r.final),
+                        r.accuracy,
+                        r.loss,
+                        json.dumps(r.provenance, sort_keys=True),
+                    )
                     for i, r in enumerate(records)
                 ],
             )
@@ -166,7 +178,9 @@ class Zoo:
         if min_accuracy is not None:
             where.append("accuracy >= ?")
             values.append(min_accuracy)
-        query = "SELECT * FROM checkpoints" + (" WHERE " + " AND ".join(where) if where else "") + " ORDER BY id"
+        query = (
+            "SELECT * FROM checkpoints" + (" WHERE " + " AND ".join(where) if where else "") + " ORDER BY id"
+        )
         with closing(self._connect()) as db:
             found = [_record(row) for row in db.execute(query, values)]
         if architecture is not None:
@@ -179,7 +193,9 @@ class Zoo:
         with closing(self._connect()) as db:
             row = db.execute("SELECT * FROM checkpoints WHERE id = ?", (checkpoint,)).fetchone()
         if row is None:
-            raise InputError(f"{self.path} holds no checkpoint {checkpoint!r}; `weightloom zoo list` shows them")
+            raise InputError(
+                f"{self.path} holds no checkpoint {checkpoint!r}; `weightloom zoo list` shows them"
+            )
         return _record(row)
 
     def load(self, records: Iterable[Record]) -> Tensor:
@@ -214,7 +230,9 @@ class Zoo:
         for slot in layout.slots:
             held = tensors.get(slot.name)
             if held is None or tuple(held.shape[1:]) != slot.shape:
-                raise CheckpointError(self.path / "shards" / name, f"tensor {slot.name!r} does not fit {spec}")
+                raise CheckpointError(
+                    self.path / "shards" / name, f"tensor {slot.name!r} does not fit {spec}"
+                )
         return tensors
 
     def verify(self) -> list[str]:
