@@ -215,9 +215,7 @@ def table_conditions(model: IGPG, zoo: Zoo, options: argparse.Namespace) -> dict
     return {"table": table}
 
 
-def starts_for(
-    model: IGPG, spec: ArchitectureSpec, task: DatasetTask, seed: int
-) -> dict[str, torch.Tensor]:
+def starts_for(model: IGPG, spec: ArchitectureSpec, task: DatasetTask, seed: int) -> dict[str, torch.Tensor]:
     """One network (P,) from every method, chosen without test images."""
     support = task.support(16, seed=100 + seed)
     text = task.instructions(1, seed=100 + seed)[0]
@@ -273,7 +271,10 @@ def table_protocol(model: IGPG, zoo: Zoo, options: argparse.Namespace) -> dict[s
 
 def table_steps(model: IGPG, zoo: Zoo, options: argparse.Namespace) -> dict[str, Any]:
     """Steps to the trained network's accuracy, from generated over from random weights."""
-    limit, ladder = options.steps, [5, 10, 20, 35, 50, 75, 100, 150, 200, 300, 400, 600, 800, 1200, 1600, 2400]
+    limit, ladder = (
+        options.steps,
+        [5, 10, 20, 35, 50, 75, 100, 150, 200, 300, 400, 600, 800, 1200, 1600, 2400],
+    )
     table: dict[str, Any] = {}
     for name, populations in (("seen", load_populations(zoo)), ("unseen", held_out_populations(zoo))):
         rows = []

@@ -47,7 +47,7 @@ from weightloom.generators.base import (
 from weightloom.generators.fingerprint import Fingerprint
 from weightloom.io import load_tensors, read_json, save_tensors, write_json
 from weightloom.tokenizers import WeightTokenizer, architecture_key, load_tokenizer
-from weightloom.tokenizers.base import load_strictly
+from weightloom.tokenizers.base import load_strictly, narrowed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,11 +231,8 @@ class IGPG(nn.Module, Generator):
             inputs = torch.cat(seen, dim=1)
             inputs = inputs + starts[:, context_start : context_start + inputs.shape[1]]
             x = torch.cat([prefix, inputs], dim=1)
-            cache = (
-                self.backbone.new_cache(len(prefix), prefix.shape[1] + stop - context_start)
-                if cached
-                else None
-            )
+            limit = prefix.shape[1] + stop - context_start
+            cache = self.new_cache(len(prefix), limit) if cached else None
             history = x
             for position in range(block_start, stop):
                 hidden = self.backbone(x, cache) if cached else self.backbone(history)
@@ -287,8 +284,8 @@ class IGPG(nn.Module, Generator):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save(folder / "tokenizer")
-        own = {k: v.contiguous() for k, v in self.state_dict().items() if not k.startswith("tokenizer.")}
-        save_tensors(folder / "model.safetensors", own, {"kind": self.kind})
+        own = {k: v for k, v in self.state_dict().items() if not k.startswith("tokenizer.")}
+        save_tensors(folder / "model.safetensors", narrowed(own), {"kind": self.kind})
         if self.fingerprint is not None:
             self.fingerprint.save(folder)
         write_json(

@@ -226,6 +226,10 @@ class WeightTokenizer(nn.Module, ABC):
         """(..., D) codes to (..., Z) latents."""
         return self.embed(nn.functional.one_hot(codes, self.vocabulary).to(self.slots.kinds.weight.dtype))
 
+    def forget_bound(self) -> None:
+        """Lay statistics out anew: they have changed."""
+        self._bound.clear()
+
     def centre(self, spec: ArchitectureSpec) -> Tensor:
         """(P,) the network that a zoo's networks of this architecture spread around."""
         layout, _, bound = self.bind(spec)
@@ -254,10 +258,10 @@ class WeightTokenizer(nn.Module, ABC):
         """Write ``config.json`` and ``model.safetensors`` into ``folder``."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"model.{k}": v.contiguous() for k, v in self.state_dict().items()}
+        tensors = {f"model.{k}": v for k, v in self.state_dict().items()}
         for number, statistics in enumerate(self.statistics.values()):
             tensors |= {f"statistics.{number}.{k}": v for k, v in statistics.to_tensors().items()}
-        save_tensors(folder / "model.safetensors", tensors, {"kind": self.kind})
+        save_tensors(folder / "model.safetensors", narrowed(tensors), {"kind": self.kind})
         architectures = [_example(key).to_json() | {"classes": None} for key in self.statistics]
         write_json(
             folder / "config.json",
@@ -297,6 +301,26 @@ def load_tokenizer(folder: str | Path) -> WeightTokenizer:
             raise CheckpointError(folder, f"tensor {name!r} is not part of a tokenizer")
     load_strictly(tokenizer, {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}, folder)
     return tokenizer.eval()
+
+
+def narrowed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as they go to a file: in half precision where that loses nothing, else as they are."""
+    result = {}
+    for name, tensor in tensors.items():
+        half = tensor.half() if tensor.dtype == torch.float32 else tensor
+        result[name] = (half if torch.equal(half.to(tensor.dtype), tensor) else tensor).contiguous()
+    return result
+
+
+@torch.no_grad()
+def round_to_half(tokenizer: WeightTokenizer) -> None:
+    """Round the weights and statistics of a tokenizer to what half precision holds, so that files are small."""
+    for parameter in tokenizer.parameters():
+        parameter.copy_(parameter.half().float())
+    for key, statistics in tokenizer.statistics.items():
+        tensors = {k: v.half().float() for k, v in statistics.to_tensors().items()}
+        tokenizer.statistics[key] = WeightStatistics.from_tensors(tensors)
+    tokenizer.forget_bound()
 
 
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -17,6 +17,7 @@ from weightloom.io import read_yaml
 from weightloom.seeding import seed_for, torch_generator
 from weightloom.tasks import DatasetTask, TaskSampler
 from weightloom.tokenizers import WeightTokenizer, architecture_key, load_tokenizer, tokenizers
+from weightloom.tokenizers.base import round_to_half
 from weightloom.tokenizers.fsq import FSQTokenizer
 from weightloom.training.bank import BankedTask, build_bank
 from weightloom.training.encoder import EncoderObjective
@@ -65,6 +66,9 @@ def train_generator(recipe: GeneratorRecipe, zoo: Zoo, out: Path, progress: Prog
     tokenizer = train_tokenizer(recipe, zoo, populations, work / "tokenizer", progress)
     model = make_igpg(recipe, source, tokenizer, encoder)
     train_prior(recipe, zoo, source, model, populations, work / "prior", progress)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.half().float())
     model.save_pretrained(out)
     return model
 
@@ -161,7 +165,9 @@ def train_tokenizer(
         evaluate_every=max(1, settings.loop.steps // 4),
         progress=progress,
     )
-    tokenizer.requires_grad_(False).eval().save(done)
+    tokenizer.requires_grad_(False).eval()
+    round_to_half(tokenizer)
+    tokenizer.save(done)
     return tokenizer
 
 

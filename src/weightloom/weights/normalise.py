@@ -105,7 +105,9 @@ class WeightStatistics:
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> WeightStatistics:
         """The inverse of :meth:`to_tensors`."""
-        centres = {k.removeprefix("centre."): v for k, v in tensors.items() if k.startswith("centre.")}
+        centres = {
+            k.removeprefix("centre."): v.float() for k, v in tensors.items() if k.startswith("centre.")
+        }
         scales = {k.removeprefix("scale."): float(v) for k, v in tensors.items() if k.startswith("scale.")}
         return cls(centres, scales)
 
