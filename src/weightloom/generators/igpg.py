@@ -253,7 +253,7 @@ class IGPG(nn.Module, Generator):
             block_start = stop
         return codes
 
-    def new_cache(self, batch_size: int, limit: int) -> Any:  # noqa: ANN401
+    def new_cache(self, batch_size: int, limit: int) -> Any:
         """The backbone's own kind of cache."""
         return self.backbone.new_cache(batch_size, limit)  # type: ignore[operator]
 

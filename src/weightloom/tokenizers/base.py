@@ -314,7 +314,7 @@ def narrowed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def round_to_half(tokenizer: WeightTokenizer) -> None:
-    """Round the weights and statistics of a tokenizer to what half precision holds, so that files are small."""
+    """Round the weights and statistics of a tokenizer to what half precision holds: files are half as big."""
     for parameter in tokenizer.parameters():
         parameter.copy_(parameter.half().float())
     for key, statistics in tokenizer.statistics.items():
