@@ -123,8 +123,8 @@ class PriorObjective:
         logits = self.model(spec, condition, codes)
         flats = self.straight_through(spec, logits, codes)
         images, labels = draw_batch([task.data for task in tasks], self.settings.queries, generator)
-        # With the statistics of the batch, as a sample's are measured anew on its support set; every fourth step
-        # with the generated ones, which is what a sample without a support set has.
+        # With the statistics of the batch, as a sample's are measured anew on its support set; every fourth
+        # step with the generated ones, which is what a sample without a support set has.
         answers = run_networks(spec, flats, images, training=step % 4 != 3)  # (B, Q, C)
         loss = F.cross_entropy(answers.flatten(0, 1), labels.flatten())
         return loss, float((answers.argmax(-1) == labels).float().mean())
