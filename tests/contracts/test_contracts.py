@@ -326,6 +326,29 @@ class TestTokenizer:
         assert torch.equal(again.encode(spec, flats), codes)
         assert torch.equal(again.decode(spec, codes), tokenizer.decode(spec, codes))
 
+    def test_numbers_that_fit_half_precision_lose_nothing_either(self, kind, tmp_path):
+        """Files may be narrower than the model; what comes back is the model."""
+        tokenizer, spec = tiny_tokenizer(kind), resolved()
+        tokenizer.save(tmp_path / "wide")
+        with torch.no_grad():
+            for parameter in tokenizer.parameters():
+                parameter.copy_(parameter.half().float())
+        for statistics in tokenizer.statistics.values():
+            for centre in statistics.centres.values():
+                centre.copy_(centre.half().float())
+        tokenizer._bound.clear()
+        tokenizer.save(tmp_path / "narrow")
+        again = load_tokenizer(tmp_path / "narrow")
+        assert_same_state(tokenizer, again)
+        assert all(p.dtype == torch.float32 for p in again.parameters())
+        flats = networks(spec)
+        codes = tokenizer.encode(spec, flats)
+        assert torch.equal(again.encode(spec, flats), codes)
+        rebuilt = again.decode(spec, codes)
+        assert rebuilt.dtype == torch.float32 and torch.equal(rebuilt, tokenizer.decode(spec, codes))
+        sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("wide", "narrow")]
+        assert sizes[1] <= sizes[0]
+
     def test_bad_input_is_ours_to_refuse(self, kind, tmp_path):
         tokenizer = tiny_tokenizer(kind)
         with pytest.raises(UnsupportedRequestError):
