@@ -10,14 +10,15 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from weightloom.errors import CheckpointError, SpecError, TrainingError
-from weightloom.io import load_tensors, read_json, save_tensors, write_json
+from weightloom.io import load_tensors, read_json, save_tensors, write_json, write_text
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being trained, steps done and steps in all."""
@@ -45,6 +46,29 @@ class LoopSettings:
             raise SpecError(
                 "steps must be at least 1, learning_rate in (0, 1], warmup not negative, clip above 0"
             )
+        if min(self.log_every, self.save_every, self.max_bad_steps) < 1:
+            raise SpecError("log_every, save_every and max_bad_steps must be at least 1")
+
+
+@dataclass
+class _State:
+    """Where a run is, besides its weights: what ``state.json`` holds."""
+
+    step: int = 0
+    file: str = ""
+    """Which file holds the weights of that step; none at first."""
+    log: list[dict[str, float]] = field(default_factory=list)
+    sums: dict[str, float] = field(default_factory=dict)
+    """Of the numbers since the last entry of the log, with their ``counts``."""
+    counts: dict[str, int] = field(default_factory=dict)
+    skipped: int = 0
+    """Steps since the last entry whose loss or gradient was not finite."""
+    bad: int = 0
+    """Such steps in a row up to now."""
+    seconds: float = 0.0
+
+
+_FILES = ("state-0.safetensors", "state-1.safetensors")
 
 
 def run_loop(
@@ -60,7 +84,10 @@ def run_loop(
 ) -> list[dict[str, float]]:
     """Train the parameters of ``modules`` that require gradients; returns the log.
 
-    With a ``folder`` the run keeps its state there (``state.safetensors``, ``state.json``, ``log.jsonl``)
+    A step whose loss or gradient is not finite is left out; the log says how many were (``skipped``).
+    ``evaluate`` adds its numbers to the log every ``evaluate_every`` steps and at the end.
+
+    With a ``folder`` the run keeps its state there (``state.json``, the weights beside it, ``log.jsonl``)
     and goes on from it when called again.
 
     Raises:
@@ -80,15 +107,16 @@ def run_loop(
         lr=settings.learning_rate,
         betas=(0.9, 0.98),
     )
-    first = 0
-    log: list[dict[str, float]] = []
+    state = _State()
     store = None if folder is None else Path(folder)
     if store is not None:
         store.mkdir(parents=True, exist_ok=True)
         if (store / "state.json").is_file():
-            first, log = _restore(store, parameters, optimiser, settings)
-    bad, started, sums, counts = 0, time.perf_counter(), dict[str, float](), dict[str, int]()
-    for step in range(first, settings.steps):
+            state = _restore(store, parameters, optimiser, settings)
+        # Lines beyond the kept state are of steps that are done again.
+        write_text(store / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in state.log))
+    started = time.perf_counter() - state.seconds
+    for step in range(state.step, settings.steps):
         for group in optimiser.param_groups:
             group["lr"] = settings.learning_rate * _rate(step, settings)
         loss, numbers = objective(step)
@@ -99,36 +127,41 @@ def run_loop(
             norm = nn.utils.clip_grad_norm_(parameters.values(), settings.clip)
         if bool(torch.isfinite(norm)):
             optimiser.step()
-            bad = 0
+            state.bad = 0
             for name, value in {"loss": float(loss.detach()), **numbers}.items():
-                sums[name] = sums.get(name, 0.0) + value
-                counts[name] = counts.get(name, 0) + 1
+                state.sums[name] = state.sums.get(name, 0.0) + value
+                state.counts[name] = state.counts.get(name, 0) + 1
         else:
-            bad += 1
-            if bad >= settings.max_bad_steps:
-                where = f"the last good state is in {store}" if store else "nothing was kept"
+            state.bad += 1
+            state.skipped += 1
+            if state.bad >= settings.max_bad_steps:
+                where = "nothing was kept"
+                if state.file:
+                    where = f"the last good state, of step {state.step}, is in {store}"
                 raise TrainingError(
-                    f"{what}: loss or gradient not finite {bad} times up to step {step}; {where}"
+                    f"{what}: loss or gradient not finite {state.bad} times up to step {step + 1}; {where}"
                 )
         done = step + 1
-        if done % settings.log_every == 0 or done == settings.steps:
-            entry = {"step": done, **{k: v / counts[k] for k, v in sums.items()}}
+        last = done == settings.steps
+        probed = evaluate is not None and evaluate_every > 0 and (last or done % evaluate_every == 0)
+        if last or probed or done % settings.log_every == 0:
+            entry = {"step": done, **{k: v / state.counts[k] for k, v in state.sums.items()}}
+            if state.skipped:
+                entry["skipped"] = state.skipped
             entry["seconds"] = time.perf_counter() - started
-            if (
-                evaluate is not None
-                and evaluate_every
-                and (done % evaluate_every == 0 or done == settings.steps)
-            ):
+            if probed:
+                assert evaluate is not None
                 entry |= evaluate(done)
-            log.append(entry)
-            sums, counts = {}, {}
+            state.log.append(entry)
+            state.sums, state.counts, state.skipped = {}, {}, 0
             if store is not None:
                 with (store / "log.jsonl").open("a") as stream:
                     stream.write(json.dumps(entry) + "\n")
-        if store is not None and (done % settings.save_every == 0 or done == settings.steps):
-            _keep(store, done, parameters, optimiser, log, settings)
+        if store is not None and (last or done % settings.save_every == 0):
+            state.step, state.seconds = done, time.perf_counter() - started
+            _keep(store, state, parameters, optimiser, settings)
         progress(what, done, settings.steps)
-    return log
+    return state.log
 
 
 def _rate(step: int, settings: LoopSettings) -> float:
@@ -140,23 +173,20 @@ def _rate(step: int, settings: LoopSettings) -> float:
 
 def _keep(
     store: Path,
-    step: int,
+    state: _State,
     parameters: dict[str, nn.Parameter],
     optimiser: torch.optim.Optimizer,
-    log: list[dict[str, float]],
     settings: LoopSettings,
 ) -> None:
     tensors = {f"weight.{n}": p.detach().contiguous() for n, p in parameters.items()}
     for name, p in parameters.items():
+        # Adam counts a parameter's own steps: it has none where a step gave that parameter no gradient.
         for key, value in optimiser.state.get(p, {}).items():
-            if value.dim():
-                tensors[f"{key}.{name}"] = value.contiguous()
-    # Two files by turns: a kill between the weights and the note of them leaves the older pair whole.
-    file = (
-        f"state-{step % 2 if step % settings.save_every else (step // settings.save_every) % 2}.safetensors"
-    )
-    save_tensors(store / file, tensors, {"step": str(step)})
-    write_json(store / "state.json", {"step": step, "file": file, "steps": settings.steps, "log": log})
+            tensors[f"{key}.{name}"] = value.contiguous()
+    # Never the file that the note names: a kill between the weights and the note leaves the older pair whole.
+    state.file = _FILES[0] if state.file == _FILES[1] else _FILES[1]
+    save_tensors(store / state.file, tensors, {"step": str(state.step)})
+    write_json(store / "state.json", {"steps": settings.steps, **asdict(state)})
 
 
 def _restore(
@@ -164,24 +194,37 @@ def _restore(
     parameters: dict[str, nn.Parameter],
     optimiser: torch.optim.Optimizer,
     settings: LoopSettings,
-) -> tuple[int, list[dict[str, float]]]:
-    state = read_json(store / "state.json")
-    step = int(state["step"])
-    if state["steps"] != settings.steps:
-        raise CheckpointError(store, f"holds a run of {state['steps']} steps, not of {settings.steps}")
-    tensors, metadata = load_tensors(store / str(state["file"]))
-    if metadata.get("step") != str(step):
+) -> _State:
+    note = read_json(store / "state.json")
+    state = _read_note(store / "state.json", note)
+    if note["steps"] != settings.steps:
+        raise CheckpointError(store, f"holds a run of {note['steps']} steps, not of {settings.steps}")
+    tensors, metadata = load_tensors(store / state.file)
+    if metadata.get("step") != str(state.step):
         raise CheckpointError(store, "the state and its note are of different steps")
+    held = {name.removeprefix("weight.") for name in tensors if name.startswith("weight.")}
+    for name in sorted(held ^ parameters.keys()):
+        raise CheckpointError(store, f"holds another model: weight {name!r} is in one of the two only")
     with torch.no_grad():
         for name, p in parameters.items():
-            held = tensors.get(f"weight.{name}")
-            if held is None or held.shape != p.shape:
+            if tensors[f"weight.{name}"].shape != p.shape:
                 raise CheckpointError(store, f"holds another model: weight {name!r} does not fit")
-            p.copy_(held)
+            p.copy_(tensors[f"weight.{name}"])
             if f"exp_avg.{name}" in tensors:
                 optimiser.state[p] = {
-                    "step": torch.tensor(float(step)),
-                    "exp_avg": tensors[f"exp_avg.{name}"].clone(),
-                    "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].clone(),
+                    "step": tensors.get(f"step.{name}", torch.tensor(float(state.step))),
+                    "exp_avg": tensors[f"exp_avg.{name}"].to(p.device),
+                    "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(p.device),
                 }
-    return step, list(state["log"])
+    return state
+
+
+def _read_note(path: Path, note: Any) -> _State:
+    try:
+        state = _State(**{name: value for name, value in note.items() if name != "steps"})
+        fits = 0 < state.step <= note["steps"] and state.file in _FILES
+    except (AttributeError, KeyError, TypeError) as error:
+        raise CheckpointError(path, f"not the note of a training run ({error})") from None
+    if not fits:
+        raise CheckpointError(path, "not the note of a training run")
+    return state
