@@ -49,6 +49,9 @@ from weightloom.io import load_tensors, read_json, save_tensors, write_json
 from weightloom.tokenizers import WeightTokenizer, architecture_key, load_tokenizer
 from weightloom.tokenizers.base import load_strictly, narrowed
 
+_REACH = 4.0
+"""Codes that a unit of the shift layer moves the bump by: large moves without large weights."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class IGPGConfig:
@@ -107,8 +110,10 @@ class IGPG(nn.Module, Generator):
         self.begin = nn.Parameter(torch.zeros(w))
         self.previous = nn.Linear(tokenizer.latent_width, w)
         self.out = nn.Linear(w, tokenizer.num_codes * tokenizer.vocabulary)
-        nn.init.zeros_(self.out.weight)  # the untrained prior is spread around the first guess
-        nn.init.zeros_(self.out.bias)
+        self.shift = nn.Linear(w, tokenizer.num_codes) if tokenizer.ordered else None
+        for layer in filter(None, (self.out, self.shift)):
+            nn.init.zeros_(layer.weight)  # the untrained prior is spread around the first guess
+            nn.init.zeros_(layer.bias)
         self.fingerprint: Fingerprint | None = None
 
     # ---------------------------------------------------------------- condition
@@ -149,12 +154,12 @@ class IGPG(nn.Module, Generator):
             return self.no_architecture.expand(chunking.num_tokens, -1)
         return self.slots(chunking.slots, architecture_key(spec))
 
-    def prefix(self, spec: ArchitectureSpec, condition: Condition) -> tuple[Tensor, Tensor, Tensor | None]:
+    def prefix(self, spec: ArchitectureSpec, condition: Condition) -> tuple[Tensor, Tensor, Tensor]:
         """What does not depend on the codes made so far.
 
         Returns:
-            prefix tokens (B, 2 + C, W); the vectors that every weight token starts from (B, T, W); what the
-            first guess adds to every token's logits (B, T, D, V), None without examples.
+            prefix tokens (B, 2 + C, W); the vectors that every weight token starts from (B, T, W); the codes
+            that it is spread around (B, T, D): the first guess, or the middle of the vocabulary without one.
         """
         described = self._described(spec, condition)
         classes = self._class_vectors(condition)
@@ -167,13 +172,24 @@ class IGPG(nn.Module, Generator):
         index = chunking.slots.class_index
         own = self.to_head(classes)[:, index.clamp_min(0)] * (index >= 0)[:, None]  # (B, T, W)
         starts = described + own
+        shape = (len(condition), chunking.num_tokens, self.tokenizer.num_codes)
+        middle = torch.full(shape, self.tokenizer.vocabulary // 2, device=starts.device)
         if condition.prompt is None:
-            return prefix, starts + self.no_guess, None
-        known = condition.has_classes
+            return prefix, starts + self.no_guess, middle
+        known = condition.has_classes[:, None, None]
         guess = self.guess(self.tokenizer.embed_codes(condition.prompt))  # (B, T, W)
-        starts = starts + torch.where(known[:, None, None], guess, self.no_guess)
-        pull = self.tokenizer.closeness(condition.prompt) * self.trust.exp()[:, None]
-        return prefix, starts, pull * known[:, None, None, None]
+        around = torch.where(known, condition.prompt, middle)
+        return prefix, starts + torch.where(known, guess, self.no_guess), around
+
+    def _logits(self, hidden: Tensor, around: Tensor) -> Tensor:
+        """(..., D, V) from hidden states (..., W) and the codes (..., D) that they are spread around.
+
+        Free logits for every code, and a bump around the given code; where codes are ordered the prior may
+        move the bump, which is what it does to improve the first guess.
+        """
+        free = self.out(hidden).unflatten(-1, (self.tokenizer.num_codes, self.tokenizer.vocabulary))
+        place = around if self.shift is None else around + _REACH * self.shift(hidden)
+        return free + self.tokenizer.closeness(place) * self.trust.exp()[:, None]
 
     # ---------------------------------------------------------------- likelihood
 
@@ -182,14 +198,13 @@ class IGPG(nn.Module, Generator):
 
         The token before the window counts as unseen: its place is taken by the begin vector.
         """
-        prefix, starts, pull = self.prefix(spec, condition)
+        prefix, starts, around = self.prefix(spec, condition)
         count = codes.shape[1]
         seen = self.previous(self.tokenizer.embed_codes(codes[:, :-1]))  # (B, S-1, W)
         seen = torch.cat([self.begin.expand(len(codes), 1, -1), seen], dim=1)
         x = torch.cat([prefix, starts[:, first : first + count] + seen], dim=1)  # (B, 2+C+S, W)
         hidden = self.backbone(x)[:, prefix.shape[1] :]
-        logits = self.out(hidden).unflatten(-1, (self.tokenizer.num_codes, self.tokenizer.vocabulary))
-        return logits if pull is None else logits + pull[:, first : first + count]
+        return self._logits(hidden, around[:, first : first + count])
 
     # ---------------------------------------------------------------- generation
 
@@ -211,11 +226,10 @@ class IGPG(nn.Module, Generator):
         batch = len(condition)
         if guided:
             bare = condition.without("instruction", "dataset")
-            prefix, starts, pull = self.prefix(spec, condition)
-            bare_prefix, bare_starts, _ = self.prefix(spec, bare)
-            prefix, starts = torch.cat([prefix, bare_prefix]), torch.cat([starts, bare_starts])
+            both = zip(self.prefix(spec, condition), self.prefix(spec, bare), strict=True)
+            prefix, starts, around = (torch.cat(pair) for pair in both)
         else:
-            prefix, starts, pull = self.prefix(spec, condition)
+            prefix, starts, around = self.prefix(spec, condition)
         total = starts.shape[1]
         d, v = self.tokenizer.num_codes, self.tokenizer.vocabulary
         codes = torch.zeros(batch, total, d, dtype=torch.long, device=prefix.device)
@@ -236,12 +250,10 @@ class IGPG(nn.Module, Generator):
             history = x
             for position in range(block_start, stop):
                 hidden = self.backbone(x, cache) if cached else self.backbone(history)
-                logits = self.out(hidden[:, -1]).unflatten(-1, (d, v))
+                logits = self._logits(hidden[:, -1], around[:, position])
                 if guided:
                     told, untold = logits.chunk(2)
                     logits = untold + sampling.guidance * (told - untold)
-                if pull is not None:
-                    logits = logits + pull[:, position]
                 codes[:, position] = draw_codes(logits, noise, sampling)
                 if position + 1 < stop:
                     x = (

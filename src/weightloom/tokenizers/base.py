@@ -120,6 +120,8 @@ class WeightTokenizer(nn.Module, ABC):
     """Networks (N, P) to codes (N, T, D) and back. Families implement the three abstract methods."""
 
     kind: ClassVar[str]
+    ordered: ClassVar[bool]
+    """Whether code v lies between v - 1 and v + 1 in meaning too."""
     latent_width: int
 
     def __init__(self, config: TokenizerConfig, statistics: Mapping[str, WeightStatistics]) -> None:
@@ -148,7 +150,8 @@ class WeightTokenizer(nn.Module, ABC):
     @abstractmethod
     def closeness(self, codes: Tensor) -> Tensor:
         """(..., D, V): how near every code is to the given one, (..., D), 0 for the same and falling with the
-        squared distance; neighbours are about -1 apart.
+        squared distance; neighbours are about -1 apart. Where codes are ``ordered``, those given may lie
+        between two, and the closeness is differentiable in them.
         """
 
     @property

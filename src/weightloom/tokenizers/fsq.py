@@ -49,6 +49,7 @@ class FSQTokenizer(WeightTokenizer):
     """Tokens to D numbers of V levels each."""
 
     kind: ClassVar[str] = "fsq"
+    ordered: ClassVar[bool] = True
     config_type: ClassVar[type[TokenizerConfig]] = FSQTokenizerConfig
 
     def __init__(self, config: FSQTokenizerConfig, statistics: Mapping[str, WeightStatistics]) -> None:
@@ -113,7 +114,7 @@ class FSQTokenizer(WeightTokenizer):
 
     def closeness(self, codes: Tensor) -> Tensor:
         levels = torch.arange(self.config.vocabulary, device=codes.device)
-        return -(codes[..., None] - levels).square().float()
+        return -(codes[..., None] - levels).square().to(self.slots.kinds.weight.dtype)
 
     def decode_tokens(self, latents: Tensor, slots: DescribedSlots) -> Tensor:
         rebuilt = self.decoder(latents, slots.vectors)

@@ -45,6 +45,7 @@ class GumbelTokenizer(WeightTokenizer):
     """Tokens to D entries of one codebook."""
 
     kind: ClassVar[str] = "gumbel"
+    ordered: ClassVar[bool] = False
     config_type: ClassVar[type[TokenizerConfig]] = GumbelTokenizerConfig
 
     def __init__(self, config: GumbelTokenizerConfig, statistics: Mapping[str, WeightStatistics]) -> None:
