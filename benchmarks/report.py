@@ -381,8 +381,8 @@ def zero_shot_section(held: Mapping[str, Any]) -> str:
         parts.append(
             "Novelty: the distance of a sample to the nearest training checkpoint is "
             f"{statistics.median(far):.2f} times the zoo's own spacing in the median (from {min(far):.2f} to "
-            f"{max(far):.2f}); 1 is as far as the zoo's networks are from their own nearest, near 0 would be a "
-            "copy."
+            f"{max(far):.2f}); 1 is as far as the zoo's networks are from their own nearest, near 0 would be "
+            "a copy."
         )
     return "\n\n".join(parts)
 
