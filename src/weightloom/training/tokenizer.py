@@ -16,7 +16,7 @@ from weightloom.architectures import ArchitectureSpec
 from weightloom.errors import InputError
 from weightloom.fitting import accuracy, closed_form_network, recalibrate, run_networks
 from weightloom.fitting.train import draw_batch
-from weightloom.seeding import torch_generator
+from weightloom.seeding import seed_for, torch_generator
 from weightloom.tasks import TaskData
 from weightloom.tokenizers import WeightTokenizer, architecture_key
 from weightloom.tokenizers.fsq import FSQTokenizer
@@ -130,9 +130,12 @@ class TokenizerObjective:
         rows = torch.randint(len(population.records), (self.networks,), generator=generator).tolist()
         flats = population.flats[rows]
         if isinstance(self.tokenizer, GumbelTokenizer):
+            self.tokenizer.noise = torch_generator("gumbel", self.seed, step)
             self.tokenizer.temperature = annealed_temperature(step, self.steps)
         self.tokenizer.train()
-        output = self.tokenizer(population.spec, flats)
+        with torch.random.fork_rng(devices=[]):  # torch's Gumbel noise comes from the global stream
+            torch.manual_seed(seed_for("tokenizer noise", self.seed, step))
+            output = self.tokenizer(population.spec, flats)
         error = output.weight_error()
         loss = error + output.penalty
         numbers = {"weight_error": float(error.detach())}
