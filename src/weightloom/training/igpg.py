@@ -12,7 +12,7 @@ Sources: next-token loss, IGPG (arXiv 2504.02012), equation 3; straight-through 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from weightloom.architectures import ArchitectureSpec
 from weightloom.conditioning import Condition
+from weightloom.errors import SpecError
 from weightloom.fitting import run_networks
 from weightloom.fitting.train import draw_batch
 from weightloom.generators.base import Sampling
@@ -39,13 +40,26 @@ class PriorSettings:
     code_weight: float = 0.1
     functional_weight: float = 1.0
     fresh_share: float = 0.5
-    """Share of steps on tasks outside the zoo (functional loss only)."""
+    """Share of steps on tasks outside the zoo (functional loss only; none where that has no weight)."""
     temperature: float = 1.0
-    rollout: bool = True
-    """Sample whole sequences from the prior; otherwise single codes beside the real ones before them."""
     drop_instruction: float = 0.3
     drop_dataset: float = 0.1
+    drop_architecture: float = 0.0
+    """Share of steps without the description of the architecture: all networks of a step share one."""
     drop_all: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name, least, most in (("networks", 1, 4096), ("queries", 2, 65536)):
+            count = getattr(self, name)
+            if not isinstance(count, int) or isinstance(count, bool) or not least <= count <= most:
+                raise SpecError(f"{name} must be a whole number from {least} to {most}, not {count!r}")
+        for name, value in asdict(self).items():
+            limit = 1.0 if name.startswith(("drop_", "fresh_")) else 1e6
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= limit:
+                raise SpecError(f"{name} must be a number from 0 to {limit:g}, not {value!r}")
+        if not self.code_weight and not self.functional_weight:
+            raise SpecError("code_weight and functional_weight cannot both be 0: nothing would be learned")
+        Sampling(temperature=self.temperature)
 
 
 class PriorObjective:
@@ -71,21 +85,22 @@ class PriorObjective:
     def __call__(self, step: int) -> tuple[Tensor, dict[str, float]]:
         settings = self.settings
         generator = torch_generator("prior", self.seed, step)
-        is_fresh = bool(torch.rand((), generator=generator) < settings.fresh_share) and bool(self.fresh)
+        is_fresh = bool(torch.rand((), generator=generator) < settings.fresh_share)
+        is_fresh = is_fresh and bool(self.fresh) and settings.functional_weight > 0
         drops = {"drop_instruction": settings.drop_instruction, "drop_all": settings.drop_all}
         numbers: dict[str, float] = {}
         loss = torch.zeros(())
         if is_fresh:
             spec, tasks = self._draw_fresh(generator)
-            condition = banked_condition(self.model, spec, tasks, generator, **drops)
+            condition = self._condition(spec, tasks, generator, step, **drops)
         else:
             number = int(torch.randint(len(self.populations), (1,), generator=generator))
             population = self.populations[number]
             rows = torch.randint(len(population.records), (settings.networks,), generator=generator).tolist()
             spec = population.spec
             tasks = [self.bank[population.records[row].task] for row in rows]
-            condition = banked_condition(
-                self.model, spec, tasks, generator, drop_dataset=settings.drop_dataset, **drops
+            condition = self._condition(
+                spec, tasks, generator, step, drop_dataset=settings.drop_dataset, **drops
             )
             codes = self.codes[number][rows]
             if settings.code_weight:
@@ -107,6 +122,19 @@ class PriorObjective:
         chosen = torch.randint(len(pool), (self.settings.networks,), generator=generator).tolist()
         trunk = self.trunks[int(torch.randint(len(self.trunks), (1,), generator=generator))]
         return trunk.resolve(classes=classes), [pool[i] for i in chosen]
+
+    def _condition(
+        self,
+        spec: ArchitectureSpec,
+        tasks: Sequence[BankedTask],
+        generator: torch.Generator,
+        step: int,
+        **drops: float,
+    ) -> Condition:
+        condition = banked_condition(self.model, spec, tasks, generator, **drops)
+        # A stream of its own: whether the architecture is told changes nothing else that is drawn.
+        chance = torch.rand((), generator=torch_generator("prior architecture", self.seed, step))
+        return condition.without("architecture") if chance < self.settings.drop_architecture else condition
 
     def _functional(
         self,
