@@ -67,9 +67,6 @@ def test_snapshots_are_handed_out_in_order(data):
     assert len(again) == 2 and torch.equal(first.flats, again[0].flats)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="calibration images come from the stream of the batches and move it on"
-)
 def test_a_snapshot_does_not_change_the_road(data):
     spec = resolved()
     flats = initial_flats(spec, [0, 1])

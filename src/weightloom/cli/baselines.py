@@ -63,27 +63,37 @@ def baselines(
         return Baselines()
     import torch
 
-    from weightloom.fitting import accuracy, initial_flats
-    from weightloom.seeding import seed_for
+    from weightloom.errors import UnsupportedRequestError
+    from weightloom.fitting import accuracy
+    from weightloom.generators.nearest import NearestCheckpoint
+    from weightloom.generators.random_init import RandomInit
 
     spec = samples[0].architecture
     images, labels = task.data("test").all()
-    random = initial_flats(spec, [seed_for("random-init", seed, i) for i in range(RANDOM_NETWORKS)])
+    # Baselines are made as samples are, batch norms measured on the support set included.
+    fresh = RandomInit.from_generator(generator)
+    made = fresh.generate_many(spec, num_samples=RANDOM_NETWORKS, support=support, seed=seed)
+    random = torch.stack([sample.flat for sample in made])
     chance = float(accuracy(spec, random, images, labels).mean())
     fingerprint = getattr(generator, "fingerprint", None)
     if fingerprint is None:
         return Baselines(chance, random_flat=random[0])
     trained = fingerprint.trained_accuracy(str(task), spec)
     encoder = getattr(generator, "images", None)
-    found = None
-    if encoder is not None and support is not None:
-        with torch.no_grad():
-            found = fingerprint.nearest(spec, encoder.describe(support.images))
-    if found is None:
+    if encoder is None or support is None:
         return Baselines(chance, trained=trained, random_flat=random[0])
-    facts, flat = found
-    reached = float(accuracy(spec, flat[None], images, labels)[0])
-    return Baselines(chance, reached, trained, dict(facts), random[0], flat.detach())
+    nearest = NearestCheckpoint(fingerprint, encoder, generator.validity)
+    try:
+        found = nearest.generate(spec, support=support)
+    except UnsupportedRequestError:  # the zoo has no network of this class count
+        return Baselines(chance, trained=trained, random_flat=random[0])
+    reached = float(accuracy(spec, found.flat[None], images, labels)[0])
+    facts = {
+        "id": found.report["checkpoint"],
+        "task": found.report["checkpoint_task"],
+        "accuracy": found.report["checkpoint_accuracy"],
+    }
+    return Baselines(chance, reached, trained, facts, random[0], found.flat)
 
 
 def novelty(generator: Generator, samples: Sequence[Sample]) -> list[dict[str, Any] | None]:

@@ -122,5 +122,7 @@ def fit_population(
         if on_step is not None:
             on_step(step)
         if step == settings.steps or step in settings.snapshots:
-            calibration, _ = draw_batch(data, 512, generator)
+            # A stream of its own: taking a snapshot must not change the steps that follow.
+            apart = torch_generator("fit-calibration", seed, step)
+            calibration, _ = draw_batch(data, 512, apart)
             yield Snapshot(step, recalibrate(spec, (units * rate).detach(), calibration), loss.detach())

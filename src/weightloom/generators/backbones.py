@@ -59,6 +59,12 @@ class TransformersBackbone(nn.Module):
             "intermediate_size": 4 * width,
             "vocab_size": 1,
             "n_positions": 2048,
+            # Dropout would draw from the global stream, and a resumed run would differ.
+            "embd_pdrop": 0.0,
+            "attn_pdrop": 0.0,
+            "resid_pdrop": 0.0,
+            "attention_dropout": 0.0,
+            "hidden_dropout": 0.0,
         }
         try:
             config = AutoConfig.for_model(model_type, **{**sizes, **options})

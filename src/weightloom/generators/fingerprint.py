@@ -54,8 +54,12 @@ class Fingerprint:
         group = self.groups.get(spec)
         if group is None:
             return None
-        row = int((group.classes - classes).flatten(1).norm(dim=1).argmin())
+        row = self.nearest_row(spec, classes)
         return group.rows[row], self._flats(spec)[row]
+
+    def nearest_row(self, spec: ArchitectureSpec, classes: Tensor) -> int:
+        """The row of ``spec``'s group whose task looks most like ``classes`` (C, 2F)."""
+        return int((self.groups[spec].classes - classes).flatten(1).norm(dim=1).argmin())
 
     def trained_accuracy(self, task: str, spec: ArchitectureSpec) -> float | None:
         """Mean accuracy of the zoo's own checkpoints of this task and architecture, if it has any."""

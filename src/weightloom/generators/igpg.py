@@ -2,7 +2,8 @@
 
 A prefix carries the condition: one token for the instruction, one for the architecture, one a class in
 label order. Where there are examples, a first guess at the network (a closed-form head on the zoo's mean
-trunk) is coded too: its codes are what the prior starts from and improves. Then comes one token for each
+trunk, or the checkpoint of the most alike task where that does better) is coded too: its codes are what the
+prior starts from and improves. Then comes one token for each
 weight token; at each, all D codes are predicted together.
 Networks longer than the context are made block by block, each block seeing the prefix and the tail of
 the one before. Knows nothing of training.
@@ -32,8 +33,8 @@ from weightloom.conditioning import (
     stack_conditions,
 )
 from weightloom.conditioning.architecture import MAX_CLASSES
-from weightloom.errors import CheckpointError, SpecError, WeightloomError
-from weightloom.fitting import closed_form_network
+from weightloom.errors import CheckpointError, DataUnavailableError, SpecError, WeightloomError
+from weightloom.fitting import accuracy, closed_form_network, recalibrate
 from weightloom.generators.backbones import build_backbone
 from weightloom.generators.base import (
     Generator,
@@ -88,6 +89,10 @@ class IGPG(nn.Module, Generator):
         self, config: IGPGConfig, tokenizer: WeightTokenizer, validity: Validity, *, name: str = "igpg"
     ) -> None:
         super().__init__()
+        if validity.max_classes > MAX_CLASSES:
+            raise SpecError(
+                f"IGPG makes classifiers of at most {MAX_CLASSES} classes, not {validity.max_classes}"
+            )
         self.config, self.validity, self.name = config, validity, name
         self.tokenizer = tokenizer.requires_grad_(False).eval()
         self.images = SupportEncoder(
@@ -127,7 +132,7 @@ class IGPG(nn.Module, Generator):
         vectors = iter(encode_text(written)) if written else iter(())
         encoded = [None if text is None else next(vectors) for text in instructions]
         classes = [None if support is None else self.images.describe(support) for support in supports]
-        prompts = [None if support is None else self.first_guess(spec, support) for support in supports]
+        prompts = [None if support is None else self.first_guess(spec, support)[0] for support in supports]
         shape = (spec.classes, 2 * self.config.image_features)
         return stack_conditions(encoded, classes, text_width=TEXT_WIDTH, shape=shape, prompts=prompts)
 
@@ -136,10 +141,34 @@ class IGPG(nn.Module, Generator):
         rms = self.tokenizer.head_rms(spec)
         return closed_form_network(spec, self.tokenizer.centre(spec), support, head_rms=rms)
 
-    def first_guess(self, spec: ArchitectureSpec, support: Tensor) -> Tensor:
-        """(T, D) codes of the closed-form network for a support set (C, S, channels, height, width)."""
-        flat = self.closed_form(spec, support)
-        return self.tokenizer.encode(spec, flat[None])[0]
+    @torch.no_grad()
+    def first_guess(self, spec: ArchitectureSpec, support: Tensor) -> tuple[Tensor, str]:
+        """What the prior starts from for a support set (C, S, channels, height, width).
+
+        The checkpoint of the most alike task, if it does better than a closed-form network on examples that
+        the latter was not made from; else the closed-form network of all examples.
+
+        Returns:
+            (T, D) codes, and what they are in words.
+        """
+        shots = support.shape[1]
+        group = None if self.fingerprint is None else self.fingerprint.groups.get(spec)
+        if group is not None and shots >= 4:
+            row = self.fingerprint.nearest_row(spec, self.images.describe(support))  # type: ignore[union-attr]
+            half = shots // 2
+            closed = self.closed_form(spec, support[:, :half])
+            copy = self.tokenizer.decode(spec, group.codes[row : row + 1])
+            copy = recalibrate(spec, copy, support[:, :half].flatten(0, 1))[0]
+            images = support[:, half:].flatten(0, 1)  # (C, S - half, ...) -> (C * (S - half), ...)
+            labels = torch.arange(len(support)).repeat_interleave(shots - half)
+            held = accuracy(spec, torch.stack([closed, copy]), images, labels)
+            if held[1] > held[0]:
+                return group.codes[row], f"checkpoint {group.rows[row]['id']}"
+        return self.closed_form_codes(spec, support), "closed form"
+
+    def closed_form_codes(self, spec: ArchitectureSpec, support: Tensor) -> Tensor:
+        """(T, D) codes of the closed-form network."""
+        return self.tokenizer.encode(spec, self.closed_form(spec, support)[None])[0]
 
     def _class_vectors(self, condition: Condition) -> Tensor:
         """(B, C, W): what is known of every class, in label order."""
@@ -231,8 +260,7 @@ class IGPG(nn.Module, Generator):
         else:
             prefix, starts, around = self.prefix(spec, condition)
         total = starts.shape[1]
-        d, v = self.tokenizer.num_codes, self.tokenizer.vocabulary
-        codes = torch.zeros(batch, total, d, dtype=torch.long, device=prefix.device)
+        codes = torch.zeros(batch, total, self.tokenizer.num_codes, dtype=torch.long, device=prefix.device)
         block_start = 0
         while block_start < total:
             # A later block sees the last codes of the one before through the overlap (algorithm 1).
@@ -284,6 +312,7 @@ class IGPG(nn.Module, Generator):
         flats = self.tokenizer.decode(spec, codes)
         common = {
             "sampling": asdict(request.sampling),
+            "first_guess": None if support is None else self.first_guess(spec, support)[1],
             "tokens": codes.shape[1],
             "codes_per_token": codes.shape[2],
         }
@@ -326,6 +355,8 @@ class IGPG(nn.Module, Generator):
             for key in ("architectures", "input", "tasks"):
                 limits[key] = tuple(limits[key])
             model = cls(config, tokenizer, Validity(**limits), name=str(held["name"]))
+        except DataUnavailableError:
+            raise
         except (KeyError, TypeError, WeightloomError) as error:
             raise CheckpointError(
                 folder / "config.json", f"not the config of an IGPG generator ({error})"

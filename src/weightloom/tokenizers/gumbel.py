@@ -63,6 +63,8 @@ class GumbelTokenizer(WeightTokenizer):
         self.project = nn.Linear(config.code_width, config.vocabulary)
         self.codebook = nn.Embedding(config.vocabulary, config.code_width)
         self.temperature = 1.0
+        self.noise: torch.Generator | None = None
+        """Where training draws from; the trainer sets a stream of its own for every step."""
         self.decoder.outward.weight.data.mul_(0.1)
         self.decoder.outward.bias.data.zero_()
 
@@ -71,7 +73,8 @@ class GumbelTokenizer(WeightTokenizer):
         z = z.unflatten(-1, (self.codes, self.code_width))  # (N, T, Z) -> (N, T, D, e)
         logits = self.project(z)  # (N, T, D, V): log pi, up to a constant
         if self.training:
-            y = F.gumbel_softmax(logits, tau=self.temperature, dim=-1)
+            uniform = torch.rand(logits.shape, generator=self.noise).clamp(1e-12, 1 - 1e-7).to(logits.device)
+            y = ((logits - (-uniform.log()).log()) / self.temperature).softmax(-1)
         else:
             y = F.one_hot(logits.argmax(-1), logits.shape[-1]).to(z.dtype)
         quantised = y @ self.codebook.weight  # (N, T, D, e)

@@ -32,7 +32,8 @@ class BankedTask:
     images: list[Tensor]
     """The support sets themselves, (C, S, ...) each."""
     guesses: dict[ArchitectureSpec, Tensor] = field(default_factory=dict)
-    """First guesses (J, T, D) by architecture, made when first asked for."""
+    """First guesses (J + 1, T, D) by architecture, made when first asked for: the closed form of every
+    support set, then what generation would start from."""
 
 
 def build_bank(
@@ -77,13 +78,16 @@ def banked_condition(
     for banked in tasks:
         i = int(torch.randint(len(banked.wordings), (1,), generator=generator))
         j = int(torch.randint(len(banked.supports), (1,), generator=generator))
-        chance = torch.rand(3, generator=generator)
+        chance = torch.rand(4, generator=generator)
         bare = bool(chance[0] < drop_all)
         words.append(None if bare or chance[1] < drop_instruction else banked.wordings[i])
         without = bare or bool(chance[2] < drop_dataset)
         classes.append(None if without else banked.supports[j])
         if spec not in banked.guesses:
-            banked.guesses[spec] = torch.stack([model.first_guess(spec, s) for s in banked.images])
-        prompts.append(None if without else banked.guesses[spec][j])
+            own = [model.closed_form_codes(spec, images) for images in banked.images]
+            banked.guesses[spec] = torch.stack([*own, model.first_guess(spec, banked.images[0])[0]])
+        # Half of the time what generation would start from, else the closed form of this support set.
+        guess = len(banked.images) if chance[3] < 0.5 else j
+        prompts.append(None if without else banked.guesses[spec][guess])
     shape = tuple(tasks[0].supports.shape[1:])
     return stack_conditions(words, classes, text_width=TEXT_WIDTH, shape=shape, prompts=prompts)  # type: ignore[arg-type]

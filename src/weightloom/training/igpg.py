@@ -41,6 +41,9 @@ class PriorSettings:
     functional_weight: float = 1.0
     fresh_share: float = 0.5
     """Share of steps on tasks outside the zoo (functional loss only; none where that has no weight)."""
+    rollout_share: float = 0.25
+    """Share of steps that sample codes one after another, as generation does, and take the straight-through
+    gradient; the others decode expected latents, which is cheaper and less noisy."""
     temperature: float = 1.0
     drop_instruction: float = 0.3
     drop_dataset: float = 0.1
@@ -54,7 +57,7 @@ class PriorSettings:
             if not isinstance(count, int) or isinstance(count, bool) or not least <= count <= most:
                 raise SpecError(f"{name} must be a whole number from {least} to {most}, not {count!r}")
         for name, value in asdict(self).items():
-            limit = 1.0 if name.startswith(("drop_", "fresh_")) else 1e6
+            limit = 1.0 if name.endswith("_share") or name.startswith("drop_") else 1e6
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= limit:
                 raise SpecError(f"{name} must be a number from 0 to {limit:g}, not {value!r}")
         if not self.code_weight and not self.functional_weight:
@@ -117,7 +120,8 @@ class PriorObjective:
 
     def _draw_fresh(self, generator: torch.Generator) -> tuple[ArchitectureSpec, list[BankedTask]]:
         counts = sorted(self.fresh)
-        classes = counts[int(torch.randint(len(counts), (1,), generator=generator))]
+        sizes = torch.tensor([float(len(self.fresh[count])) for count in counts])
+        classes = counts[int(torch.multinomial(sizes, 1, generator=generator))]
         pool = self.fresh[classes]
         chosen = torch.randint(len(pool), (self.settings.networks,), generator=generator).tolist()
         trunk = self.trunks[int(torch.randint(len(self.trunks), (1,), generator=generator))]
@@ -144,12 +148,15 @@ class PriorObjective:
         generator: torch.Generator,
         step: int,
     ) -> tuple[Tensor, float]:
-        """Cross-entropy of the networks that the prior itself samples, and their accuracy."""
-        noise = [torch_generator("rollout", self.seed, step, i) for i in range(len(tasks))]
-        sampling = Sampling(temperature=self.settings.temperature)
-        codes = self.model.sample_codes(spec, condition, noise, sampling)
-        logits = self.model(spec, condition, codes)
-        flats = self.straight_through(spec, logits, codes)
+        """Cross-entropy of the networks that the prior itself makes, and their accuracy."""
+        chance = torch.rand((), generator=torch_generator("prior rollout", self.seed, step))
+        if chance < self.settings.rollout_share:
+            noise = [torch_generator("rollout", self.seed, step, i) for i in range(len(tasks))]
+            sampling = Sampling(temperature=self.settings.temperature)
+            codes = self.model.sample_codes(spec, condition, noise, sampling)
+            flats = self.straight_through(spec, self.model(spec, condition, codes), codes)
+        else:
+            flats = self.expected(spec, condition)
         images, labels = draw_batch([task.data for task in tasks], self.settings.queries, generator)
         # With the statistics of the batch, as a sample's are measured anew on its support set; every fourth
         # step with the generated ones, which is what a sample without a support set has.
@@ -164,3 +171,15 @@ class PriorObjective:
         return self.model.tokenizer.decode_latents(
             spec, self.model.tokenizer.embed(hard + soft - soft.detach())
         )
+
+    def expected(self, spec: ArchitectureSpec, condition: Condition) -> Tensor:
+        """(B, P) networks of the expected latents: no sampling, so a gradient without its noise.
+
+        Every token sees the likeliest codes of those before it, as they were after one pass over the first
+        guess (a Jacobi step): two passes instead of one for each token.
+        """
+        with torch.no_grad():
+            _, _, around = self.model.prefix(spec, condition)
+            codes = self.model(spec, condition, around).argmax(-1)
+        soft = self.model(spec, condition, codes).softmax(-1)  # (B, T, D, V)
+        return self.model.tokenizer.decode_latents(spec, self.model.tokenizer.embed(soft))

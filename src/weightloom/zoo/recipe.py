@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from weightloom.architectures import parse_architecture
 from weightloom.fitting import FitSettings
@@ -24,6 +24,11 @@ class FitRecipe(_Strict):
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 1e-4
     head_rate: Annotated[float, Field(gt=0, le=1000)] = 1.0
     snapshots: tuple[int, ...] = ()
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        self.settings()
+        return self
 
     def settings(self) -> FitSettings:
         """The settings for :func:`weightloom.fitting.fit_population`."""
