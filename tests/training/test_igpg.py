@@ -8,7 +8,9 @@ import torch.nn.functional as F
 
 from weightloom.errors import SpecError
 from weightloom.fitting import run_networks
+from weightloom.seeding import torch_generator
 from weightloom.training import LoopSettings, run_loop
+from weightloom.training.bank import banked_condition
 from weightloom.training.igpg import PriorObjective, PriorSettings
 
 SMALL = {"networks": 3, "queries": 8}
@@ -59,11 +61,57 @@ def test_straight_through_has_the_gradient_of_the_soft_codes(prior, populations,
     assert float(found.norm()) > 0 and bool(torch.isfinite(found).all())
 
 
+def test_expected_networks_have_a_gradient(prior, banks, populations, kind):
+    made, objective = prior(kind)
+    bank, _ = banks(made)
+    population = populations[0]
+    tasks = [bank[record.task] for record in population.records[:3]]
+    condition = banked_condition(made, population.spec, tasks, torch_generator("test", 0))
+    flats = objective.expected(population.spec, condition)
+    assert flats.shape == (3, population.flats.shape[1]) and bool(torch.isfinite(flats).all())
+    images = torch.stack([one.data.batch(torch.arange(16))[0] for one in tasks])
+    run_networks(population.spec, flats, images, training=True).square().mean().backward()
+    learning = made.shift if made.tokenizer.ordered else made.out
+    assert float(learning.weight.grad.norm()) > 0
+
+
+def test_an_expected_network_is_the_hard_one_of_a_prior_that_is_sure(
+    prior, banks, populations, kind, monkeypatch
+):
+    """The softer the prior, the nearer to the middle; a prior that has no doubt decodes its one answer."""
+    made, objective = prior(kind)
+    bank, _ = banks(made)
+    population = populations[0]
+    tasks = [bank[record.task] for record in population.records[:2]]
+    condition = banked_condition(made, population.spec, tasks, torch_generator("test", 0))
+    codes = made.tokenizer.encode(population.spec, population.flats[:2])
+    sure = 100.0 * F.one_hot(codes, made.tokenizer.vocabulary).float()
+    monkeypatch.setattr(made, "forward", lambda *_: sure)
+    found = objective.expected(population.spec, condition)
+    assert torch.allclose(found, made.tokenizer.decode(population.spec, codes), atol=1e-4)
+
+
 # ------------------------------------------------------------------------------------- the steps
 
 
-def test_zoo_steps_learn_codes_and_behaviour(prior, kind):
-    _, objective = prior(kind, fresh_share=0.0, code_weight=0.5, functional_weight=2.0)
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_rollouts_come_at_their_rate(prior, monkeypatch, share):
+    made, objective = prior(rollout_share=share)
+    rollouts, real = [], made.sample_codes
+
+    def counted(*arguments):
+        rollouts.append(arguments[0])
+        return real(*arguments)
+
+    monkeypatch.setattr(made, "sample_codes", counted)
+    for step in range(20):
+        objective(step)
+    assert len(rollouts) == pytest.approx(20 * share, abs=6 * share * (1 - share) * 2)
+
+
+@pytest.mark.parametrize("rollout", [0.0, 1.0])
+def test_zoo_steps_learn_codes_and_behaviour(prior, kind, rollout):
+    _, objective = prior(kind, fresh_share=0.0, code_weight=0.5, functional_weight=2.0, rollout_share=rollout)
     for step in range(3):
         loss, numbers = objective(step)
         assert numbers.keys() == {"code_nats", "zoo_loss", "zoo_accuracy"}
@@ -72,8 +120,9 @@ def test_zoo_steps_learn_codes_and_behaviour(prior, kind):
         assert 0 <= numbers["zoo_accuracy"] <= 1
 
 
-def test_fresh_steps_learn_behaviour_alone(prior, kind):
-    _, objective = prior(kind, fresh_share=1.0, functional_weight=2.0)
+@pytest.mark.parametrize("rollout", [0.0, 1.0])
+def test_fresh_steps_learn_behaviour_alone(prior, kind, rollout):
+    _, objective = prior(kind, fresh_share=1.0, functional_weight=2.0, rollout_share=rollout)
     for step in range(3):
         loss, numbers = objective(step)
         assert numbers.keys() == {"fresh_loss", "fresh_accuracy"}
@@ -199,6 +248,7 @@ def test_it_learns(prior, kind):
         {"functional_weight": float("nan")},
         {"code_weight": 0.0, "functional_weight": 0},
         {"fresh_share": 1.5},
+        {"rollout_share": -0.5},
         {"temperature": -0.1},
         {"temperature": 11},
         {"drop_instruction": 2},

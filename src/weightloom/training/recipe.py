@@ -6,7 +6,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from weightloom.conditioning.architecture import MAX_CLASSES
 from weightloom.training.loop import LoopSettings
+
+TaskCounts = dict[
+    Annotated[int, Field(ge=2, le=MAX_CLASSES)],
+    Annotated[int, Field(ge=1, le=1_000_000)],
+]
+"""How many tasks of how many classes."""
 
 
 class _Strict(BaseModel):
@@ -43,7 +50,7 @@ class EncoderRecipe(_Strict):
     """The dataset encoder, trained as a prototypical network; ``tasks`` by class count."""
 
     loop: LoopRecipe
-    tasks: dict[int, int]
+    tasks: Annotated[TaskCounts, Field(min_length=1)]
     tasks_at_once: Annotated[int, Field(ge=1, le=1024)] = 2
     shots: Annotated[int, Field(ge=1, le=1024)] = 8
     queries: Annotated[int, Field(ge=2, le=65536)] = 64
@@ -55,7 +62,7 @@ class PriorRecipe(_Strict):
     config: dict[str, Any] = Field(default_factory=dict)
     objective: dict[str, Any] = Field(default_factory=dict)
     loop: LoopRecipe
-    fresh: dict[int, int]
+    fresh: TaskCounts
     wordings: Annotated[int, Field(ge=1, le=1000)] = 6
     supports: Annotated[int, Field(ge=1, le=1000)] = 3
     evaluate_every: Annotated[int, Field(ge=0)] = 0

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from weightloom.conditioning import SupportEncoder
-from weightloom.errors import InputError, SpecError
+from weightloom.errors import InputError, SpecError, WeightloomError
 from weightloom.fitting import accuracy
 from weightloom.generators import Validity
+from weightloom.generators.backbones import build_backbone
 from weightloom.generators.fingerprint import Fingerprint, FingerprintGroup
 from weightloom.generators.igpg import IGPG, IGPGConfig
-from weightloom.io import read_yaml
+from weightloom.io import dump_json, read_json, read_yaml, write_json
 from weightloom.seeding import seed_for, torch_generator
 from weightloom.tasks import DatasetTask, TaskSampler
 from weightloom.tokenizers import WeightTokenizer, architecture_key, load_tokenizer, tokenizers
@@ -47,6 +51,7 @@ def train_recipe(
 
     Raises:
         SpecError: the recipe makes no sense.
+        InputError: ``out`` holds stages of another recipe or zoo.
         CheckpointError: the zoo or a stage's files are broken.
         TrainingError: a loss stays not finite.
     """
@@ -61,16 +66,79 @@ def train_generator(recipe: GeneratorRecipe, zoo: Zoo, out: Path, progress: Prog
     source = zoo.about().get("recipe")
     if source is None:
         raise InputError(f"{zoo.path} was not built from a recipe, so its held-out tasks are not known")
-    encoder = train_encoder(recipe, source, work / "encoder", progress)
+    check_recipe(recipe, source)
     populations = load_populations(zoo)
+    for stage, made_from in _origins(recipe, source).items():
+        _claim(work / stage, made_from)
+    encoder = train_encoder(recipe, source, work / "encoder", progress)
     tokenizer = train_tokenizer(recipe, zoo, populations, work / "tokenizer", progress)
     model = make_igpg(recipe, source, tokenizer, encoder)
     train_prior(recipe, zoo, source, model, populations, work / "prior", progress)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(parameter.half().float())
+    _round_to_half(model)
     model.save_pretrained(out)
     return model
+
+
+@torch.no_grad()
+def _round_to_half(module: torch.nn.Module) -> None:
+    for parameter in module.parameters():
+        parameter.copy_(parameter.half().float())
+
+
+def check_recipe(recipe: GeneratorRecipe, source: dict[str, Any]) -> None:
+    """Raise :class:`SpecError` unless every stage's options make sense, before any stage takes its time."""
+    family = tokenizers.get(recipe.tokenizer.kind)
+
+    def prior() -> None:
+        config = IGPGConfig(**recipe.prior.config)
+        if config.channels != source["channels"]:
+            raise SpecError(
+                f"the prior reads images of {config.channels} channels, the zoo has {source['channels']}"
+            )
+        with torch.device("meta"):
+            build_backbone(config.backbone, width=config.width, depth=config.depth, heads=config.heads)
+            SupportEncoder(channels=config.channels, features=config.image_features, width=config.image_width)
+
+    checks: dict[str, Callable[[], object]] = {
+        "tokenizer": lambda: family.config_type(**recipe.tokenizer.config),  # type: ignore[attr-defined]
+        "objective": lambda: PriorSettings(**recipe.prior.objective),
+        "prior": prior,
+    }
+    for what, check in checks.items():
+        try:
+            check()
+        except WeightloomError:
+            raise
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise SpecError(f"the recipe's {what}: {error}") from None
+
+
+def _origins(recipe: GeneratorRecipe, source: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What each stage is made from; how often it is logged and kept changes nothing."""
+    # Without defaults: an option that a later version adds does not make another recipe of this one.
+    said = recipe.model_dump(mode="json", exclude_defaults=True)
+    for part in ("encoder", "tokenizer", "prior"):
+        for name in ("log_every", "save_every"):
+            said[part]["loop"].pop(name, None)
+    said["prior"].pop("evaluate_every", None)
+    config = IGPGConfig(**recipe.prior.config)
+    images = {"channels": config.channels, "features": config.image_features, "width": config.image_width}
+    tasks = {key: source[key] for key in ("datasets", "salt", "size", "channels")}
+    origins = {
+        "encoder": {"encoder": said["encoder"], "images": images, "tasks": tasks},
+        "tokenizer": {"tokenizer": said["tokenizer"], "zoo": source},
+        "prior": {key: said[key] for key in ("encoder", "tokenizer", "prior")} | {"zoo": source},
+    }
+    return {stage: {**origin, "seed": recipe.seed} for stage, origin in origins.items()}
+
+
+def _claim(folder: Path, made_from: dict[str, Any]) -> None:
+    """Note in ``folder`` what its stage is made from; refuse a folder that holds another one."""
+    note, made_from = folder / "made-from.json", json.loads(dump_json(made_from))
+    if not note.is_file():
+        write_json(note, made_from)
+    elif read_json(note) != made_from:
+        raise InputError(f"{folder} is of another recipe or zoo; choose another folder, or remove this one")
 
 
 def _sampler(source: dict, split: str, classes: int) -> TaskSampler:  # type: ignore[type-arg]
@@ -96,7 +164,7 @@ def train_encoder(recipe: GeneratorRecipe, source: dict, folder: Path, progress:
     settings = recipe.encoder
     tasks = [t for group in _tasks(source, settings.tasks, ENCODER_FIRST).values() for t in group]
     config = IGPGConfig(**recipe.prior.config)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for("encoder", recipe.seed))
         encoder = SupportEncoder(
             channels=config.channels, features=config.image_features, width=config.image_width
@@ -112,6 +180,7 @@ def train_encoder(recipe: GeneratorRecipe, source: dict, folder: Path, progress:
     run_loop(
         "dataset encoder", encoder, objective, settings.loop.settings(), folder=folder, progress=progress
     )
+    _round_to_half(encoder)  # before anything is described with it: the file holds no more
     return encoder.requires_grad_(False).eval()
 
 
@@ -128,7 +197,7 @@ def train_tokenizer(
         config = family.config_type(**settings.config)  # type: ignore[attr-defined]
     except TypeError as error:
         raise SpecError(f"the recipe's tokenizer: {error}") from None
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for("tokenizer", recipe.seed))
         seen = with_first_guesses(populations)
         tokenizer: WeightTokenizer = family(config, measure_statistics(seen))
@@ -196,7 +265,7 @@ def make_igpg(
         config = IGPGConfig(**recipe.prior.config)
     except TypeError as error:
         raise SpecError(f"the recipe's prior: {error}") from None
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for("prior", recipe.seed))
         model = IGPG(config, tokenizer, validity, name=recipe.name)
     model.images.load_state_dict(encoder.state_dict())
@@ -262,7 +331,8 @@ def make_fingerprint(model: IGPG, populations: list[Population], bank: dict[str,
             FingerprintGroup(
                 population.spec,
                 model.tokenizer.encode(population.spec, population.flats[rows]),
-                torch.stack([bank[record.task].supports[0] for record in records]),
+                # In the precision of the file, so that what was just trained finds what is loaded later.
+                torch.stack([bank[record.task].supports[0] for record in records]).half().float(),
                 [
                     {
                         "id": r.id,
