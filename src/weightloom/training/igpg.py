@@ -30,6 +30,9 @@ from weightloom.tokenizers import architecture_key
 from weightloom.training.bank import BankedTask, banked_condition
 from weightloom.training.tokenizer import Population
 
+_GENERATED_NORMS_EVERY = 16
+"""Steps from one with generated batch-norm statistics to the next: their losses are large and drown others."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PriorSettings:
@@ -41,7 +44,7 @@ class PriorSettings:
     functional_weight: float = 1.0
     fresh_share: float = 0.5
     """Share of steps on tasks outside the zoo (functional loss only; none where that has no weight)."""
-    rollout_share: float = 0.25
+    rollout_share: float = 0.1
     """Share of steps that sample codes one after another, as generation does, and take the straight-through
     gradient; the others decode expected latents, which is cheaper and less noisy."""
     temperature: float = 1.0
@@ -158,9 +161,10 @@ class PriorObjective:
         else:
             flats = self.expected(spec, condition)
         images, labels = draw_batch([task.data for task in tasks], self.settings.queries, generator)
-        # With the statistics of the batch, as a sample's are measured anew on its support set; every fourth
-        # step with the generated ones, which is what a sample without a support set has.
-        answers = run_networks(spec, flats, images, training=step % 4 != 3)  # (B, Q, C)
+        # With the statistics of the batch, as a sample's are measured anew on its support set; now and then
+        # with the generated ones, which is what a sample without a support set has.
+        own = step % _GENERATED_NORMS_EVERY != 0
+        answers = run_networks(spec, flats, images, training=own)  # (B, Q, C)
         loss = F.cross_entropy(answers.flatten(0, 1), labels.flatten())
         return loss, float((answers.argmax(-1) == labels).float().mean())
 
