@@ -18,7 +18,8 @@ class Condition:
 
     instruction (B, 384) with has_instruction (B,) bool; classes (B, C, F) with has_classes (B,) bool;
     has_architecture: whether the architecture's own description is used; prompt (B, T, D): the codes of a
-    first guess at the network that the examples give, used where there are examples.
+    first guess at the network that the examples give, used where there are examples; prompt_from: what each of
+    them is, in words.
     """
 
     instruction: Tensor
@@ -27,6 +28,7 @@ class Condition:
     has_classes: Tensor
     has_architecture: bool = True
     prompt: Tensor | None = None
+    prompt_from: tuple[str | None, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -46,6 +48,7 @@ class Condition:
             has_classes=self.has_classes & ("dataset" not in parts),
             has_architecture=self.has_architecture and "architecture" not in parts,
             prompt=self.prompt,
+            prompt_from=self.prompt_from,
         )
 
     def repeat(self, times: int) -> Condition:
@@ -57,6 +60,7 @@ class Condition:
             has_classes=self.has_classes.repeat_interleave(times, 0),
             has_architecture=self.has_architecture,
             prompt=None if self.prompt is None else self.prompt.repeat_interleave(times, 0),
+            prompt_from=tuple(words for words in self.prompt_from for _ in range(times)),
         )
 
 

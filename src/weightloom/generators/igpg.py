@@ -16,7 +16,7 @@ Source: IGPG (arXiv 2504.02012), sections 2.3 and 3, equation 3, algorithm 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -132,9 +132,15 @@ class IGPG(nn.Module, Generator):
         vectors = iter(encode_text(written)) if written else iter(())
         encoded = [None if text is None else next(vectors) for text in instructions]
         classes = [None if support is None else self.images.describe(support) for support in supports]
-        prompts = [None if support is None else self.first_guess(spec, support)[0] for support in supports]
-        shape = (spec.classes, 2 * self.config.image_features)
-        return stack_conditions(encoded, classes, text_width=TEXT_WIDTH, shape=shape, prompts=prompts)
+        guesses = [(None, None) if s is None else self.first_guess(spec, s) for s in supports]
+        condition = stack_conditions(
+            encoded,
+            classes,
+            text_width=TEXT_WIDTH,
+            shape=(spec.classes, 2 * self.config.image_features),
+            prompts=[codes for codes, _ in guesses],
+        )
+        return replace(condition, prompt_from=tuple(words for _, words in guesses))
 
     def closed_form(self, spec: ArchitectureSpec, support: Tensor) -> Tensor:
         """(P,) the closed-form network that the first guess is the code of: a baseline of its own."""
@@ -312,7 +318,7 @@ class IGPG(nn.Module, Generator):
         flats = self.tokenizer.decode(spec, codes)
         common = {
             "sampling": asdict(request.sampling),
-            "first_guess": None if support is None else self.first_guess(spec, support)[1],
+            "first_guess": condition.prompt_from[0],
             "tokens": codes.shape[1],
             "codes_per_token": codes.shape[2],
         }

@@ -31,7 +31,7 @@ from weightloom.training.bank import BankedTask, banked_condition
 from weightloom.training.tokenizer import Population
 
 _GENERATED_NORMS_EVERY = 16
-"""Steps from one with generated batch-norm statistics to the next: their losses are large and drown others."""
+"""Steps from one with generated batch-norm statistics to the next: their large losses drown the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
