@@ -18,8 +18,8 @@ class Condition:
 
     instruction (B, 384) with has_instruction (B,) bool; classes (B, C, F) with has_classes (B,) bool;
     has_architecture: whether the architecture's own description is used; prompt (B, T, D): the codes of a
-    first guess at the network that the examples give, used where there are examples; prompt_from: what each of
-    them is, in words.
+    first guess at the network that the examples give, used where there are examples; prompt_from: what
+    each of them is, in words.
     """
 
     instruction: Tensor
