@@ -151,8 +151,9 @@ class IGPG(nn.Module, Generator):
     def first_guess(self, spec: ArchitectureSpec, support: Tensor) -> tuple[Tensor, str]:
         """What the prior starts from for a support set (C, S, channels, height, width).
 
-        The checkpoint of the most alike task, if it does better than a closed-form network on examples that
-        the latter was not made from; else the closed-form network of all examples.
+        The checkpoint of the most alike task (their mean if there are several), if it does better than a
+        closed-form network on examples that the latter was not made from; else the closed-form network of
+        all examples.
 
         Returns:
             (T, D) codes, and what they are in words.
@@ -163,13 +164,18 @@ class IGPG(nn.Module, Generator):
             row = self.fingerprint.nearest_row(spec, self.images.describe(support))  # type: ignore[union-attr]
             half = shots // 2
             closed = self.closed_form(spec, support[:, :half])
-            copy = self.tokenizer.decode(spec, group.codes[row : row + 1])
-            copy = recalibrate(spec, copy, support[:, :half].flatten(0, 1))[0]
+            task = group.rows[row]["task"]
+            alike = [i for i, facts in enumerate(group.rows) if facts["task"] == task]
+            known = self.tokenizer.decode(spec, group.codes[alike]).mean(0, keepdim=True)
+            copy = recalibrate(spec, known, support[:, :half].flatten(0, 1))[0]
             images = support[:, half:].flatten(0, 1)  # (C, S - half, ...) -> (C * (S - half), ...)
             labels = torch.arange(len(support)).repeat_interleave(shots - half)
             held = accuracy(spec, torch.stack([closed, copy]), images, labels)
             if held[1] > held[0]:
-                return group.codes[row], f"checkpoint {group.rows[row]['id']}"
+                words = f"checkpoint {group.rows[row]['id']}"
+                if len(alike) > 1:
+                    words = f"mean of {len(alike)} checkpoints of {task}"
+                return self.tokenizer.encode(spec, known)[0], words
         return self.closed_form_codes(spec, support), "closed form"
 
     def closed_form_codes(self, spec: ArchitectureSpec, support: Tensor) -> Tensor:
