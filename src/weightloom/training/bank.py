@@ -34,6 +34,8 @@ class BankedTask:
     guesses: dict[ArchitectureSpec, Tensor] = field(default_factory=dict)
     """First guesses (J + 1, T, D) by architecture, made when first asked for: the closed form of every
     support set, then what generation would start from."""
+    teachers: dict[ArchitectureSpec, Tensor] = field(default_factory=dict)
+    """Codes (T, D) of closed-form networks made from many examples, by architecture."""
 
 
 def build_bank(
@@ -91,3 +93,15 @@ def banked_condition(
         prompts.append(None if without else banked.guesses[spec][guess])
     shape = tuple(tasks[0].supports.shape[1:])
     return stack_conditions(words, classes, text_width=TEXT_WIDTH, shape=shape, prompts=prompts)  # type: ignore[arg-type]
+
+
+def teacher_codes(model: IGPG, spec: ArchitectureSpec, tasks: Sequence[BankedTask], shots: int) -> Tensor:
+    """(B, T, D) codes of the closed-form networks that ``shots`` examples a class give.
+
+    What a prior should make of few examples: the network that many would have given, without training one.
+    """
+    for banked in tasks:
+        if spec not in banked.teachers:
+            many = banked.task.support(shots, seed=1).images
+            banked.teachers[spec] = model.closed_form_codes(spec, many)
+    return torch.stack([banked.teachers[spec] for banked in tasks])

@@ -1,5 +1,6 @@
 """What IGPG's prior minimises: the codes of real checkpoints, and the loss of the networks it makes itself.
 
+On tasks outside the zoo it also learns what many examples would have made of the first guess.
 The functional part samples codes from the prior, takes the straight-through gradient through the frozen
 decoder and runs the decoded networks on their tasks' images. It needs no checkpoint, so it sees far more
 tasks than the zoo holds.
@@ -27,7 +28,7 @@ from weightloom.generators.base import Sampling
 from weightloom.generators.igpg import IGPG
 from weightloom.seeding import torch_generator
 from weightloom.tokenizers import architecture_key
-from weightloom.training.bank import BankedTask, banked_condition
+from weightloom.training.bank import BankedTask, banked_condition, teacher_codes
 from weightloom.training.tokenizer import Population
 
 _GENERATED_NORMS_EVERY = 16
@@ -44,6 +45,9 @@ class PriorSettings:
     functional_weight: float = 1.0
     fresh_share: float = 0.5
     """Share of steps on tasks outside the zoo (functional loss only; none where that has no weight)."""
+    teacher_weight: float = 0.05
+    teacher_shots: int = 100
+    """On tasks outside the zoo: likelihood of the codes of the closed-form network of that many examples."""
     rollout_share: float = 0.1
     """Share of steps that sample codes one after another, as generation does, and take the straight-through
     gradient; the others decode expected latents, which is cheaper and less noisy."""
@@ -55,7 +59,7 @@ class PriorSettings:
     drop_all: float = 0.05
 
     def __post_init__(self) -> None:
-        for name, least, most in (("networks", 1, 4096), ("queries", 2, 65536)):
+        for name, least, most in (("networks", 1, 4096), ("queries", 2, 65536), ("teacher_shots", 1, 65536)):
             count = getattr(self, name)
             if not isinstance(count, int) or isinstance(count, bool) or not least <= count <= most:
                 raise SpecError(f"{name} must be a whole number from {least} to {most}, not {count!r}")
@@ -115,7 +119,12 @@ class PriorObjective:
                 loss = loss + settings.code_weight * likelihood
                 numbers["code_nats"] = float(likelihood.detach())
         if settings.functional_weight:
-            functional, right = self._functional(spec, condition, tasks, generator, step)
+            functional, right, logits = self._functional(spec, condition, tasks, generator, step)
+            if is_fresh and settings.teacher_weight:
+                wanted = teacher_codes(self.model, spec, tasks, settings.teacher_shots)
+                teaching = F.cross_entropy(logits.flatten(0, 2), wanted.flatten())
+                loss = loss + settings.teacher_weight * teaching
+                numbers["teacher_nats"] = float(teaching.detach())
             loss = loss + settings.functional_weight * functional
             kind = "fresh" if is_fresh else "zoo"
             numbers |= {f"{kind}_loss": float(functional.detach()), f"{kind}_accuracy": right}
@@ -150,23 +159,24 @@ class PriorObjective:
         tasks: Sequence[BankedTask],
         generator: torch.Generator,
         step: int,
-    ) -> tuple[Tensor, float]:
-        """Cross-entropy of the networks that the prior itself makes, and their accuracy."""
+    ) -> tuple[Tensor, float, Tensor]:
+        """Cross-entropy of the networks that the prior itself makes, their accuracy, and the logits."""
         chance = torch.rand((), generator=torch_generator("prior rollout", self.seed, step))
         if chance < self.settings.rollout_share:
             noise = [torch_generator("rollout", self.seed, step, i) for i in range(len(tasks))]
             sampling = Sampling(temperature=self.settings.temperature)
             codes = self.model.sample_codes(spec, condition, noise, sampling)
-            flats = self.straight_through(spec, self.model(spec, condition, codes), codes)
+            logits = self.model(spec, condition, codes)
+            flats = self.straight_through(spec, logits, codes)
         else:
-            flats = self.expected(spec, condition)
+            flats, logits = self.expected(spec, condition)
         images, labels = draw_batch([task.data for task in tasks], self.settings.queries, generator)
         # With the statistics of the batch, as a sample's are measured anew on its support set; now and then
         # with the generated ones, which is what a sample without a support set has.
         own = step % _GENERATED_NORMS_EVERY != 0
         answers = run_networks(spec, flats, images, training=own)  # (B, Q, C)
         loss = F.cross_entropy(answers.flatten(0, 1), labels.flatten())
-        return loss, float((answers.argmax(-1) == labels).float().mean())
+        return loss, float((answers.argmax(-1) == labels).float().mean()), logits
 
     def straight_through(self, spec: ArchitectureSpec, logits: Tensor, codes: Tensor) -> Tensor:
         """(B, P) networks of hard ``codes`` with the gradient of the soft ones."""
@@ -176,8 +186,8 @@ class PriorObjective:
             spec, self.model.tokenizer.embed(hard + soft - soft.detach())
         )
 
-    def expected(self, spec: ArchitectureSpec, condition: Condition) -> Tensor:
-        """(B, P) networks of the expected latents: no sampling, so a gradient without its noise.
+    def expected(self, spec: ArchitectureSpec, condition: Condition) -> tuple[Tensor, Tensor]:
+        """(B, P) networks of the expected latents and the logits: no sampling, so no noise in the gradient.
 
         Every token sees the likeliest codes of those before it, as they were after one pass over the first
         guess (a Jacobi step): two passes instead of one for each token.
@@ -185,5 +195,6 @@ class PriorObjective:
         with torch.no_grad():
             _, _, around = self.model.prefix(spec, condition)
             codes = self.model(spec, condition, around).argmax(-1)
-        soft = self.model(spec, condition, codes).softmax(-1)  # (B, T, D, V)
-        return self.model.tokenizer.decode_latents(spec, self.model.tokenizer.embed(soft))
+        logits = self.model(spec, condition, codes)  # (B, T, D, V)
+        latents = self.model.tokenizer.embed(logits.softmax(-1))
+        return self.model.tokenizer.decode_latents(spec, latents), logits
