@@ -68,12 +68,33 @@ class PriorRecipe(_Strict):
     evaluate_every: Annotated[int, Field(ge=0)] = 0
 
 
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+
+
+class GeneratorKind(BaseModel):
+    """The part that every generator's recipe has: which generator it is of."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    kind: Literal["generator"]
+    generator: str
+
+
+class PlainRecipe(_Strict):
+    """A generator that makes itself from a zoo: ``options`` go to its ``from_zoo``."""
+
+    kind: Literal["generator"]
+    generator: str
+    name: Name
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
 class GeneratorRecipe(_Strict):
     """A generator trained on a zoo, stage by stage: dataset encoder, weight tokenizer, prior."""
 
     kind: Literal["generator"]
     generator: Literal["igpg"]
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    name: Name
     seed: int = 0
     encoder: EncoderRecipe
     tokenizer: TokenizerRecipe

@@ -13,7 +13,7 @@ import torch
 from weightloom.conditioning import SupportEncoder
 from weightloom.errors import InputError, SpecError, WeightloomError
 from weightloom.fitting import accuracy
-from weightloom.generators import Validity
+from weightloom.generators import Generator, Validity, generators
 from weightloom.generators.backbones import build_backbone
 from weightloom.generators.fingerprint import Fingerprint, FingerprintGroup
 from weightloom.generators.igpg import IGPG, IGPGConfig
@@ -27,7 +27,7 @@ from weightloom.training.bank import BankedTask, build_bank
 from weightloom.training.encoder import EncoderObjective
 from weightloom.training.igpg import PriorObjective, PriorSettings
 from weightloom.training.loop import Progress, run_loop
-from weightloom.training.recipe import GeneratorRecipe
+from weightloom.training.recipe import GeneratorKind, GeneratorRecipe, PlainRecipe
 from weightloom.training.tokenizer import (
     Population,
     TokenizerObjective,
@@ -46,18 +46,35 @@ ENCODER_FIRST = 2_000_000
 
 def train_recipe(
     recipe_path: str | Path, zoo: str | Path, out: str | Path, progress: Progress = lambda *_: None
-) -> IGPG:
+) -> Generator:
     """Train every stage of the recipe that ``out`` does not hold yet; the generator is saved in ``out``.
+
+    A kind of generator other than IGPG is made by its own ``from_zoo(zoo, name=..., **options)``.
 
     Raises:
         SpecError: the recipe makes no sense.
+        UnknownNameError: no generator of that kind.
         InputError: ``out`` holds stages of another recipe or zoo.
         CheckpointError: the zoo or a stage's files are broken.
         TrainingError: a loss stays not finite.
     """
-    recipe = read_yaml(recipe_path, GeneratorRecipe)
-    assert isinstance(recipe, GeneratorRecipe)
-    return train_generator(recipe, Zoo(zoo), Path(out), progress)
+    kind = read_yaml(recipe_path, GeneratorKind).generator
+    if kind == IGPG.kind:
+        return train_generator(read_yaml(recipe_path, GeneratorRecipe), Zoo(zoo), Path(out), progress)
+    family = generators.get(kind)
+    if not hasattr(family, "from_zoo") or not hasattr(family, "save_pretrained"):
+        raise SpecError(
+            f"a {kind!r} generator is not made by a recipe: it has no from_zoo and save_pretrained"
+        )
+    recipe = read_yaml(recipe_path, PlainRecipe)
+    try:
+        model = family.from_zoo(Zoo(zoo), name=recipe.name, **recipe.options)
+    except TypeError as error:
+        raise SpecError(f"the recipe's options: {error}") from None
+    model.save_pretrained(out)
+    progress(recipe.name, 1, 1)
+    assert isinstance(model, Generator)
+    return model
 
 
 def train_generator(recipe: GeneratorRecipe, zoo: Zoo, out: Path, progress: Progress) -> IGPG:

@@ -1,0 +1,161 @@
+"""Every published recipe is a test: it reads, it makes sense, and it runs from end to end at tiny size."""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from weightloom.architectures import parse_architecture
+from weightloom.cli.inputs import find_recipe
+from weightloom.conditioning import encode_text
+from weightloom.errors import DataUnavailableError
+from weightloom.generators.load import load_generator
+from weightloom.io import read_yaml
+from weightloom.tasks import dataset_info
+from weightloom.training.recipe import GeneratorRecipe
+from weightloom.training.run import check_recipe, train_recipe
+from weightloom.zoo import ZooRecipe, build_zoo
+from weightloom.zoo.build import _jobs
+
+FOLDER = Path(__file__).parents[2] / "recipes"
+FILES = sorted(FOLDER.glob("*.yaml"))
+MODELS = {"zoo": ZooRecipe, "generator": GeneratorRecipe}
+RAW = {file.stem: yaml.safe_load(file.read_text()) for file in FILES}
+ZOOS = sorted(name for name, raw in RAW.items() if raw["kind"] == "zoo")
+GENERATORS = sorted(name for name, raw in RAW.items() if raw["kind"] == "generator")
+
+
+def zoo_of(name):
+    """The zoo that a generator's recipe says it needs, in a comment for its reader."""
+    found = re.search(r"recipes/([a-z0-9._-]+)\.yaml", (FOLDER / f"{name}.yaml").read_text())
+    assert found, f"{name} does not say which recipe makes its zoo"
+    return found[1]
+
+
+def test_there_are_recipes():
+    assert ZOOS and GENERATORS and {"zoo-tiny", "igpg-tiny"} <= RAW.keys()
+
+
+# ------------------------------------------------------------------------------ as they are published
+
+
+@pytest.mark.parametrize("name", sorted(RAW))
+def test_it_reads_and_is_found_by_its_name(name):
+    file = FOLDER / f"{name}.yaml"
+    recipe = read_yaml(file, MODELS[RAW[name]["kind"]])
+    assert recipe.name == name, "the file is called as the recipe is"
+    assert find_recipe(name).read_bytes() == file.read_bytes()
+    assert file.read_text().startswith("# "), "it says what it is for"
+
+
+@pytest.mark.parametrize("name", ZOOS)
+def test_a_zoo_recipe_can_be_built(name):
+    """Every group has its tasks and every architecture its classes; no image is read for it."""
+    recipe = read_yaml(FOLDER / f"{name}.yaml", ZooRecipe)
+    recipe.fit.settings()
+    jobs = list(_jobs(recipe))
+    assert {text for text, *_ in jobs} == set(recipe.architectures)
+    for _, group, _, tasks, steps in jobs:
+        assert tasks and steps >= 1 and len({task.num_classes for task in tasks}) == 1
+        if group != "start":
+            assert len(tasks) <= recipe.members_at_once
+    for text in recipe.architectures:
+        shape = (recipe.channels, recipe.size, recipe.size)
+        assert parse_architecture(text).resolve(classes=10, input=shape).num_parameters() > 0
+    for dataset in recipe.datasets:
+        assert dataset_info(dataset).num_classes >= 2
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_a_generator_recipe_makes_sense_on_its_zoo(name):
+    recipe = read_yaml(FOLDER / f"{name}.yaml", GeneratorRecipe)
+    zoo = read_yaml(FOLDER / f"{zoo_of(name)}.yaml", ZooRecipe)
+    check_recipe(recipe, zoo.model_dump(mode="json"))
+    trained = {group.classes for group in zoo.groups if group.split == "train"}
+    assert trained & recipe.encoder.tasks.keys(), "its dataset encoder sees the class counts of the zoo"
+
+
+# -------------------------------------------------------------------------------------- at tiny size
+
+
+def shrunk_zoo(name):
+    """The same zoo over one small dataset: the same architectures, kinds of groups and way of training."""
+    raw = copy.deepcopy(RAW[name])
+    raw["datasets"] = ["digits"]
+    raw["members_at_once"] = 2
+    raw["start"] = {**raw.get("start", {}), "tasks": 2, "steps": 2, "batch_size": 8}
+    raw["start"]["classes"] = min(raw["start"].get("classes", 10), 10)
+    fit = raw.setdefault("fit", {})
+    fit |= {"steps": 4, "batch_size": 8, "snapshots": [2] if fit.get("snapshots") else []}
+    for group in raw["groups"]:
+        group |= {"tasks": 1, "repeats": min(2, group.get("repeats", 1))}
+        most = 9 if group.get("split") == "held-out-subset" else 10  # all ten digits are no subset
+        group["classes"] = min(group["classes"], most)
+    return raw
+
+
+def shrunk_generator(name):
+    """The same stages and sizes of models, with next to no tasks, steps or images."""
+    raw = copy.deepcopy(RAW[name])
+    loop = {"steps": 2, "log_every": 1, "save_every": 2}
+    raw["encoder"] |= {"tasks_at_once": 1, "shots": 2, "queries": 8}
+    raw["tokenizer"] |= {"networks": 2, "images": 8}
+    raw["prior"] |= {"wordings": 1, "supports": 1, "evaluate_every": 2}
+    raw["prior"].setdefault("objective", {}).update({"networks": 2, "queries": 4})
+    for part, field in (("encoder", "tasks"), ("prior", "fresh")):
+        counts = raw[part].get(field, {})
+        raw[part][field] = {classes: 1 for classes in counts if classes <= 10}
+    for part in ("encoder", "tokenizer", "prior"):
+        raw[part]["loop"] = {**raw[part]["loop"], **loop}
+    return raw
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """Make the shrunk zoo of a recipe, once."""
+    made = {}
+
+    def build(name):
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            (folder / "recipe.yaml").write_text(yaml.safe_dump(shrunk_zoo(name)))
+            made[name] = build_zoo(read_yaml(folder / "recipe.yaml", ZooRecipe), folder / "zoo")
+        return made[name]
+
+    return build
+
+
+@pytest.mark.parametrize("name", ZOOS)
+def test_a_zoo_is_built(built, name):
+    zoo, raw = built(name), shrunk_zoo(name)
+    assert zoo.verify() == []
+    trained = [record for record in zoo.records() if record.split != "start"]
+    repeats = sum(group["repeats"] for group in raw["groups"])
+    snapshots = 1 + len(raw["fit"]["snapshots"])
+    assert len(trained) == len(raw["architectures"]) * repeats * snapshots
+    assert {record.split for record in trained} == {group.get("split", "train") for group in raw["groups"]}
+    assert all(record.dataset == "digits" and 0 <= record.accuracy <= 1 for record in trained)
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_a_generator_is_trained_and_generates(built, name, tmp_path):
+    try:
+        encode_text(["digits"])
+    except DataUnavailableError as error:
+        pytest.skip(str(error))
+    zoo = built(zoo_of(name))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(shrunk_generator(name)))
+    train_recipe(recipe, zoo.path, tmp_path / "generator")
+    generator = load_generator(tmp_path / "generator")
+    assert generator.name == name
+    task = next(r for r in zoo.records(split="train", final=True)).parsed_task()
+    for text in generator.validity.architectures:
+        sample = generator.generate(text, instruction=task.describe(), support=task.support(4))
+        images, labels = task.data("test").batch(torch.arange(8))
+        assert sample.module(images).shape == (len(labels), task.num_classes)
