@@ -62,9 +62,22 @@ format: $(STAMP) ## Rewrite the code in the project's style
 docs: $(DOCS_STAMP) ## Build the site into site/
 	$(BIN)/mkdocs build --strict
 
+ZOO ?= runs/zoo-tiny
+TABLES := round-trip seen unseen conditions protocol steps speed
+
+.PHONY: zoo
+zoo: $(STAMP) ## Build the zoo behind igpg-tiny in runs/zoo-tiny (about half an hour on 2 cores)
+	$(BIN)/weightloom data fetch mnist fashion-mnist cifar10 quickdraw digits
+	$(BIN)/weightloom zoo build recipes/zoo-tiny.yaml --out $(ZOO) --workers 2
+
+.PHONY: generator
+generator: zoo ## Train igpg-tiny again from its recipes in runs/igpg-tiny (about an hour on 2 cores)
+	$(BIN)/weightloom train recipes/igpg-tiny.yaml --zoo $(ZOO) --out runs/igpg-tiny
+
 .PHONY: figures
-figures: $(STAMP) ## Run every benchmark again; results in benchmarks/results/
-	@set -e; for script in benchmarks/[a-z]*.py; do echo "$$script"; $(BIN)/python "$$script"; done
+figures: zoo ## Make every table again: benchmarks/results, the results page and its picture
+	@set -e; for table in $(TABLES); do echo "$$table"; $(BIN)/python benchmarks/igpg.py $$table --zoo $(ZOO); done
+	$(BIN)/python benchmarks/report.py
 
 .PHONY: constraints
 constraints: ## Write constraints.txt again, from the newest versions that fit

@@ -383,9 +383,10 @@ def main() -> None:
     assert isinstance(model, IGPG)
     start = time.perf_counter()
     result = TABLES[options.table](model, Zoo(options.zoo), options)
-    command = f"python benchmarks/igpg.py {options.table} --zoo runs/zoo-tiny --generator {model.name}"
+    command = f"python benchmarks/igpg.py {options.table} --zoo {options.zoo} --generator {options.generator}"
+    sizes = f"--seeds {options.seeds} --samples {options.samples} --limit {options.limit}"
     about = {
-        "command": f"{command} --seeds {options.seeds} --samples {options.samples} --limit {options.limit}",
+        "command": f"{command} {sizes} --steps {options.steps} --threads {options.threads}",
         "seconds": round(time.perf_counter() - start, 1),
         "torch": torch.__version__.split("+")[0],
         "machine": f"{platform.machine()}, {options.threads} thread(s)",
