@@ -10,10 +10,10 @@ from weightloom.errors import SpecError
 from weightloom.fitting import run_networks
 from weightloom.seeding import torch_generator
 from weightloom.training import LoopSettings, run_loop
-from weightloom.training.bank import banked_condition
+from weightloom.training.bank import banked_condition, teacher_codes
 from weightloom.training.igpg import PriorObjective, PriorSettings
 
-SMALL = {"networks": 3, "queries": 8}
+SMALL = {"networks": 3, "queries": 8, "teacher_shots": 20}
 
 
 @pytest.fixture
@@ -67,7 +67,12 @@ def test_expected_networks_have_a_gradient(prior, banks, populations, kind):
     population = populations[0]
     tasks = [bank[record.task] for record in population.records[:3]]
     condition = banked_condition(made, population.spec, tasks, torch_generator("test", 0))
-    flats = objective.expected(population.spec, condition)
+    flats, logits = objective.expected(population.spec, condition)
+    assert logits.shape == (
+        3,
+        *made.tokenizer.encode(population.spec, population.flats[:1]).shape[1:],
+        made.tokenizer.vocabulary,
+    )
     assert flats.shape == (3, population.flats.shape[1]) and bool(torch.isfinite(flats).all())
     images = torch.stack([one.data.batch(torch.arange(16))[0] for one in tasks])
     run_networks(population.spec, flats, images, training=True).square().mean().backward()
@@ -87,7 +92,7 @@ def test_an_expected_network_is_the_hard_one_of_a_prior_that_is_sure(
     codes = made.tokenizer.encode(population.spec, population.flats[:2])
     sure = 100.0 * F.one_hot(codes, made.tokenizer.vocabulary).float()
     monkeypatch.setattr(made, "forward", lambda *_: sure)
-    found = objective.expected(population.spec, condition)
+    found, _ = objective.expected(population.spec, condition)
     assert torch.allclose(found, made.tokenizer.decode(population.spec, codes), atol=1e-4)
 
 
@@ -121,12 +126,30 @@ def test_zoo_steps_learn_codes_and_behaviour(prior, kind, rollout):
 
 
 @pytest.mark.parametrize("rollout", [0.0, 1.0])
-def test_fresh_steps_learn_behaviour_alone(prior, kind, rollout):
-    _, objective = prior(kind, fresh_share=1.0, functional_weight=2.0, rollout_share=rollout)
+def test_fresh_steps_learn_behaviour_and_from_a_teacher(prior, kind, rollout):
+    changes = {"functional_weight": 2.0, "teacher_weight": 0.5, "rollout_share": rollout}
+    _, objective = prior(kind, fresh_share=1.0, **changes)
     for step in range(3):
         loss, numbers = objective(step)
-        assert numbers.keys() == {"fresh_loss", "fresh_accuracy"}
-        assert float(loss.detach()) == pytest.approx(2 * numbers["fresh_loss"], rel=1e-4)
+        assert numbers.keys() == {"fresh_loss", "fresh_accuracy", "teacher_nats"}
+        wanted = 2 * numbers["fresh_loss"] + 0.5 * numbers["teacher_nats"]
+        assert float(loss.detach()) == pytest.approx(wanted, rel=1e-4)
+    alone, numbers = prior(kind, fresh_share=1.0, **{**changes, "teacher_weight": 0.0})[1](0)
+    assert numbers.keys() == {"fresh_loss", "fresh_accuracy"}
+    assert float(alone.detach()) == pytest.approx(2 * numbers["fresh_loss"], rel=1e-4)
+
+
+def test_the_teacher_is_the_closed_form_of_many_examples(prior, banks, populations, monkeypatch):
+    made, _ = prior()
+    _, fresh = banks(made)
+    spec = populations[0].spec
+    tasks = fresh[spec.classes]
+    codes = teacher_codes(made, spec, tasks, 40)
+    for row, banked in zip(codes, tasks, strict=True):
+        flat = made.closed_form(spec, banked.task.support(40, seed=1).images)
+        assert torch.equal(row, made.tokenizer.encode(spec, flat[None])[0])
+    monkeypatch.setattr(made, "closed_form", None)
+    assert torch.equal(teacher_codes(made, spec, tasks, 40), codes), "made once"
 
 
 def test_both_come_in_their_share(prior):
@@ -249,6 +272,8 @@ def test_it_learns(prior, kind):
         {"code_weight": 0.0, "functional_weight": 0},
         {"fresh_share": 1.5},
         {"rollout_share": -0.5},
+        {"teacher_weight": -0.5},
+        {"teacher_shots": 0},
         {"temperature": -0.1},
         {"temperature": 11},
         {"drop_instruction": 2},
