@@ -17,17 +17,24 @@ from weightloom.errors import DataUnavailableError
 from weightloom.generators.load import load_generator
 from weightloom.io import read_yaml
 from weightloom.tasks import dataset_info
-from weightloom.training.recipe import GeneratorRecipe
+from weightloom.training.recipe import GeneratorRecipe, PlainRecipe
 from weightloom.training.run import check_recipe, train_recipe
 from weightloom.zoo import ZooRecipe, build_zoo
 from weightloom.zoo.build import _jobs
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 FILES = sorted(FOLDER.glob("*.yaml"))
-MODELS = {"zoo": ZooRecipe, "generator": GeneratorRecipe}
 RAW = {file.stem: yaml.safe_load(file.read_text()) for file in FILES}
 ZOOS = sorted(name for name, raw in RAW.items() if raw["kind"] == "zoo")
 GENERATORS = sorted(name for name, raw in RAW.items() if raw["kind"] == "generator")
+STAGED = [name for name in GENERATORS if RAW[name]["generator"] == "igpg"]
+"""Generators that are trained stage by stage; the others make themselves from a zoo."""
+
+
+def model_of(name):
+    if name in ZOOS:
+        return ZooRecipe
+    return GeneratorRecipe if name in STAGED else PlainRecipe
 
 
 def zoo_of(name):
@@ -47,7 +54,7 @@ def test_there_are_recipes():
 @pytest.mark.parametrize("name", sorted(RAW))
 def test_it_reads_and_is_found_by_its_name(name):
     file = FOLDER / f"{name}.yaml"
-    recipe = read_yaml(file, MODELS[RAW[name]["kind"]])
+    recipe = read_yaml(file, model_of(name))
     assert recipe.name == name, "the file is called as the recipe is"
     assert find_recipe(name).read_bytes() == file.read_bytes()
     assert file.read_text().startswith("# "), "it says what it is for"
@@ -71,7 +78,7 @@ def test_a_zoo_recipe_can_be_built(name):
         assert dataset_info(dataset).num_classes >= 2
 
 
-@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("name", STAGED)
 def test_a_generator_recipe_makes_sense_on_its_zoo(name):
     recipe = read_yaml(FOLDER / f"{name}.yaml", GeneratorRecipe)
     zoo = read_yaml(FOLDER / f"{zoo_of(name)}.yaml", ZooRecipe)
@@ -102,6 +109,8 @@ def shrunk_zoo(name):
 def shrunk_generator(name):
     """The same stages and sizes of models, with next to no tasks, steps or images."""
     raw = copy.deepcopy(RAW[name])
+    if name not in STAGED:
+        return raw
     loop = {"steps": 2, "log_every": 1, "save_every": 2}
     raw["encoder"] |= {"tasks_at_once": 1, "shots": 2, "queries": 8}
     raw["tokenizer"] |= {"networks": 2, "images": 8}

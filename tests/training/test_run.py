@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from weightloom.errors import InputError, SpecError, UnknownNameError
+import weightloom.training.run as room
+from weightloom.errors import DataUnavailableError, InputError, SpecError, UnknownNameError
 from weightloom.io import read_json, write_json
 from weightloom.tasks import parse_task
 from weightloom.tokenizers import architecture_key
@@ -175,6 +176,16 @@ def test_a_recipe_that_makes_no_sense_costs_no_time(zoo, tmp_path, changes, erro
 
     with pytest.raises(error, match=words):
         train_generator(recipe_of(**changes), zoo, tmp_path / "out", never)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_sentence_encoder_costs_no_time(zoo, tmp_path, monkeypatch):
+    def missing(texts):
+        raise DataUnavailableError("reading instructions needs the sentence encoder")
+
+    monkeypatch.setattr(room, "encode_text", missing)
+    with pytest.raises(DataUnavailableError, match="sentence encoder"):
+        train_generator(recipe_of(), zoo, tmp_path / "out", quiet)
     assert not (tmp_path / "out").exists()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from weightloom.conditioning import SupportEncoder
+from weightloom.conditioning import SupportEncoder, encode_text
 from weightloom.errors import InputError, SpecError, WeightloomError
 from weightloom.fitting import accuracy
 from weightloom.generators import Generator, Validity, generators
@@ -78,12 +78,17 @@ def train_recipe(
 
 
 def train_generator(recipe: GeneratorRecipe, zoo: Zoo, out: Path, progress: Progress) -> IGPG:
-    """The stages one after another; see :func:`train_recipe`."""
+    """The stages one after another; see :func:`train_recipe`.
+
+    Raises:
+        DataUnavailableError: the sentence encoder is not installed.
+    """
     work = out / "work"
     source = zoo.about().get("recipe")
     if source is None:
         raise InputError(f"{zoo.path} was not built from a recipe, so its held-out tasks are not known")
     check_recipe(recipe, source)
+    encode_text(["Can sentences be read here?"])  # the prior's stage needs it, hours from now
     populations = load_populations(zoo)
     for stage, made_from in _origins(recipe, source).items():
         _claim(work / stage, made_from)
