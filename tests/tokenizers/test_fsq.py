@@ -13,8 +13,9 @@ from weightloom.tokenizers.fsq import FSQTokenizerConfig
 def initialise(tokenizer, spec, flats):
     _, chunking, bound = tokenizer.bind(spec)
     tokens = chunking.to_tokens(bound.normalise(flats))
-    is_head = chunking.slots.class_index >= 0
-    tokenizer.initialise_bases(architecture_key(spec), tokens[:, ~is_head], tokens[:, is_head].flatten(0, 1))
+    layers = range(int(chunking.slots.layer.max()) + 1)
+    parts = [tokens[:, chunking.slots.layer == layer].flatten(0, 1) for layer in layers]
+    tokenizer.initialise_bases(architecture_key(spec), parts)
 
 
 def test_an_even_vocabulary_has_no_zero():

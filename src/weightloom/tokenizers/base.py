@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from weightloom.architectures import ArchitectureSpec, architecture_from_json, parse_architecture
 from weightloom.conditioning import SlotEncoder
-from weightloom.conditioning.architecture import token_places
 from weightloom.errors import CheckpointError, SpecError, UnsupportedRequestError, WeightloomError
 from weightloom.io import load_tensors, read_json, save_tensors, write_json
 from weightloom.registry import Registry
@@ -90,12 +89,13 @@ class TokenizerConfig:
 class DescribedSlots:
     """The tokens of one architecture as a family sees them.
 
-    vectors (T, width): their descriptions; places (T,): where each finds what its architecture holds of its
-    own; key: the architecture's, or None when it holds nothing.
+    vectors (T, width): their descriptions; layers (T,): the layer that each comes from; values (T,): how many
+    weights each holds; key: the architecture's, or None when nothing is kept for it.
     """
 
     vectors: Tensor
-    places: Tensor
+    layers: Tensor
+    values: Tensor
     key: str | None
 
 
@@ -130,7 +130,7 @@ class WeightTokenizer(nn.Module, ABC):
         self.statistics = dict(statistics)
         known = {}
         for key in self.statistics:
-            slots = self._cut(_example(key)).slots
+            slots = self._cut(resolved_example(key)).slots
             known[key] = int((slots.class_index < 0).sum())
         self.slots = SlotEncoder(width=config.width, known=known)
         self._bound: dict[ArchitectureSpec, tuple[Layout, Chunking, BoundStatistics]] = {}
@@ -165,10 +165,17 @@ class WeightTokenizer(nn.Module, ABC):
         return self.config.vocabulary
 
     def bits_per_weight(self, spec: ArchitectureSpec) -> float:
-        """Bits of all codes of one network over its number of weights."""
-        _, chunking, _ = self.bind(spec)
-        bits = chunking.num_tokens * self.num_codes * math.log2(self.vocabulary)
+        """Bits of all free codes of one network over its number of weights.
+
+        Codes are counted at log2 V each, without entropy coding; a family may hold some of a token's fixed.
+        """
+        bits = float(self.free_codes(spec).sum()) * math.log2(self.vocabulary)
         return bits / layout_of(spec).size
+
+    def free_codes(self, spec: ArchitectureSpec) -> Tensor:
+        """(T,) codes of every token that can differ from one network to another."""
+        _, chunking, _ = self.bind(spec)
+        return torch.full((chunking.num_tokens,), self.num_codes)
 
     def _cut(self, spec: ArchitectureSpec) -> Chunking:
         return chunk_layout(layout_of(spec), self.config.chunk)
@@ -194,8 +201,8 @@ class WeightTokenizer(nn.Module, ABC):
         """The tokens of ``spec``."""
         _, chunking, _ = self.bind(spec)
         key = architecture_key(spec)
-        places = token_places(chunking.slots, self.slots.known[key])
-        return DescribedSlots(self.slots(chunking.slots, key), places, key)
+        values = chunking.mask.sum(-1)
+        return DescribedSlots(self.slots(chunking.slots, key), chunking.slots.layer, values, key)
 
     def forward(self, spec: ArchitectureSpec, flats: Tensor) -> TokenizerOutput:
         """One training pass over (N, P) raw networks."""
@@ -265,7 +272,7 @@ class WeightTokenizer(nn.Module, ABC):
         for number, statistics in enumerate(self.statistics.values()):
             tensors |= {f"statistics.{number}.{k}": v for k, v in statistics.to_tensors().items()}
         save_tensors(folder / "model.safetensors", narrowed(tensors), {"kind": self.kind})
-        architectures = [_example(key).to_json() | {"classes": None} for key in self.statistics]
+        architectures = [resolved_example(key).to_json() | {"classes": None} for key in self.statistics]
         write_json(
             folder / "config.json",
             {"kind": self.kind, "config": asdict(self.config), "architectures": architectures},
@@ -295,7 +302,7 @@ def load_tokenizer(folder: str | Path) -> WeightTokenizer:
     try:
         tokenizer = family(settings, statistics)
         for key in statistics:
-            tokenizer.bind(_example(key))
+            tokenizer.bind(resolved_example(key))
     except (KeyError, RuntimeError, WeightloomError) as error:
         raise CheckpointError(folder, f"its statistics do not fit its architectures ({error})") from None
     held = {f"statistics.{i}.{k}" for i, one in enumerate(statistics.values()) for k in one.to_tensors()}
@@ -342,5 +349,6 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) 
     module.load_state_dict(dict(tensors))
 
 
-def _example(key: str) -> ArchitectureSpec:
+def resolved_example(key: str) -> ArchitectureSpec:
+    """The architecture filed under ``key`` with some class count."""
     return parse_architecture(key).resolve(classes=10)

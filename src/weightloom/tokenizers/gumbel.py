@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weightloom.errors import SpecError
+from weightloom.seeding import torch_generator
 from weightloom.tokenizers.base import DescribedSlots, TokenizerConfig, WeightTokenizer, tokenizers
 from weightloom.tokenizers.blocks import TokenRefiner
 from weightloom.weights import WeightStatistics
@@ -63,7 +64,7 @@ class GumbelTokenizer(WeightTokenizer):
         self.project = nn.Linear(config.code_width, config.vocabulary)
         self.codebook = nn.Embedding(config.vocabulary, config.code_width)
         self.temperature = 1.0
-        self.noise: torch.Generator | None = None
+        self.noise = torch_generator("gumbel")
         """Where training draws from; the trainer sets a stream of its own for every step."""
         self.decoder.outward.weight.data.mul_(0.1)
         self.decoder.outward.bias.data.zero_()

@@ -16,7 +16,7 @@ from weightloom.architectures import ArchitectureSpec
 from weightloom.errors import InputError
 from weightloom.fitting import accuracy, closed_form_network, recalibrate, run_networks
 from weightloom.fitting.train import draw_batch
-from weightloom.seeding import seed_for, torch_generator
+from weightloom.seeding import torch_generator
 from weightloom.tasks import TaskData
 from weightloom.tokenizers import WeightTokenizer, architecture_key
 from weightloom.tokenizers.fsq import FSQTokenizer
@@ -91,18 +91,17 @@ def with_first_guesses(populations: list[Population]) -> list[Population]:
 
 
 def initialise_bases(tokenizer: FSQTokenizer, populations: list[Population]) -> None:
-    """Set the tokenizer's bases to the principal components of the populations' tokens."""
-    trunks: dict[str, list[Tensor]] = {}
-    heads: dict[str, list[Tensor]] = {}
+    """Set the tokenizer's bases to the principal components of the populations' tokens, layer by layer."""
+    parts: dict[str, dict[int, list[Tensor]]] = {}
     for population in populations:
-        key = architecture_key(population.spec)
         _, chunking, bound = tokenizer.bind(population.spec)
         tokens = chunking.to_tokens(bound.normalise(population.flats))  # (M, T, K)
-        is_head = chunking.slots.class_index >= 0
-        trunks.setdefault(key, []).append(tokens[:, ~is_head])
-        heads.setdefault(key, []).append(tokens[:, is_head].flatten(0, 1))  # (M*C, K)
-    for key, parts in trunks.items():
-        tokenizer.initialise_bases(key, torch.cat(parts), torch.cat(heads[key]))
+        layers = parts.setdefault(architecture_key(population.spec), {})
+        for layer in range(int(chunking.slots.layer.max()) + 1):
+            own = tokens[:, chunking.slots.layer == layer].flatten(0, 1)  # (M * tokens of the layer, K)
+            layers.setdefault(layer, []).append(own)
+    for key, layers in parts.items():
+        tokenizer.initialise_bases(key, [torch.cat(layers[layer]) for layer in sorted(layers)])
 
 
 class TokenizerObjective:
@@ -133,9 +132,7 @@ class TokenizerObjective:
             self.tokenizer.noise = torch_generator("gumbel", self.seed, step)
             self.tokenizer.temperature = annealed_temperature(step, self.steps)
         self.tokenizer.train()
-        with torch.random.fork_rng(devices=[]):  # torch's Gumbel noise comes from the global stream
-            torch.manual_seed(seed_for("tokenizer noise", self.seed, step))
-            output = self.tokenizer(population.spec, flats)
+        output = self.tokenizer(population.spec, flats)
         error = output.weight_error()
         loss = error + output.penalty
         numbers = {"weight_error": float(error.detach())}
