@@ -56,7 +56,7 @@ def generate(
     ] = 16,
     temperature: Annotated[
         float, typer.Option("--temperature", help="0 takes the likeliest code everywhere.")
-    ] = 0.3,
+    ] = 0.1,
     top_k: Annotated[int, typer.Option("--top-k", help="Draw from so many likeliest codes; 0: all.")] = 0,
     top_p: Annotated[float, typer.Option("--top-p", help="Draw from codes of this share; 1: all.")] = 1.0,
     guidance: Annotated[

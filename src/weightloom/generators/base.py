@@ -43,7 +43,7 @@ class Sampling:
     is the plain conditional distribution (classifier-free guidance, arXiv 2207.12598, equation 6).
     """
 
-    temperature: float = 0.3
+    temperature: float = 0.1
     top_k: int = 0
     top_p: float = 1.0
     guidance: float = 1.0

@@ -70,11 +70,16 @@ class IGPGConfig:
     image_features: int = 128
     image_width: int = 48
     channels: int = 3
+    correction: float = 1.0
+    """How much of what was learned is applied to a first guess; chosen on training tasks after training.
+    Without a first guess all of it always is."""
     backbone: dict[str, Any] = field(default_factory=lambda: {"kind": "native"})
 
     def __post_init__(self) -> None:
         if not 8 <= self.width <= 8192 or not 1 <= self.depth <= 128 or not 1 <= self.heads <= 128:
             raise SpecError("the prior's width must be 8 to 8192, its depth and heads 1 to 128")
+        if not 0 <= self.correction <= 1:
+            raise SpecError(f"the correction must be from 0 to 1, not {self.correction}")
         if not 1 <= self.overlap < self.context <= 1_000_000:
             raise SpecError("the overlap must be at least 1 and below the context")
 
@@ -222,14 +227,21 @@ class IGPG(nn.Module, Generator):
         around = torch.where(known, condition.prompt, middle)
         return prefix, starts + torch.where(known, guess, self.no_guess), around
 
-    def _logits(self, hidden: Tensor, around: Tensor) -> Tensor:
-        """(..., D, V) from hidden states (..., W) and the codes (..., D) that they are spread around.
+    def _strength(self, condition: Condition) -> Tensor:
+        """(B, 1, 1): how much of what was learned is applied to each request."""
+        known = condition.has_classes[:, None, None]
+        return torch.where(known, self.config.correction, 1.0)
+
+    def _logits(self, hidden: Tensor, around: Tensor, strength: Tensor) -> Tensor:
+        """(B, S, D, V) from hidden states (B, S, W) and the codes (B, S, D) that they are spread around.
 
         Free logits for every code, and a bump around the given code; where codes are ordered the prior may
         move the bump, which is what it does to improve the first guess.
         """
-        free = self.out(hidden).unflatten(-1, (self.tokenizer.num_codes, self.tokenizer.vocabulary))
-        place = around if self.shift is None else around + _REACH * self.shift(hidden)
+        free = (strength * self.out(hidden)).unflatten(
+            -1, (self.tokenizer.num_codes, self.tokenizer.vocabulary)
+        )
+        place = around if self.shift is None else around + _REACH * strength * self.shift(hidden)
         return free + self.tokenizer.closeness(place) * self.trust.exp()[:, None]
 
     # ---------------------------------------------------------------- likelihood
@@ -245,7 +257,7 @@ class IGPG(nn.Module, Generator):
         seen = torch.cat([self.begin.expand(len(codes), 1, -1), seen], dim=1)
         x = torch.cat([prefix, starts[:, first : first + count] + seen], dim=1)  # (B, 2+C+S, W)
         hidden = self.backbone(x)[:, prefix.shape[1] :]
-        return self._logits(hidden, around[:, first : first + count])
+        return self._logits(hidden, around[:, first : first + count], self._strength(condition))
 
     # ---------------------------------------------------------------- generation
 
@@ -269,8 +281,10 @@ class IGPG(nn.Module, Generator):
             bare = condition.without("instruction", "dataset")
             both = zip(self.prefix(spec, condition), self.prefix(spec, bare), strict=True)
             prefix, starts, around = (torch.cat(pair) for pair in both)
+            strength = torch.cat([self._strength(condition), self._strength(bare)])
         else:
             prefix, starts, around = self.prefix(spec, condition)
+            strength = self._strength(condition)
         total = starts.shape[1]
         codes = torch.zeros(batch, total, self.tokenizer.num_codes, dtype=torch.long, device=prefix.device)
         block_start = 0
@@ -290,7 +304,7 @@ class IGPG(nn.Module, Generator):
             history = x
             for position in range(block_start, stop):
                 hidden = self.backbone(x, cache) if cached else self.backbone(history)
-                logits = self._logits(hidden[:, -1], around[:, position])
+                logits = self._logits(hidden[:, -1:], around[:, position : position + 1], strength)[:, 0]
                 if guided:
                     told, untold = logits.chunk(2)
                     logits = untold + sampling.guidance * (told - untold)

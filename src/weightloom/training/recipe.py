@@ -66,6 +66,8 @@ class PriorRecipe(_Strict):
     wordings: Annotated[int, Field(ge=1, le=1000)] = 6
     supports: Annotated[int, Field(ge=1, le=1000)] = 3
     evaluate_every: Annotated[int, Field(ge=0)] = 0
+    correction: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Set in the finished generator; training itself always applies all that is learned."""
 
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
