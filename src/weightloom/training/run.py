@@ -97,6 +97,7 @@ def train_generator(recipe: GeneratorRecipe, zoo: Zoo, out: Path, progress: Prog
     model = make_igpg(recipe, source, tokenizer, encoder)
     train_prior(recipe, zoo, source, model, populations, work / "prior", progress)
     _round_to_half(model)
+    model.config = replace(model.config, correction=recipe.prior.correction)
     model.save_pretrained(out)
     return model
 
