@@ -98,6 +98,7 @@ def zero_shot(
                 spec, instruction=text, support=support, num_samples=samples, seed=seed
             )
             scores = accuracy(spec, torch.stack([s.flat for s in made]), images, labels)
+            best = next(i for i, sample in enumerate(made) if sample is best_of(made))
             copy = nearest.generate_many(spec, support=support)[0].flat
             guess = model.closed_form(spec, support.images)
             fresh = initial_flats(spec, [seed])
@@ -112,7 +113,7 @@ def zero_shot(
                     "seed": seed,
                     "trained": trained,
                     "igpg_mean": float(scores.mean()),
-                    "igpg_best_on_support": float(scores[made.index(best_of(made))]),
+                    "igpg_best_on_support": float(scores[best]),
                     "nearest": others[0],
                     "closed_form": others[1],
                     "random_init": others[2],
@@ -186,10 +187,12 @@ def table_conditions(model: IGPG, zoo: Zoo, options: argparse.Namespace) -> dict
     table: dict[str, Any] = {}
     for name, populations in (("seen", load_populations(zoo)), ("unseen", held_out_populations(zoo))):
         sums: dict[str, list[float]] = defaultdict(list)
-        rows = chosen(populations, max(1, options.limit // 2))
-        for index, (spec, task, trained) in enumerate(rows):
-            same = [t for s, t, _ in rows if s == spec and str(t) != str(task)]
-            other = same[index % len(same)]
+        count = max(1, options.limit // 2)
+        pairs = []
+        for population in populations:
+            found = chosen([population], max(2, count))
+            pairs += [(row, found[(i + 1) % len(found)][1]) for i, row in enumerate(found[:count])]
+        for (spec, task, trained), other in pairs:
             images, labels = test_batch(task)
             for seed in range(options.seeds):
                 text, wrong = task.instructions(1, seed=100 + seed)[0], other.instructions(1, seed=100)[0]

@@ -38,7 +38,7 @@ def condition_of(model, spec, support=None, instruction=None, count=1):
     """With an instruction given as a vector, so that no sentence encoder is needed."""
     with torch.no_grad():
         classes = None if support is None else model.images.describe(support.images)
-        prompt = None if support is None else model.first_guess(spec, support.images)
+        prompt = None if support is None else model.first_guess(spec, support.images)[0]
     shape = (spec.classes, 2 * model.config.image_features)
     one = stack_conditions([instruction], [classes], text_width=TEXT_WIDTH, shape=shape, prompts=[prompt])
     return one.repeat(count)
@@ -172,7 +172,7 @@ class TestConditions:
         spec = resolved()
         with torch.no_grad():
             classes = igpg.images.describe(support.images)
-            prompt = igpg.first_guess(spec, support.images)
+            prompt = igpg.first_guess(spec, support.images)[0]
             shape = (3, 32)
             mixed = stack_conditions(
                 [words(), None], [None, classes], text_width=TEXT_WIDTH, shape=shape, prompts=[None, prompt]
@@ -298,7 +298,9 @@ class TestLearning:
         model, spec = build(), resolved()
         torch.nn.init.zeros_(model.out.weight)
         torch.nn.init.zeros_(model.out.bias)
-        guess = model.first_guess(spec, support.images)
+        torch.nn.init.zeros_(model.shift.weight)
+        torch.nn.init.zeros_(model.shift.bias)
+        guess = model.first_guess(spec, support.images)[0]
         condition = condition_of(model, spec, support)
         greedy = model.sample_codes(spec, condition, noise(1), Sampling(temperature=0.0))
         assert torch.equal(greedy[0], guess)
