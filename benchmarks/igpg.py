@@ -201,7 +201,7 @@ def table_conditions(model: IGPG, zoo: Zoo, options: argparse.Namespace) -> dict
                 variants = {
                     "full": full,
                     "no instruction": full.without("instruction"),
-                    "no dataset": full.without("dataset"),
+                    "no dataset": model.condition(spec, [text], [None]),
                     "no architecture": full.without("architecture"),
                     "nothing": full.without("instruction", "dataset", "architecture"),
                     "wrong instruction": model.condition(spec, [wrong], [support.images]),

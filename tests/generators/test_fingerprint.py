@@ -84,3 +84,18 @@ def test_one_checkpoint_has_no_spacing(igpg, resolved):
     one = FingerprintGroup(group.spec, group.codes[:1], group.classes[:1], group.rows[:1])
     alone = Fingerprint(igpg.tokenizer, [one])
     assert alone.novelty(resolved(), alone._flats(resolved())) is None
+
+
+def test_words_alone_find_a_checkpoint(igpg, resolved):
+    """The row whose task is worded most alike; none where the fingerprint keeps no words."""
+    from dataclasses import replace
+
+    from weightloom.generators.fingerprint import Fingerprint
+
+    spec = resolved()
+    group = igpg.fingerprint.groups[spec]
+    assert igpg.fingerprint.row_by_words(spec, torch.ones(384)) is None
+    words = torch.eye(384)[: len(group.rows)]
+    worded = Fingerprint(igpg.tokenizer, [replace(group, words=words)])
+    assert worded.row_by_words(spec, words[2]) == 2
+    assert worded.row_by_words(resolved(classes=5), words[2]) is None

@@ -18,8 +18,7 @@ class Condition:
 
     instruction (B, 384) with has_instruction (B,) bool; classes (B, C, F) with has_classes (B,) bool;
     has_architecture: whether the architecture's own description is used; prompt (B, T, D): the codes of a
-    first guess at the network that the examples give, used where there are examples; prompt_from: what
-    each of them is, in words.
+    first guess at the network, used where has_prompt (B,) bool says so; prompt_from: what each is, in words.
     """
 
     instruction: Tensor
@@ -28,6 +27,7 @@ class Condition:
     has_classes: Tensor
     has_architecture: bool = True
     prompt: Tensor | None = None
+    has_prompt: Tensor | None = None
     prompt_from: tuple[str | None, ...] = ()
 
     @property
@@ -37,6 +37,13 @@ class Condition:
 
     def __len__(self) -> int:
         return len(self.instruction)
+
+    @property
+    def guessed(self) -> Tensor:
+        """(B,) bool: the requests that start from a first guess."""
+        if self.prompt is None:
+            return torch.zeros_like(self.has_classes)
+        return self.has_classes if self.has_prompt is None else self.has_prompt
 
     def without(self, *parts: str) -> Condition:
         """The same condition with ``instruction``, ``dataset`` or ``architecture`` taken away."""
@@ -48,6 +55,7 @@ class Condition:
             has_classes=self.has_classes & ("dataset" not in parts),
             has_architecture=self.has_architecture and "architecture" not in parts,
             prompt=self.prompt,
+            has_prompt=None if self.has_prompt is None else self.has_prompt & ("dataset" not in parts),
             prompt_from=self.prompt_from,
         )
 
@@ -60,6 +68,7 @@ class Condition:
             has_classes=self.has_classes.repeat_interleave(times, 0),
             has_architecture=self.has_architecture,
             prompt=None if self.prompt is None else self.prompt.repeat_interleave(times, 0),
+            has_prompt=None if self.has_prompt is None else self.has_prompt.repeat_interleave(times, 0),
             prompt_from=tuple(words for words in self.prompt_from for _ in range(times)),
         )
 
@@ -84,4 +93,5 @@ def stack_conditions(
         classes=torch.stack([torch.zeros(shape) if c is None else c for c in classes]),
         has_classes=torch.tensor([c is not None for c in classes]),
         prompt=prompt,
+        has_prompt=None if prompts is None else torch.tensor([p is not None for p in prompts]),
     )

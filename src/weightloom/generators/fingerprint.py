@@ -19,9 +19,19 @@ import torch
 from torch import Tensor
 
 from weightloom.architectures import ArchitectureSpec, parse_architecture
+from weightloom.conditioning import TEXT_WIDTH
 from weightloom.errors import CheckpointError, WeightloomError
 from weightloom.io import load_tensors, read_json, save_tensors, write_json
+from weightloom.tasks import parse_task
 from weightloom.tokenizers import WeightTokenizer
+
+_WHOLE_BONUS = 0.2
+"""Cosine similarity that a dataset's own task is ahead by when there are only words."""
+
+
+@lru_cache(maxsize=4096)
+def _is_whole(task: str) -> bool:
+    return parse_task(task).canonical
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,8 @@ class FingerprintGroup:
     codes: Tensor
     classes: Tensor
     rows: list[dict[str, Any]]
+    words: Tensor | None = None
+    """(M, 384): the mean of the encoded wordings of every checkpoint's task."""
 
 
 class Fingerprint:
@@ -56,6 +68,19 @@ class Fingerprint:
             return None
         row = self.nearest_row(spec, classes)
         return group.rows[row], self._flats(spec)[row]
+
+    def row_by_words(self, spec: ArchitectureSpec, instruction: Tensor) -> int | None:
+        """The row of ``spec``'s group whose task is worded most like ``instruction`` (384,), or None.
+
+        Words seldom say an order of labels or a transform: a dataset's own task (all classes in their own
+        order, pictures as they are) is taken where it is nearly as much alike as the best.
+        """
+        group = self.groups.get(spec)
+        if group is None or group.words is None or not group.rows:
+            return None
+        alike = torch.cosine_similarity(group.words, instruction[None], dim=1)  # (M,)
+        whole = torch.tensor([_is_whole(str(row["task"])) for row in group.rows])
+        return int((alike + _WHOLE_BONUS * whole).argmax())
 
     def nearest_row(self, spec: ArchitectureSpec, classes: Tensor) -> int:
         """The row of ``spec``'s group whose task looks most like ``classes`` (C, 2F)."""
@@ -102,6 +127,8 @@ class Fingerprint:
             narrow = torch.uint8 if self.tokenizer.vocabulary <= 256 else torch.int16
             tensors[f"codes.{number}"] = group.codes.to(narrow).contiguous()
             tensors[f"classes.{number}"] = group.classes.half().contiguous()
+            if group.words is not None:
+                tensors[f"words.{number}"] = group.words.half().contiguous()
             facts.append({"architecture": group.spec.full_text(), "rows": group.rows})
         save_tensors(folder / "fingerprint.safetensors", tensors, {})
         write_json(folder / "fingerprint.json", {"groups": facts})
@@ -128,7 +155,11 @@ class Fingerprint:
                     raise CheckpointError(folder, f"the fingerprint's codes are not those of {spec}")
                 if codes.numel() and int(codes.max()) >= tokenizer.vocabulary:
                     raise CheckpointError(folder, "it holds codes that the tokenizer does not have")
-                groups.append(FingerprintGroup(spec, codes, classes, item["rows"]))
+                words = tensors.get(f"words.{number}")
+                if words is not None and words.shape != (len(codes), TEXT_WIDTH):
+                    raise CheckpointError(folder, "the fingerprint's words do not fit its checkpoints")
+                words = None if words is None else words.float()
+                groups.append(FingerprintGroup(spec, codes, classes, item["rows"], words))
         except CheckpointError:
             raise
         except (KeyError, TypeError, AttributeError, WeightloomError) as error:

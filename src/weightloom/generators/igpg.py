@@ -137,7 +137,10 @@ class IGPG(nn.Module, Generator):
         vectors = iter(encode_text(written)) if written else iter(())
         encoded = [None if text is None else next(vectors) for text in instructions]
         classes = [None if support is None else self.images.describe(support) for support in supports]
-        guesses = [(None, None) if s is None else self.first_guess(spec, s) for s in supports]
+        guesses = [
+            self.guess_from_words(spec, words) if support is None else self.first_guess(spec, support)
+            for words, support in zip(encoded, supports, strict=True)
+        ]
         condition = stack_conditions(
             encoded,
             classes,
@@ -146,6 +149,20 @@ class IGPG(nn.Module, Generator):
             prompts=[codes for codes, _ in guesses],
         )
         return replace(condition, prompt_from=tuple(words for _, words in guesses))
+
+    def guess_from_words(
+        self, spec: ArchitectureSpec, instruction: Tensor | None
+    ) -> tuple[Tensor | None, str | None]:
+        """What the prior starts from when there are words (384,) and no examples: the checkpoint of the task
+        whose wordings are most like them. Labels then are in that task's order.
+        """
+        if instruction is None or self.fingerprint is None:
+            return None, None
+        row = self.fingerprint.row_by_words(spec, instruction)
+        if row is None:
+            return None, None
+        group = self.fingerprint.groups[spec]
+        return group.codes[row], f"checkpoint {group.rows[row]['id']}, by its words"
 
     def closed_form(self, spec: ArchitectureSpec, support: Tensor) -> Tensor:
         """(P,) the closed-form network that the first guess is the code of: a baseline of its own."""
@@ -222,14 +239,14 @@ class IGPG(nn.Module, Generator):
         middle = torch.full(shape, self.tokenizer.vocabulary // 2, device=starts.device)
         if condition.prompt is None:
             return prefix, starts + self.no_guess, middle
-        known = condition.has_classes[:, None, None]
+        known = condition.guessed[:, None, None]
         guess = self.guess(self.tokenizer.embed_codes(condition.prompt))  # (B, T, W)
         around = torch.where(known, condition.prompt, middle)
         return prefix, starts + torch.where(known, guess, self.no_guess), around
 
     def _strength(self, condition: Condition) -> Tensor:
         """(B, 1, 1): how much of what was learned is applied to each request."""
-        known = condition.has_classes[:, None, None]
+        known = condition.guessed[:, None, None]
         return torch.where(known, self.config.correction, 1.0)
 
     def _logits(self, hidden: Tensor, around: Tensor, strength: Tensor) -> Tensor:

@@ -365,6 +365,7 @@ def make_fingerprint(model: IGPG, populations: list[Population], bank: dict[str,
                     }
                     for r in records
                 ],
+                torch.stack([bank[record.task].wordings.mean(0) for record in records]).half().float(),
             )
         )
     return Fingerprint(model.tokenizer, groups)
