@@ -1,7 +1,7 @@
 """The architecture, token by token: kind, layer, place in the layer, shape -> one vector a token.
 
 Known (architecture, token) pairs may add a vector of their own; an architecture that was not in
-training does without, and in training it is dropped at random so that doing without is learned.
+training does without. Nothing drops these vectors in training yet, so doing without is not learned.
 
 Shapes: T tokens, F features, D width.
 """
