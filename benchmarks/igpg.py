@@ -35,8 +35,12 @@ from weightloom.io import write_json
 from weightloom.seeding import torch_generator
 from weightloom.tasks import DatasetTask
 from weightloom.tokenizers import architecture_key
-from weightloom.training.run import held_out_populations
-from weightloom.training.tokenizer import Population, load_populations, round_trip
+from weightloom.training.tokenizer import (
+    Population,
+    held_out_populations,
+    load_populations,
+    round_trip,
+)
 from weightloom.zoo import Zoo
 
 RESULTS = Path(__file__).parent / "results"

@@ -76,4 +76,4 @@ def test_features_are_what_the_head_sees():
     module = spec.build().eval()
     module.load_state_dict(layout_of(spec).unflatten(flat))
     images = torch.randn(5, 1, 8, 8)
-    assert torch.allclose(trunk_features(spec, flat, images), module.features(images), atol=1e-6)
+    assert torch.allclose(trunk_features(spec, flat[None], images)[0], module.features(images), atol=1e-6)

@@ -10,10 +10,10 @@ from weightloom.errors import SpecError
 from weightloom.fitting import run_networks
 from weightloom.seeding import torch_generator
 from weightloom.training import LoopSettings, run_loop
-from weightloom.training.bank import banked_condition, teacher_codes
+from weightloom.training.bank import banked_condition
 from weightloom.training.igpg import PriorObjective, PriorSettings
 
-SMALL = {"networks": 3, "queries": 8, "teacher_shots": 20}
+SMALL = {"networks": 3, "queries": 8}
 
 
 @pytest.fixture
@@ -29,36 +29,7 @@ def prior(model, banks, populations):
     return make
 
 
-# -------------------------------------------------------------------------------- straight through
-
-
-def test_straight_through_has_the_value_of_the_hard_codes(prior, populations, kind):
-    made, objective = prior(kind)
-    for population in populations:
-        codes = made.tokenizer.encode(population.spec, population.flats[:3])
-        shape = (*codes.shape, made.tokenizer.vocabulary)
-        logits = torch.randn(shape, requires_grad=True)
-        flats = objective.straight_through(population.spec, logits, codes)
-        assert torch.allclose(flats, made.tokenizer.decode(population.spec, codes), atol=1e-4)
-
-
-def test_straight_through_has_the_gradient_of_the_soft_codes(prior, populations, kind):
-    """That of the soft probabilities, taken at the hard ones."""
-    made, objective = prior(kind)
-    population = populations[0]
-    codes = made.tokenizer.encode(population.spec, population.flats[:2])
-    logits = torch.randn(*codes.shape, made.tokenizer.vocabulary, requires_grad=True)
-
-    def cost(flats):
-        return run_networks(population.spec, flats, torch.ones(4, 1, 8, 8), training=False).square().mean()
-
-    found = torch.autograd.grad(cost(objective.straight_through(population.spec, logits, codes)), logits)[0]
-    hard = F.one_hot(codes, made.tokenizer.vocabulary).float().requires_grad_()
-    at_hard = cost(made.tokenizer.decode_latents(population.spec, made.tokenizer.embed(hard)))
-    through = torch.autograd.grad(at_hard, hard)[0]
-    wanted = torch.autograd.grad((logits.softmax(-1) * through).sum(), logits)[0]
-    assert torch.allclose(found, wanted, rtol=1e-3, atol=1e-7)
-    assert float(found.norm()) > 0 and bool(torch.isfinite(found).all())
+# ------------------------------------------------------------------------------ expected networks
 
 
 def test_expected_networks_have_a_gradient(prior, banks, populations, kind):
@@ -67,12 +38,7 @@ def test_expected_networks_have_a_gradient(prior, banks, populations, kind):
     population = populations[0]
     tasks = [bank[record.task] for record in population.records[:3]]
     condition = banked_condition(made, population.spec, tasks, torch_generator("test", 0))
-    flats, logits = objective.expected(population.spec, condition)
-    assert logits.shape == (
-        3,
-        *made.tokenizer.encode(population.spec, population.flats[:1]).shape[1:],
-        made.tokenizer.vocabulary,
-    )
+    flats = objective.expected(population.spec, condition)
     assert flats.shape == (3, population.flats.shape[1]) and bool(torch.isfinite(flats).all())
     images = torch.stack([one.data.batch(torch.arange(16))[0] for one in tasks])
     run_networks(population.spec, flats, images, training=True).square().mean().backward()
@@ -92,31 +58,15 @@ def test_an_expected_network_is_the_hard_one_of_a_prior_that_is_sure(
     codes = made.tokenizer.encode(population.spec, population.flats[:2])
     sure = 100.0 * F.one_hot(codes, made.tokenizer.vocabulary).float()
     monkeypatch.setattr(made, "forward", lambda *_: sure)
-    found, _ = objective.expected(population.spec, condition)
+    found = objective.expected(population.spec, condition)
     assert torch.allclose(found, made.tokenizer.decode(population.spec, codes), atol=1e-4)
 
 
 # ------------------------------------------------------------------------------------- the steps
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_rollouts_come_at_their_rate(prior, monkeypatch, share):
-    made, objective = prior(rollout_share=share)
-    rollouts, real = [], made.sample_codes
-
-    def counted(*arguments):
-        rollouts.append(arguments[0])
-        return real(*arguments)
-
-    monkeypatch.setattr(made, "sample_codes", counted)
-    for step in range(20):
-        objective(step)
-    assert len(rollouts) == pytest.approx(20 * share, abs=6 * share * (1 - share) * 2)
-
-
-@pytest.mark.parametrize("rollout", [0.0, 1.0])
-def test_zoo_steps_learn_codes_and_behaviour(prior, kind, rollout):
-    _, objective = prior(kind, fresh_share=0.0, code_weight=0.5, functional_weight=2.0, rollout_share=rollout)
+def test_zoo_steps_learn_codes_and_behaviour(prior, kind):
+    _, objective = prior(kind, fresh_share=0.0, code_weight=0.5, functional_weight=2.0)
     for step in range(3):
         loss, numbers = objective(step)
         assert numbers.keys() == {"code_nats", "zoo_loss", "zoo_accuracy"}
@@ -125,31 +75,42 @@ def test_zoo_steps_learn_codes_and_behaviour(prior, kind, rollout):
         assert 0 <= numbers["zoo_accuracy"] <= 1
 
 
-@pytest.mark.parametrize("rollout", [0.0, 1.0])
-def test_fresh_steps_learn_behaviour_and_from_a_teacher(prior, kind, rollout):
-    changes = {"functional_weight": 2.0, "teacher_weight": 0.5, "rollout_share": rollout}
-    _, objective = prior(kind, fresh_share=1.0, **changes)
+def test_fresh_steps_learn_behaviour(prior, kind):
+    _, objective = prior(kind, fresh_share=1.0, functional_weight=2.0)
     for step in range(3):
         loss, numbers = objective(step)
-        assert numbers.keys() == {"fresh_loss", "fresh_accuracy", "teacher_nats"}
-        wanted = 2 * numbers["fresh_loss"] + 0.5 * numbers["teacher_nats"]
-        assert float(loss.detach()) == pytest.approx(wanted, rel=1e-4)
-    alone, numbers = prior(kind, fresh_share=1.0, **{**changes, "teacher_weight": 0.0})[1](0)
-    assert numbers.keys() == {"fresh_loss", "fresh_accuracy"}
-    assert float(alone.detach()) == pytest.approx(2 * numbers["fresh_loss"], rel=1e-4)
+        assert numbers.keys() == {"fresh_loss", "fresh_accuracy"}
+        assert float(loss.detach()) == pytest.approx(2 * numbers["fresh_loss"], rel=1e-4)
 
 
-def test_the_teacher_is_the_closed_form_of_many_examples(prior, banks, populations, monkeypatch):
-    made, _ = prior()
+def test_a_request_without_a_guess_has_no_network_to_learn_from(prior):
+    _, objective = prior(fresh_share=0.0, drop_dataset=1.0)
+    assert objective(0)[1].keys() == {"code_nats"}
+
+
+def test_on_fresh_tasks_the_head_does_not_matter(prior, banks, populations, monkeypatch):
+    """Only the trunk is the prior's: what it says of the head's tokens is replaced by the closed form."""
+    made, objective = prior()
     _, fresh = banks(made)
     spec = populations[0].spec
-    tasks = fresh[spec.classes]
-    codes = teacher_codes(made, spec, tasks, 40)
-    for row, banked in zip(codes, tasks, strict=True):
-        flat = made.closed_form(spec, banked.task.support(40, seed=1).images)
-        assert torch.equal(row, made.tokenizer.encode(spec, flat[None])[0])
-    monkeypatch.setattr(made, "closed_form", None)
-    assert torch.equal(teacher_codes(made, spec, tasks, 40), codes), "made once"
+    tasks = fresh[spec.classes][:2]
+    condition = banked_condition(made, spec, tasks, torch_generator("test", 0))
+    trunk = made.tokenizer.trunk_size(spec)
+    real = objective.expected
+
+    def loss(spoil):
+        monkeypatch.setattr(objective, "expected", lambda *arguments: spoil(real(*arguments)))
+        return float(objective._with_closed_heads(spec, condition, tasks, torch_generator("q", 1))[0])
+
+    def head(flats):
+        return torch.cat([flats[:, :trunk], torch.randn(len(flats), flats.shape[1] - trunk)], dim=1)
+
+    def body(flats):
+        return torch.cat([flats[:, :trunk] + 0.3 * torch.randn(len(flats), trunk), flats[:, trunk:]], dim=1)
+
+    plain = loss(lambda flats: flats)
+    assert loss(head) == pytest.approx(plain, rel=1e-5)
+    assert loss(body) != pytest.approx(plain, rel=1e-3)
 
 
 def test_both_come_in_their_share(prior):
@@ -175,13 +136,13 @@ def test_parts_without_weight_are_not_computed(prior):
 
 def test_fresh_steps_are_of_every_class_count_and_architecture(prior, monkeypatch):
     _, objective = prior(fresh_share=1.0)
-    seen, real = set(), objective._functional
+    seen, real = set(), objective._with_closed_heads
 
     def spied(spec, *rest):
         seen.add((spec.family, spec.classes))
         return real(spec, *rest)
 
-    monkeypatch.setattr(objective, "_functional", spied)
+    monkeypatch.setattr(objective, "_with_closed_heads", spied)
     for step in range(24):
         objective(step)
     assert seen == {(family, classes) for family in ("cnn", "mlp") for classes in (3, 4)}
@@ -230,13 +191,14 @@ def test_every_trainable_parameter_learns(prior, kind):
 def test_the_architecture_is_left_out_at_its_rate(prior, monkeypatch):
     _, objective = prior(drop_architecture=0.5)
     plain = prior(drop_architecture=0.0)[1]
-    told, real = [], objective._functional
+    told, real = [], objective._condition
 
-    def spied(spec, condition, *rest):
+    def spied(*arguments, **drops):
+        condition = real(*arguments, **drops)
         told.append(condition.has_architecture)
-        return real(spec, condition, *rest)
+        return condition
 
-    monkeypatch.setattr(objective, "_functional", spied)
+    monkeypatch.setattr(objective, "_condition", spied)
     for step in range(40):
         numbers = objective(step)[1]
         if told[-1] and step < 10:
@@ -271,11 +233,6 @@ def test_it_learns(prior, kind):
         {"functional_weight": float("nan")},
         {"code_weight": 0.0, "functional_weight": 0},
         {"fresh_share": 1.5},
-        {"rollout_share": -0.5},
-        {"teacher_weight": -0.5},
-        {"teacher_shots": 0},
-        {"temperature": -0.1},
-        {"temperature": 11},
         {"drop_instruction": 2},
         {"drop_dataset": -1},
         {"drop_architecture": None},

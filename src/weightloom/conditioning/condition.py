@@ -18,7 +18,9 @@ class Condition:
 
     instruction (B, 384) with has_instruction (B,) bool; classes (B, C, F) with has_classes (B,) bool;
     has_architecture: whether the architecture's own description is used; prompt (B, T, D): the codes of a
-    first guess at the network, used where has_prompt (B,) bool says so; prompt_from: what each is, in words.
+    first guess at the network, used where has_prompt (B,) bool says so; prompt_from: what each is, in words;
+    refit: for each request its support set (C, S, channels, height, width) if the guess at its head is to be
+    made from it once the trunk stands, else None; () for none.
     """
 
     instruction: Tensor
@@ -29,6 +31,7 @@ class Condition:
     prompt: Tensor | None = None
     has_prompt: Tensor | None = None
     prompt_from: tuple[str | None, ...] = ()
+    refit: tuple[Tensor | None, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -57,6 +60,7 @@ class Condition:
             prompt=self.prompt,
             has_prompt=None if self.has_prompt is None else self.has_prompt & ("dataset" not in parts),
             prompt_from=self.prompt_from,
+            refit=() if "dataset" in parts else self.refit,
         )
 
     def repeat(self, times: int) -> Condition:
@@ -70,6 +74,7 @@ class Condition:
             prompt=None if self.prompt is None else self.prompt.repeat_interleave(times, 0),
             has_prompt=None if self.has_prompt is None else self.has_prompt.repeat_interleave(times, 0),
             prompt_from=tuple(words for words in self.prompt_from for _ in range(times)),
+            refit=tuple(images for images in self.refit for _ in range(times)),
         )
 
 

@@ -1,8 +1,14 @@
 """Target networks on tasks: running, training and fine-tuning many at once."""
 
-from weightloom.fitting.closed_form import closed_form_network
+from weightloom.fitting.closed_form import closed_form_network, discriminant
 from weightloom.fitting.finetune import Curve, finetune
-from weightloom.fitting.population import accuracy, initial_flats, recalibrate, run_networks
+from weightloom.fitting.population import (
+    accuracy,
+    initial_flats,
+    recalibrate,
+    run_networks,
+    trunk_features,
+)
 from weightloom.fitting.train import FitSettings, Snapshot, fit_population
 
 __all__ = [
@@ -11,9 +17,11 @@ __all__ = [
     "Snapshot",
     "accuracy",
     "closed_form_network",
+    "discriminant",
     "finetune",
     "fit_population",
     "initial_flats",
     "recalibrate",
     "run_networks",
+    "trunk_features",
 ]

@@ -21,6 +21,27 @@ SHRINKAGE = 0.3
 """Share of the pooled covariance that gives way to a multiple of the identity."""
 
 
+def discriminant(features: Tensor, shrinkage: float = SHRINKAGE) -> tuple[Tensor, Tensor]:
+    """Weight (..., C, H) and bias (..., C) of a linear discriminant on features (..., C, S, H);
+    differentiable.
+
+    One example a class shows no spread within classes; distances are then plain ones.
+    """
+    classes, shots, width = features.shape[-3:]
+    means = features.mean(-2)  # (..., C, H)
+    eye = torch.eye(width, device=features.device)
+    if shots < 2:
+        shrunk = eye
+    else:
+        inner = (features - means[..., None, :]).flatten(-3, -2)  # (..., C*S, H)
+        covariance = inner.mT @ inner / (classes * (shots - 1))
+        spread = covariance.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None].clamp_min(1e-6)
+        shrunk = (1 - shrinkage) * covariance + shrinkage * spread * eye
+    middle = means.mean(-2, keepdim=True)
+    weight = torch.linalg.solve(shrunk, (means - middle).mT).mT  # (..., C, H)
+    return weight, -0.5 * ((means + middle) * weight).sum(-1)
+
+
 @torch.no_grad()
 def closed_form_network(
     spec: ArchitectureSpec,
@@ -33,29 +54,17 @@ def closed_form_network(
     """(P,) network with the trunk of ``flat`` (P,) and a discriminant head for ``support`` (C, S, ch, h, w).
 
     ``head_rms`` is the root mean square that the head's weights are scaled to; a scale changes how sure the
-    network is, never its answer. A support set with one example a class has no spread within classes;
-    distances are then plain ones.
+    network is, never its answer.
     """
-    classes, shots = support.shape[:2]
     images = support.flatten(0, 1)  # (C, S, ...) -> (C*S, ...)
-    measured = recalibrate(spec, flat[None], images)[0]
-    features = trunk_features(spec, measured, images).unflatten(0, (classes, shots))  # (C, S, H)
-    means = features.mean(1)  # (C, H)
-    inner = (features - means[:, None]).flatten(0, 1)  # (C*S, H)
-    covariance = inner.T @ inner / max(1, classes * (shots - 1))
-    spread = covariance.diagonal().mean().clamp_min(1e-6)
-    eye = torch.eye(len(covariance))
-    if shots < 2:
-        covariance, spread = eye, torch.ones(())
-    shrunk = (1 - shrinkage) * covariance + shrinkage * spread * eye
-    middle = means.mean(0)
-    weight = torch.linalg.solve(shrunk, (means - middle).T).T  # (C, H)
-    bias = -0.5 * ((means + middle) * weight).sum(1)  # (C,)
+    measured = recalibrate(spec, flat[None], images)
+    features = trunk_features(spec, measured, images)[0].unflatten(0, support.shape[:2])  # (C, S, H)
+    weight, bias = discriminant(features, shrinkage)
     if head_rms is not None:
         factor = head_rms / weight.square().mean().sqrt().clamp_min(1e-8)
         weight, bias = weight * factor, bias * factor
     layout = layout_of(spec)
-    state = layout.unflatten(measured)
+    state = layout.unflatten(measured[0])
     head = next(layer for layer in layout.layers if layer.kind == "head")
     state[head.slots[0].name] = weight
     state[head.slots[1].name] = bias

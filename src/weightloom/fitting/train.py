@@ -39,13 +39,20 @@ class FitSettings:
     head_rate: float = 1.0
     """The head's learning rate over that of the other layers. Above 1 a trained trunk stays close to where it
     was: networks of one zoo then differ by what their tasks need, not by the noise of their training."""
+    epsilon: float = 1e-8
+    """Adam's constant. Far above the gradients' size it makes steps follow their size, as plain gradient
+    descent does: weights that a task asks nothing of then stay where they were."""
     snapshots: tuple[int, ...] = ()
     """Steps after which the networks are handed out; the last step always is."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_size < 2 or min(self.learning_rate, self.head_rate) <= 0:
+        if (
+            self.steps < 1
+            or self.batch_size < 2
+            or min(self.learning_rate, self.head_rate, self.epsilon) <= 0
+        ):
             raise SpecError(
-                "steps must be at least 1, batch_size at least 2, learning_rate and head_rate above 0"
+                "steps must be at least 1 and batch_size 2; learning_rate, head_rate and epsilon above 0"
             )
         if any(not 0 < s <= self.steps for s in self.snapshots):
             raise SpecError(f"snapshots {list(self.snapshots)} must lie between 1 and steps={self.steps}")
@@ -93,7 +100,7 @@ def fit_population(
     # Adam's steps do not depend on the gradient's scale, so a rate of its own is a change of units.
     rate = torch.where(trunk, 1.0, settings.head_rate)
     units = (flats.detach() / rate).requires_grad_()
-    optimiser = torch.optim.AdamW([units], lr=settings.learning_rate, weight_decay=0.0)
+    optimiser = torch.optim.AdamW([units], lr=settings.learning_rate, eps=settings.epsilon, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, settings.learning_rate, total_steps=settings.steps + 1, pct_start=0.1
     )

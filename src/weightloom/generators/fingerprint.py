@@ -23,10 +23,19 @@ from weightloom.conditioning import TEXT_WIDTH
 from weightloom.errors import CheckpointError, WeightloomError
 from weightloom.io import load_tensors, read_json, save_tensors, write_json
 from weightloom.tasks import parse_task
-from weightloom.tokenizers import WeightTokenizer
+from weightloom.tokenizers import WeightTokenizer, architecture_key
 
 _WHOLE_BONUS = 0.2
 """Cosine similarity that a dataset's own task is ahead by when there are only words."""
+
+
+NEIGHBOURS = 12
+"""Checkpoints whose mean trunk a task without checkpoints of its own starts from."""
+
+
+def _summary(classes: Tensor) -> Tensor:
+    """(..., 4F) mean and spread over the classes of (..., C, 2F): the same for every order of labels."""
+    return torch.cat([classes.mean(-2), classes.std(-2, correction=0)], dim=-1)
 
 
 @lru_cache(maxsize=4096)
@@ -85,6 +94,23 @@ class Fingerprint:
     def nearest_row(self, spec: ArchitectureSpec, classes: Tensor) -> int:
         """The row of ``spec``'s group whose task looks most like ``classes`` (C, 2F)."""
         return int((self.groups[spec].classes - classes).flatten(1).norm(dim=1).argmin())
+
+    @torch.no_grad()
+    def trunk_near(self, spec: ArchitectureSpec, classes: Tensor) -> Tensor | None:
+        """(P,) the mean trunk of the checkpoints whose pictures look most like ``classes`` (C, 2F), whatever
+        their labels' order and number, with the mean head; None when no checkpoint has this architecture.
+        """
+        key = architecture_key(spec)
+        alike = [group for held, group in self.groups.items() if architecture_key(held) == key and group.rows]
+        if not alike:
+            return None
+        distances = torch.cat(
+            [(_summary(g.classes) - _summary(classes)).norm(dim=-1) for g in alike]
+        )  # (M',)
+        trunk = self.tokenizer.trunk_size(spec)
+        trunks = torch.cat([self._flats(group.spec)[:, :trunk] for group in alike])  # (M', trunk)
+        near = distances.topk(min(NEIGHBOURS, len(distances)), largest=False).indices
+        return torch.cat([trunks[near].mean(0), self.tokenizer.centre(spec)[trunk:]])
 
     def trained_accuracy(self, task: str, spec: ArchitectureSpec) -> float | None:
         """Mean accuracy of the zoo's own checkpoints of this task and architecture, if it has any."""

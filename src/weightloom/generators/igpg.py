@@ -1,10 +1,10 @@
 """IGPG: a causal transformer over weight codes, told what to make by words, examples and architecture.
 
 A prefix carries the condition: one token for the instruction, one for the architecture, one a class in
-label order. Where there are examples, a first guess at the network (a closed-form head on the zoo's mean
-trunk, or the checkpoint of the most alike task where that does better) is coded too: its codes are what the
-prior starts from and improves. Then comes one token for each
-weight token; at each, all D codes are predicted together.
+label order. Where there are examples, a first guess at the network (a closed-form head on the mean trunk of
+the most alike tasks, or the checkpoints of a known task where they do better) is coded too: its codes are
+what the prior starts from and improves. Then comes one token for each weight token; at each, all D codes are
+predicted together. A closed-form head is made anew on the trunk that was generated, before the head's tokens.
 Networks longer than the context are made block by block, each block seeing the prefix and the tail of
 the one before. Knows nothing of training.
 
@@ -138,7 +138,9 @@ class IGPG(nn.Module, Generator):
         encoded = [None if text is None else next(vectors) for text in instructions]
         classes = [None if support is None else self.images.describe(support) for support in supports]
         guesses = [
-            self.guess_from_words(spec, words) if support is None else self.first_guess(spec, support)
+            (*self.guess_from_words(spec, words), False)
+            if support is None
+            else self.first_guess(spec, support)
             for words, support in zip(encoded, supports, strict=True)
         ]
         condition = stack_conditions(
@@ -146,9 +148,12 @@ class IGPG(nn.Module, Generator):
             classes,
             text_width=TEXT_WIDTH,
             shape=(spec.classes, 2 * self.config.image_features),
-            prompts=[codes for codes, _ in guesses],
+            prompts=[codes for codes, _, _ in guesses],
         )
-        return replace(condition, prompt_from=tuple(words for _, words in guesses))
+        refit = [
+            support if closed else None for support, (_, _, closed) in zip(supports, guesses, strict=True)
+        ]
+        return replace(condition, prompt_from=tuple(words for _, words, _ in guesses), refit=tuple(refit))
 
     def guess_from_words(
         self, spec: ArchitectureSpec, instruction: Tensor | None
@@ -164,45 +169,79 @@ class IGPG(nn.Module, Generator):
         group = self.fingerprint.groups[spec]
         return group.codes[row], f"checkpoint {group.rows[row]['id']}, by its words"
 
-    def closed_form(self, spec: ArchitectureSpec, support: Tensor) -> Tensor:
-        """(P,) the closed-form network that the first guess is the code of: a baseline of its own."""
-        rms = self.tokenizer.head_rms(spec)
-        return closed_form_network(spec, self.tokenizer.centre(spec), support, head_rms=rms)
+    def closed_form(self, spec: ArchitectureSpec, support: Tensor, trunk: Tensor | None = None) -> Tensor:
+        """(P,) closed-form head for a support set on ``trunk`` (P,), the zoo's mean network where it is
+        None.
+        """
+        trunk = self.tokenizer.centre(spec) if trunk is None else trunk
+        return closed_form_network(spec, trunk, support, head_rms=self.tokenizer.head_rms(spec))
 
     @torch.no_grad()
-    def first_guess(self, spec: ArchitectureSpec, support: Tensor) -> tuple[Tensor, str]:
+    def first_guess(self, spec: ArchitectureSpec, support: Tensor) -> tuple[Tensor, str, bool]:
         """What the prior starts from for a support set (C, S, channels, height, width).
 
-        The checkpoint of the most alike task (their mean if there are several), if it does better than a
-        closed-form network on examples that the latter was not made from; else the closed-form network of
-        all examples.
+        Closed-form networks on the zoo's mean trunk and on that of the most alike tasks, and the checkpoint
+        of the most alike task (their mean if there are several), are compared on examples that the heads were
+        not made from. The best is taken; a closed-form one is then made from all examples.
 
         Returns:
-            (T, D) codes, and what they are in words.
+            (T, D) codes, what they are in words, and whether the head is a closed form.
         """
+        described = self.images.describe(support)
+        near = None if self.fingerprint is None else self.fingerprint.trunk_near(spec, described)
+        trunks = {"closed form": self.tokenizer.centre(spec)}
+        if near is not None:
+            trunks = {"closed form on alike trunks": near, **trunks}
+        best = next(iter(trunks))
+        known, alike = self._checkpoints_like(spec, described)
         shots = support.shape[1]
-        group = None if self.fingerprint is None else self.fingerprint.groups.get(spec)
-        if group is not None and shots >= 4:
-            row = self.fingerprint.nearest_row(spec, self.images.describe(support))  # type: ignore[union-attr]
+        if shots >= 4 and near is not None:
             half = shots // 2
-            closed = self.closed_form(spec, support[:, :half])
-            task = group.rows[row]["task"]
-            alike = [i for i, facts in enumerate(group.rows) if facts["task"] == task]
-            known = self.tokenizer.decode(spec, group.codes[alike]).mean(0, keepdim=True)
-            copy = recalibrate(spec, known, support[:, :half].flatten(0, 1))[0]
+            part = support[:, :half]
+            tried = [self.closed_form(spec, part, trunk) for trunk in trunks.values()]
+            if known is not None:
+                tried.append(recalibrate(spec, known[None], part.flatten(0, 1))[0])
             images = support[:, half:].flatten(0, 1)  # (C, S - half, ...) -> (C * (S - half), ...)
             labels = torch.arange(len(support)).repeat_interleave(shots - half)
-            held = accuracy(spec, torch.stack([closed, copy]), images, labels)
-            if held[1] > held[0]:
-                words = f"checkpoint {group.rows[row]['id']}"
-                if len(alike) > 1:
-                    words = f"mean of {len(alike)} checkpoints of {task}"
-                return self.tokenizer.encode(spec, known)[0], words
-        return self.closed_form_codes(spec, support), "closed form"
+            held = int(accuracy(spec, torch.stack(tried), images, labels).argmax())
+            if held == len(trunks):
+                assert known is not None
+                return self.tokenizer.encode(spec, known[None])[0], alike, False
+            best = list(trunks)[held]
+        flat = self.closed_form(spec, support, trunks[best])
+        return self.tokenizer.encode(spec, flat[None])[0], best, True
 
-    def closed_form_codes(self, spec: ArchitectureSpec, support: Tensor) -> Tensor:
-        """(T, D) codes of the closed-form network."""
-        return self.tokenizer.encode(spec, self.closed_form(spec, support)[None])[0]
+    def _checkpoints_like(self, spec: ArchitectureSpec, described: Tensor) -> tuple[Tensor | None, str]:
+        """(P,) mean of the checkpoints of the task that looks most like ``described`` (C, 2F), and its
+        name.
+        """
+        group = None if self.fingerprint is None else self.fingerprint.groups.get(spec)
+        if group is None or not group.rows:
+            return None, ""
+        row = self.fingerprint.nearest_row(spec, described)  # type: ignore[union-attr]
+        task = group.rows[row]["task"]
+        alike = [i for i, facts in enumerate(group.rows) if facts["task"] == task]
+        words = f"checkpoint {group.rows[row]['id']}"
+        if len(alike) > 1:
+            words = f"mean of {len(alike)} checkpoints of {task}"
+        return self.tokenizer.decode(spec, group.codes[alike]).mean(0), words
+
+    @torch.no_grad()
+    def with_heads(self, spec: ArchitectureSpec, condition: Condition, codes: Tensor) -> Condition:
+        """The condition with the closed-form heads that the trunks of ``codes`` (B, T, D) ask for."""
+        if condition.prompt is None or not any(images is not None for images in condition.refit):
+            return condition
+        head = self._head_tokens(spec)  # (T,) bool
+        prompt = condition.prompt.clone()
+        flats = self.tokenizer.decode(spec, torch.where(head[:, None], prompt, codes))
+        for row, support in enumerate(condition.refit):
+            if support is not None:
+                flat = self.closed_form(spec, support, flats[row])
+                prompt[row, head] = self.tokenizer.encode(spec, flat[None])[0, head]
+        return replace(condition, prompt=prompt)
+
+    def _head_tokens(self, spec: ArchitectureSpec) -> Tensor:
+        return self.tokenizer.bind(spec)[1].slots.class_index >= 0
 
     def _class_vectors(self, condition: Condition) -> Tensor:
         """(B, C, W): what is known of every class, in label order."""
@@ -249,8 +288,9 @@ class IGPG(nn.Module, Generator):
         known = condition.guessed[:, None, None]
         return torch.where(known, self.config.correction, 1.0)
 
-    def _logits(self, hidden: Tensor, around: Tensor, strength: Tensor) -> Tensor:
-        """(B, S, D, V) from hidden states (B, S, W) and the codes (B, S, D) that they are spread around.
+    def _logits(self, hidden: Tensor, around: Tensor, strength: Tensor, allowed: Tensor) -> Tensor:
+        """(B, S, D, V) from hidden states (B, S, W) and the codes (B, S, D) that they are spread around;
+        minus infinity where ``allowed`` (S, D, V) is False.
 
         Free logits for every code, and a bump around the given code; where codes are ordered the prior may
         move the bump, which is what it does to improve the first guess.
@@ -259,7 +299,8 @@ class IGPG(nn.Module, Generator):
             -1, (self.tokenizer.num_codes, self.tokenizer.vocabulary)
         )
         place = around if self.shift is None else around + _REACH * strength * self.shift(hidden)
-        return free + self.tokenizer.closeness(place) * self.trust.exp()[:, None]
+        logits = free + self.tokenizer.closeness(place) * self.trust.exp()[:, None]
+        return logits.masked_fill(~allowed, -torch.inf)
 
     # ---------------------------------------------------------------- likelihood
 
@@ -274,7 +315,8 @@ class IGPG(nn.Module, Generator):
         seen = torch.cat([self.begin.expand(len(codes), 1, -1), seen], dim=1)
         x = torch.cat([prefix, starts[:, first : first + count] + seen], dim=1)  # (B, 2+C+S, W)
         hidden = self.backbone(x)[:, prefix.shape[1] :]
-        return self._logits(hidden, around[:, first : first + count], self._strength(condition))
+        allowed = self.tokenizer.allowed(spec)[first : first + count]
+        return self._logits(hidden, around[:, first : first + count], self._strength(condition), allowed)
 
     # ---------------------------------------------------------------- generation
 
@@ -294,15 +336,10 @@ class IGPG(nn.Module, Generator):
         """
         guided = sampling.guidance != 1.0
         batch = len(condition)
-        if guided:
-            bare = condition.without("instruction", "dataset")
-            both = zip(self.prefix(spec, condition), self.prefix(spec, bare), strict=True)
-            prefix, starts, around = (torch.cat(pair) for pair in both)
-            strength = torch.cat([self._strength(condition), self._strength(bare)])
-        else:
-            prefix, starts, around = self.prefix(spec, condition)
-            strength = self._strength(condition)
+        prefix, starts, around, strength = self._begun(spec, condition, guided)
+        allowed = self.tokenizer.allowed(spec)
         total = starts.shape[1]
+        head_start = int(self._head_tokens(spec).long().argmax())
         codes = torch.zeros(batch, total, self.tokenizer.num_codes, dtype=torch.long, device=prefix.device)
         block_start = 0
         while block_start < total:
@@ -314,27 +351,40 @@ class IGPG(nn.Module, Generator):
                 known = self._embed(codes[:, context_start:block_start], guided)
                 seen.append(known)
             inputs = torch.cat(seen, dim=1)
-            inputs = inputs + starts[:, context_start : context_start + inputs.shape[1]]
-            x = torch.cat([prefix, inputs], dim=1)
             limit = prefix.shape[1] + stop - context_start
             cache = self.new_cache(len(prefix), limit) if cached else None
-            history = x
+            history = prefix
             for position in range(block_start, stop):
+                if position == head_start:
+                    condition = self.with_heads(spec, condition, codes)
+                    _, starts, around, _ = self._begun(spec, condition, guided)
+                inputs = inputs + starts[:, position + 1 - inputs.shape[1] : position + 1]
+                x = torch.cat([prefix, inputs], dim=1) if position == block_start else inputs
+                history = x if position == block_start else torch.cat([history, x], dim=1)
                 hidden = self.backbone(x, cache) if cached else self.backbone(history)
-                logits = self._logits(hidden[:, -1:], around[:, position : position + 1], strength)[:, 0]
+                place = slice(position, position + 1)
+                logits = self._logits(hidden[:, -1:], around[:, place], strength, allowed[place])[:, 0]
                 if guided:
                     told, untold = logits.chunk(2)
-                    logits = untold + sampling.guidance * (told - untold)
-                codes[:, position] = draw_codes(logits, noise, sampling)
-                if position + 1 < stop:
-                    x = (
-                        self._embed(codes[:, position : position + 1], guided)
-                        + starts[:, position + 1 : position + 2]
+                    # What is not allowed is so for both: infinity minus infinity is no number.
+                    logits = torch.where(
+                        allowed[position], untold + sampling.guidance * (told - untold), untold
                     )
-                    if not cached:
-                        history = torch.cat([history, x], dim=1)
+                codes[:, position] = draw_codes(logits, noise, sampling)
+                inputs = self._embed(codes[:, place], guided)
             block_start = stop
         return codes
+
+    def _begun(self, spec: ArchitectureSpec, condition: Condition, guided: bool) -> tuple[Tensor, ...]:
+        """Prefix, starts and first codes (:meth:`prefix`) and strengths; with guidance, those of the bare
+        condition are stacked below.
+        """
+        told = (*self.prefix(spec, condition), self._strength(condition))
+        if not guided:
+            return told
+        bare = condition.without("instruction", "dataset")
+        untold = (*self.prefix(spec, bare), self._strength(bare))
+        return tuple(torch.cat(pair) for pair in zip(told, untold, strict=True))
 
     def new_cache(self, batch_size: int, limit: int) -> Any:
         """The backbone's own kind of cache."""

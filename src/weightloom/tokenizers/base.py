@@ -10,7 +10,6 @@ Z latent width.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -165,17 +164,16 @@ class WeightTokenizer(nn.Module, ABC):
         return self.config.vocabulary
 
     def bits_per_weight(self, spec: ArchitectureSpec) -> float:
-        """Bits of all free codes of one network over its number of weights.
+        """Bits of all codes of one network over its number of weights.
 
-        Codes are counted at log2 V each, without entropy coding; a family may hold some of a token's fixed.
+        A code is counted at log2 of the values it may take, without entropy coding.
         """
-        bits = float(self.free_codes(spec).sum()) * math.log2(self.vocabulary)
-        return bits / layout_of(spec).size
+        return float(self.allowed(spec).sum(-1).double().log2().sum()) / layout_of(spec).size
 
-    def free_codes(self, spec: ArchitectureSpec) -> Tensor:
-        """(T,) codes of every token that can differ from one network to another."""
+    def allowed(self, spec: ArchitectureSpec) -> Tensor:
+        """(T, D, V) bool: the values that each code may take; nothing else is ever encoded or sampled."""
         _, chunking, _ = self.bind(spec)
-        return torch.full((chunking.num_tokens,), self.num_codes)
+        return torch.ones(chunking.num_tokens, self.num_codes, self.vocabulary, dtype=torch.bool)
 
     def _cut(self, spec: ArchitectureSpec) -> Chunking:
         return chunk_layout(layout_of(spec), self.config.chunk)
@@ -201,8 +199,12 @@ class WeightTokenizer(nn.Module, ABC):
         """The tokens of ``spec``."""
         _, chunking, _ = self.bind(spec)
         key = architecture_key(spec)
-        values = chunking.mask.sum(-1)
-        return DescribedSlots(self.slots(chunking.slots, key), chunking.slots.layer, values, key)
+        return DescribedSlots(
+            self.slots(chunking.slots, key),
+            chunking.slots.layer,
+            chunking.mask.sum(-1),
+            key,
+        )
 
     def forward(self, spec: ArchitectureSpec, flats: Tensor) -> TokenizerOutput:
         """One training pass over (N, P) raw networks."""
@@ -244,6 +246,12 @@ class WeightTokenizer(nn.Module, ABC):
         """(P,) the network that a zoo's networks of this architecture spread around."""
         layout, _, bound = self.bind(spec)
         return bound.denormalise(torch.zeros(layout.size))
+
+    def trunk_size(self, spec: ArchitectureSpec) -> int:
+        """Values of a network before those of its head, which come last."""
+        layers = self.bind(spec)[0].layers
+        assert layers[-1].kind == "head"
+        return sum(layer.rows * layer.cols for layer in layers[:-1])
 
     def head_rms(self, spec: ArchitectureSpec) -> float:
         """Root mean square of the head's weights around their mean row, over the zoo."""

@@ -5,11 +5,13 @@ neighbours are near in value, and the expected latent under a prior's probabilit
 meaningful network: what training a prior through the decoded network needs.
 
 A known architecture has, for each of its layers, a linear basis (at first the principal components of its
-zoo's tokens); an encoder and a decoder that see all tokens of a network refine what the basis does. An
+zoo's tokens). A component has as many levels as its spread asks for at a step that all components of a layer
+share: what rate-distortion theory gives for a budget of bits. Layers on which the answers hang more have
+finer steps. An encoder and a decoder that see all tokens of a network refine what the bases do. An
 architecture without bases is coded by the two alone.
 
-Source: finite scalar quantisation, Mentzer et al. (arXiv 2309.15505); layer through
-vector-quantize-pytorch.
+Sources: finite scalar quantisation, Mentzer et al. (arXiv 2309.15505), layer through
+vector-quantize-pytorch; reverse water-filling, Cover and Thomas, "Elements of Information Theory", 10.3.3.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from weightloom.tokenizers.base import (
     DescribedSlots,
     TokenizerConfig,
     WeightTokenizer,
+    architecture_key,
     resolved_example,
     tokenizers,
 )
@@ -38,18 +41,25 @@ from weightloom.weights import WeightStatistics
 _REACH = 4.0
 """Standard deviations of a coefficient that the outermost level stands for: coefficients have long tails,
 and a filter whose own are cut off costs more than coarser steps do."""
-_NOTHING = 1e-5
-"""Variance of a coefficient, in units of a weight's, below which a component is left out."""
+_NOTHING = 1e-10
+"""Square of a basis vector below which it holds nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FSQTokenizerConfig(TokenizerConfig):
-    """``codes`` latent dimensions of ``vocabulary`` levels each (an odd number, so that zero is one)."""
+    """``codes`` latent dimensions of at most ``vocabulary`` levels (an odd number, so that zero is one).
+
+    ``bits`` a weight are what the levels of all dimensions together may take.
+    """
+
+    bits: float = 2.0
 
     def __post_init__(self) -> None:
         TokenizerConfig.__post_init__(self)
         if self.vocabulary % 2 == 0:
             raise SpecError(f"finite scalar quantisation takes an odd vocabulary, not {self.vocabulary}")
+        if not 0 < self.bits <= 64:
+            raise SpecError(f"bits must be above 0 and at most 64, not {self.bits!r}")
 
 
 @tokenizers.register("fsq")
@@ -72,10 +82,13 @@ class FSQTokenizer(WeightTokenizer):
             dim=config.codes,
             keep_num_codebooks_dim=True,
         )
+        self.middle = config.vocabulary // 2
         bases = {}
         for key in self.statistics:
-            layers = int(self._cut(resolved_example(key)).slots.layer.max()) + 1
-            bases[parameter_key(key)] = nn.Parameter(torch.zeros(layers, config.codes, config.chunk))
+            layers, name = int(self._cut(resolved_example(key)).slots.layer.max()) + 1, parameter_key(key)
+            bases[name] = nn.Parameter(torch.zeros(layers, config.codes, config.chunk))
+            # Levels on either side of the middle: how many a component may use.
+            self.register_buffer(f"limit_{name}", torch.full((layers, config.codes), float(self.middle)))
         self.bases = nn.ParameterDict(bases)
         # Both refiners start at nothing, the bases at the principal components: the first networks are whole.
         for refiner in (self.encoder, self.decoder):
@@ -83,22 +96,62 @@ class FSQTokenizer(WeightTokenizer):
             refiner.outward.bias.data.zero_()
 
     @torch.no_grad()
-    def initialise_bases(self, key: str, layers: Sequence[Tensor]) -> None:
-        """Principal components of the tokens (M, K) of every layer, the head's last as in the layout.
+    def initialise_bases(
+        self, populations: Sequence[tuple[ArchitectureSpec, Tensor]], sensitivity: Tensor | None = None
+    ) -> None:
+        """Principal components of raw networks (M, P) that share an architecture, whatever their class
+        counts.
 
-        Every component is scaled to the spread of its coefficients, so that codes have unit spread.
+        The steps between levels are the finest that fit the budget of bits for all of them. ``sensitivity``
+        (layers,) is how much a network's answers change with the square of an error in each layer: its steps
+        go with one over the root of it.
         """
-        for layer, values in enumerate(layers):
-            _, size, components = torch.linalg.svd(values, full_matrices=False)
-            kept = min(self.config.codes, len(size))
-            scale = size[:kept] / len(values) ** 0.5
-            self.bases[parameter_key(key)][layer, :kept] = components[:kept] * scale[:, None]
+        name, config = parameter_key(architecture_key(populations[0][0])), self.config
+        assert isinstance(config, FSQTokenizerConfig)
+        bases, limits = self.bases[name], getattr(self, f"limit_{name}")  # (layers, D, K), (layers, D)
+        parts: dict[int, list[Tensor]] = {}
+        for spec, flats in populations:
+            _, chunking, bound = self.bind(spec)
+            tokens = chunking.to_tokens(bound.normalise(flats))  # (M, T, K)
+            for layer in range(len(bases)):
+                parts.setdefault(layer, []).append(tokens[:, chunking.slots.layer == layer].flatten(0, 1))
+        spread = torch.zeros_like(limits)
+        for layer, pieces in parts.items():
+            values = torch.cat(pieces)  # (tokens of the layer, K)
+            _, size, vectors = torch.linalg.svd(values, full_matrices=False)
+            kept = min(config.codes, len(size))
+            bases[layer, :kept], spread[layer, :kept] = vectors[:kept], size[:kept] / len(values) ** 0.5
+        finer = torch.ones(len(bases)) if sensitivity is None else sensitivity.rsqrt()  # (layers,)
+
+        def fit(step: float) -> bool:
+            levels = (_REACH * spread / (step * finer[:, None])).round().clamp_max(self.middle)
+            limits.copy_(levels)
+            return all(self.bits_per_weight(spec) <= config.bits for spec, _ in populations)
+
+        fine, coarse = 1e-6, 1e6
+        for _ in range(60):
+            between = (fine * coarse) ** 0.5
+            fine, coarse = (fine, between) if fit(between) else (between, coarse)
+        fit(coarse)
+        steps = torch.maximum(coarse * finer[:, None].expand_as(spread), _REACH * spread / self.middle)
+        bases.mul_(self.middle * steps[..., None])
 
     def _basis(self, slots: DescribedSlots) -> Tensor | None:
         """(T, D, K) bases of the tokens, or None for an architecture without."""
-        if slots.key is None or parameter_key(slots.key) not in self.bases:
-            return None
-        return self.bases[parameter_key(slots.key)][slots.layers]
+        name = self._name(slots)
+        return None if name is None else self.bases[name][slots.layers]
+
+    def _limits(self, slots: DescribedSlots) -> Tensor:
+        """(T, D) levels on either side of the middle that a code may take; a token of few values has no more
+        free codes than values.
+        """
+        name = self._name(slots)
+        free = torch.arange(self.config.codes, device=slots.values.device) < slots.values[:, None]
+        return free * (float(self.middle) if name is None else getattr(self, f"limit_{name}")[slots.layers])
+
+    def _name(self, slots: DescribedSlots) -> str | None:
+        name = "" if slots.key is None else parameter_key(slots.key)
+        return name if name in self.bases else None
 
     def encode_tokens(self, tokens: Tensor, slots: DescribedSlots) -> tuple[Tensor, Tensor, Tensor]:
         z = self.encoder(tokens, slots.vectors)
@@ -110,15 +163,16 @@ class FSQTokenizer(WeightTokenizer):
             inverse = torch.where(square > _NOTHING, 1 / square.clamp_min(_NOTHING), 0.0)
             coefficients = torch.einsum("ntk,tdk->ntd", tokens, basis) * inverse
             # The quantiser squashes with tanh: atanh beforehand makes its levels evenly spaced.
-            z = z + torch.atanh((coefficients / _REACH).clamp(-0.999, 0.999))
-        # A token of few values has no more free codes than values; the others stay at the middle.
-        places = torch.arange(self.config.codes, device=tokens.device)
-        latents, codes = self.quantiser(z * (places < slots.values[:, None]))  # (N, T, D) both
+            z = z + torch.atanh(coefficients.clamp(-0.999, 0.999))
+        limits = self._limits(slots)
+        bound = torch.atanh(((limits + 0.49) / self.middle).clamp_max(0.999))
+        latents, codes = self.quantiser(torch.clamp(z, -bound, bound) * (limits > 0))  # (N, T, D) both
         return latents, codes.long(), tokens.new_zeros(())
 
-    def free_codes(self, spec: ArchitectureSpec) -> Tensor:
-        _, chunking, _ = self.bind(spec)
-        return chunking.mask.sum(-1).clamp_max(self.num_codes)
+    def allowed(self, spec: ArchitectureSpec) -> Tensor:
+        levels = torch.arange(self.vocabulary) - self.middle  # (V,)
+        with torch.no_grad():
+            return levels.abs() <= self._limits(self.describe(spec))[..., None]
 
     def embed(self, probabilities: Tensor) -> Tensor:
         half = self.config.vocabulary // 2
@@ -133,5 +187,5 @@ class FSQTokenizer(WeightTokenizer):
         rebuilt = self.decoder(latents, slots.vectors)
         basis = self._basis(slots)
         if basis is not None:
-            rebuilt = rebuilt + torch.einsum("ntd,tdk->ntk", _REACH * latents, basis)
+            rebuilt = rebuilt + torch.einsum("ntd,tdk->ntk", latents, basis)
         return rebuilt

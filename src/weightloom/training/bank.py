@@ -31,11 +31,8 @@ class BankedTask:
     supports: Tensor
     images: list[Tensor]
     """The support sets themselves, (C, S, ...) each."""
-    guesses: dict[ArchitectureSpec, Tensor] = field(default_factory=dict)
-    """First guesses (J + 1, T, D) by architecture, made when first asked for: the closed form of every
-    support set, then what generation would start from."""
-    teachers: dict[ArchitectureSpec, Tensor] = field(default_factory=dict)
-    """Codes (T, D) of closed-form networks made from many examples, by architecture."""
+    guesses: dict[ArchitectureSpec, list[tuple[Tensor, str, bool]]] = field(default_factory=dict)
+    """What generation would start from for every support set, by architecture: made when first asked for."""
 
 
 def build_bank(
@@ -80,28 +77,13 @@ def banked_condition(
     for banked in tasks:
         i = int(torch.randint(len(banked.wordings), (1,), generator=generator))
         j = int(torch.randint(len(banked.supports), (1,), generator=generator))
-        chance = torch.rand(4, generator=generator)
+        chance = torch.rand(3, generator=generator)
         bare = bool(chance[0] < drop_all)
         words.append(None if bare or chance[1] < drop_instruction else banked.wordings[i])
         without = bare or bool(chance[2] < drop_dataset)
         classes.append(None if without else banked.supports[j])
         if spec not in banked.guesses:
-            own = [model.closed_form_codes(spec, images) for images in banked.images]
-            banked.guesses[spec] = torch.stack([*own, model.first_guess(spec, banked.images[0])[0]])
-        # Half of the time what generation would start from, else the closed form of this support set.
-        guess = len(banked.images) if chance[3] < 0.5 else j
-        prompts.append(None if without else banked.guesses[spec][guess])
+            banked.guesses[spec] = [model.first_guess(spec, images) for images in banked.images]
+        prompts.append(None if without else banked.guesses[spec][j][0])
     shape = tuple(tasks[0].supports.shape[1:])
     return stack_conditions(words, classes, text_width=TEXT_WIDTH, shape=shape, prompts=prompts)  # type: ignore[arg-type]
-
-
-def teacher_codes(model: IGPG, spec: ArchitectureSpec, tasks: Sequence[BankedTask], shots: int) -> Tensor:
-    """(B, T, D) codes of the closed-form networks that ``shots`` examples a class give.
-
-    What a prior should make of few examples: the network that many would have given, without training one.
-    """
-    for banked in tasks:
-        if spec not in banked.teachers:
-            many = banked.task.support(shots, seed=1).images
-            banked.teachers[spec] = model.closed_form_codes(spec, many)
-    return torch.stack([banked.teachers[spec] for banked in tasks])

@@ -1,13 +1,14 @@
 """What IGPG's prior minimises: the codes of real checkpoints, and the loss of the networks it makes itself.
 
-On tasks outside the zoo it also learns what many examples would have made of the first guess.
-The functional part samples codes from the prior, takes the straight-through gradient through the frozen
-decoder and runs the decoded networks on their tasks' images. It needs no checkpoint, so it sees far more
-tasks than the zoo holds.
+The functional part decodes expected latents and runs the networks on their tasks' images. On tasks of the zoo
+they are whole networks; on tasks outside it, of which there are far more than a zoo holds, the prior answers
+for the trunk, and the head is made in closed form from the support set on that very trunk, inside the
+gradient: a head made beforehand would punish every change of the trunk below it.
 
-Shapes: B networks of a step, T tokens, D codes a token, V codes to choose from, Q images a network.
-Sources: next-token loss, IGPG (arXiv 2504.02012), equation 3; straight-through estimator, Bengio et al.
-(arXiv 1308.3432).
+Shapes: B networks of a step, T tokens, D codes a token, V codes to choose from, C classes, S examples a
+class, Q images a network, H features of the trunk.
+Sources: next-token loss, IGPG (arXiv 2504.02012), equation 3; a closed-form solver inside a meta-learner's
+gradient, Bertinetto et al. (arXiv 1805.08136), section 3.
 """
 
 from __future__ import annotations
@@ -22,13 +23,12 @@ from torch import Tensor
 from weightloom.architectures import ArchitectureSpec
 from weightloom.conditioning import Condition
 from weightloom.errors import SpecError
-from weightloom.fitting import run_networks
+from weightloom.fitting import discriminant, run_networks, trunk_features
 from weightloom.fitting.train import draw_batch
-from weightloom.generators.base import Sampling
 from weightloom.generators.igpg import IGPG
 from weightloom.seeding import torch_generator
 from weightloom.tokenizers import architecture_key
-from weightloom.training.bank import BankedTask, banked_condition, teacher_codes
+from weightloom.training.bank import BankedTask, banked_condition
 from weightloom.training.tokenizer import Population
 
 _GENERATED_NORMS_EVERY = 16
@@ -45,13 +45,6 @@ class PriorSettings:
     functional_weight: float = 1.0
     fresh_share: float = 0.5
     """Share of steps on tasks outside the zoo (functional loss only; none where that has no weight)."""
-    teacher_weight: float = 0.05
-    teacher_shots: int = 100
-    """On tasks outside the zoo: likelihood of the codes of the closed-form network of that many examples."""
-    rollout_share: float = 0.1
-    """Share of steps that sample codes one after another, as generation does, and take the straight-through
-    gradient; the others decode expected latents, which is cheaper and less noisy."""
-    temperature: float = 1.0
     drop_instruction: float = 0.3
     drop_dataset: float = 0.1
     drop_architecture: float = 0.0
@@ -59,7 +52,7 @@ class PriorSettings:
     drop_all: float = 0.05
 
     def __post_init__(self) -> None:
-        for name, least, most in (("networks", 1, 4096), ("queries", 2, 65536), ("teacher_shots", 1, 65536)):
+        for name, least, most in (("networks", 1, 4096), ("queries", 2, 65536)):
             count = getattr(self, name)
             if not isinstance(count, int) or isinstance(count, bool) or not least <= count <= most:
                 raise SpecError(f"{name} must be a whole number from {least} to {most}, not {count!r}")
@@ -69,7 +62,6 @@ class PriorSettings:
                 raise SpecError(f"{name} must be a number from 0 to {limit:g}, not {value!r}")
         if not self.code_weight and not self.functional_weight:
             raise SpecError("code_weight and functional_weight cannot both be 0: nothing would be learned")
-        Sampling(temperature=self.temperature)
 
 
 class PriorObjective:
@@ -118,13 +110,11 @@ class PriorObjective:
                 likelihood = F.cross_entropy(logits.flatten(0, 2), codes.flatten())
                 loss = loss + settings.code_weight * likelihood
                 numbers["code_nats"] = float(likelihood.detach())
-        if settings.functional_weight:
-            functional, right, logits = self._functional(spec, condition, tasks, generator, step)
-            if is_fresh and settings.teacher_weight:
-                wanted = teacher_codes(self.model, spec, tasks, settings.teacher_shots)
-                teaching = F.cross_entropy(logits.flatten(0, 2), wanted.flatten())
-                loss = loss + settings.teacher_weight * teaching
-                numbers["teacher_nats"] = float(teaching.detach())
+        if settings.functional_weight and bool(condition.guessed.any()):
+            if is_fresh:
+                functional, right = self._with_closed_heads(spec, condition, tasks, generator)
+            else:
+                functional, right = self._whole(spec, condition, tasks, generator, step)
             loss = loss + settings.functional_weight * functional
             kind = "fresh" if is_fresh else "zoo"
             numbers |= {f"{kind}_loss": float(functional.detach()), f"{kind}_accuracy": right}
@@ -152,42 +142,42 @@ class PriorObjective:
         chance = torch.rand((), generator=torch_generator("prior architecture", self.seed, step))
         return condition.without("architecture") if chance < self.settings.drop_architecture else condition
 
-    def _functional(
+    def _whole(
         self,
         spec: ArchitectureSpec,
         condition: Condition,
         tasks: Sequence[BankedTask],
         generator: torch.Generator,
         step: int,
-    ) -> tuple[Tensor, float, Tensor]:
-        """Cross-entropy of the networks that the prior itself makes, their accuracy, and the logits."""
-        chance = torch.rand((), generator=torch_generator("prior rollout", self.seed, step))
-        if chance < self.settings.rollout_share:
-            noise = [torch_generator("rollout", self.seed, step, i) for i in range(len(tasks))]
-            sampling = Sampling(temperature=self.settings.temperature)
-            codes = self.model.sample_codes(spec, condition, noise, sampling)
-            logits = self.model(spec, condition, codes)
-            flats = self.straight_through(spec, logits, codes)
-        else:
-            flats, logits = self.expected(spec, condition)
-        images, labels = draw_batch([task.data for task in tasks], self.settings.queries, generator)
+    ) -> tuple[Tensor, float]:
+        """Cross-entropy and accuracy of the whole networks of requests that start from a guess."""
+        rows = condition.guessed.nonzero().flatten().tolist()
+        flats = self.expected(spec, condition)[rows]  # (B', P)
+        images, labels = draw_batch([tasks[row].data for row in rows], self.settings.queries, generator)
         # With the statistics of the batch, as a sample's are measured anew on its support set; now and then
         # with the generated ones, which is what a sample without a support set has.
         own = step % _GENERATED_NORMS_EVERY != 0
-        answers = run_networks(spec, flats, images, training=own)  # (B, Q, C)
-        loss = F.cross_entropy(answers.flatten(0, 1), labels.flatten())
-        return loss, float((answers.argmax(-1) == labels).float().mean()), logits
+        return _loss(run_networks(spec, flats, images, training=own), labels)
 
-    def straight_through(self, spec: ArchitectureSpec, logits: Tensor, codes: Tensor) -> Tensor:
-        """(B, P) networks of hard ``codes`` with the gradient of the soft ones."""
-        soft = logits.softmax(-1)  # (B, T, D, V)
-        hard = F.one_hot(codes, soft.shape[-1]).to(soft.dtype)
-        return self.model.tokenizer.decode_latents(
-            spec, self.model.tokenizer.embed(hard + soft - soft.detach())
-        )
+    def _with_closed_heads(
+        self,
+        spec: ArchitectureSpec,
+        condition: Condition,
+        tasks: Sequence[BankedTask],
+        generator: torch.Generator,
+    ) -> tuple[Tensor, float]:
+        """Cross-entropy and accuracy of closed-form heads on the trunks that the prior makes."""
+        flats = self.expected(spec, condition)  # (B, P)
+        support = torch.stack([task.images[0] for task in tasks])  # (B, C, S, ...)
+        images, labels = draw_batch([task.data for task in tasks], self.settings.queries, generator)
+        seen = torch.cat([support.flatten(1, 2), images], dim=1)  # (B, C*S + Q, ...)
+        features = trunk_features(spec, flats, seen, training=True)  # (B, C*S + Q, H)
+        count = support.shape[1] * support.shape[2]
+        weight, bias = discriminant(features[:, :count].unflatten(1, support.shape[1:3]))
+        return _loss(features[:, count:] @ weight.mT + bias[:, None], labels)
 
-    def expected(self, spec: ArchitectureSpec, condition: Condition) -> tuple[Tensor, Tensor]:
-        """(B, P) networks of the expected latents and the logits: no sampling, so no noise in the gradient.
+    def expected(self, spec: ArchitectureSpec, condition: Condition) -> Tensor:
+        """(B, P) networks of the expected latents: no sampling, so no noise in the gradient.
 
         Every token sees the likeliest codes of those before it, as they were after one pass over the first
         guess (a Jacobi step): two passes instead of one for each token.
@@ -196,5 +186,10 @@ class PriorObjective:
             _, _, around = self.model.prefix(spec, condition)
             codes = self.model(spec, condition, around).argmax(-1)
         logits = self.model(spec, condition, codes)  # (B, T, D, V)
-        latents = self.model.tokenizer.embed(logits.softmax(-1))
-        return self.model.tokenizer.decode_latents(spec, latents), logits
+        return self.model.tokenizer.decode_latents(spec, self.model.tokenizer.embed(logits.softmax(-1)))
+
+
+def _loss(answers: Tensor, labels: Tensor) -> tuple[Tensor, float]:
+    """Cross-entropy of (B, Q, C) answers and the share that is right; labels (B, Q)."""
+    loss = F.cross_entropy(answers.flatten(0, 1), labels.flatten())
+    return loss, float((answers.argmax(-1) == labels).float().mean())

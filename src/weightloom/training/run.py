@@ -9,18 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from weightloom.architectures import parse_architecture
 from weightloom.conditioning import SupportEncoder, encode_text
 from weightloom.errors import InputError, SpecError, WeightloomError
-from weightloom.fitting import accuracy
+from weightloom.fitting import accuracy, recalibrate
 from weightloom.generators import Generator, Validity, generators
 from weightloom.generators.backbones import build_backbone
 from weightloom.generators.fingerprint import Fingerprint, FingerprintGroup
 from weightloom.generators.igpg import IGPG, IGPGConfig
 from weightloom.io import dump_json, read_json, read_yaml, write_json
 from weightloom.seeding import seed_for, torch_generator
-from weightloom.tasks import DatasetTask, TaskSampler
-from weightloom.tokenizers import WeightTokenizer, architecture_key, load_tokenizer, tokenizers
+from weightloom.tasks import DatasetTask, Task, TaskSampler
+from weightloom.tokenizers import WeightTokenizer, load_tokenizer, tokenizers
 from weightloom.tokenizers.base import round_to_half
 from weightloom.tokenizers.fsq import FSQTokenizer
 from weightloom.training.bank import BankedTask, build_bank
@@ -42,6 +44,9 @@ from weightloom.zoo import Zoo
 FRESH_FIRST = 1_000_000
 """Index of the first task drawn for the functional loss: far beyond those that a zoo trains on."""
 ENCODER_FIRST = 2_000_000
+VALIDATION_FIRST = 3_000_000
+"""Index of the first training task that nothing learns from: what choices are made on. Held-out tasks of the
+zoo are for results alone, and training never looks at them."""
 
 
 def train_recipe(
@@ -93,9 +98,9 @@ def train_generator(recipe: GeneratorRecipe, zoo: Zoo, out: Path, progress: Prog
     for stage, made_from in _origins(recipe, source).items():
         _claim(work / stage, made_from)
     encoder = train_encoder(recipe, source, work / "encoder", progress)
-    tokenizer = train_tokenizer(recipe, zoo, populations, work / "tokenizer", progress)
+    tokenizer = train_tokenizer(recipe, populations, work / "tokenizer", progress)
     model = make_igpg(recipe, source, tokenizer, encoder)
-    train_prior(recipe, zoo, source, model, populations, work / "prior", progress)
+    train_prior(recipe, source, model, populations, work / "prior", progress)
     _round_to_half(model)
     model.config = replace(model.config, correction=recipe.prior.correction)
     model.save_pretrained(out)
@@ -208,7 +213,7 @@ def train_encoder(recipe: GeneratorRecipe, source: dict, folder: Path, progress:
 
 
 def train_tokenizer(
-    recipe: GeneratorRecipe, zoo: Zoo, populations: list[Population], folder: Path, progress: Progress
+    recipe: GeneratorRecipe, populations: list[Population], folder: Path, progress: Progress
 ) -> WeightTokenizer:
     """The weight tokenizer, trained on the zoo's training checkpoints."""
     done = folder / "trained"
@@ -235,16 +240,14 @@ def train_tokenizer(
         seed=recipe.seed,
         steps=settings.loop.steps,
     )
-    held = held_out_populations(zoo)
 
     def evaluate(step: int) -> dict[str, float]:
         codes = torch.cat([tokenizer.encode(p.spec, p.flats).flatten(0, 1) for p in populations])
         numbers = dict(tokenizer.health(codes).summary())
-        rows = round_trip(tokenizer, held, limit=4, images=500) if held else []
+        rows = round_trip(tokenizer, populations, limit=3, images=500)
         for key in ("rebuilt", "rebuilt_norms_as_coded"):
-            if rows:
-                total = sum(float(r["original"]) for r in rows)
-                numbers[f"held_out_{key}"] = sum(float(r[key]) for r in rows) / total
+            total = sum(float(r["original"]) for r in rows)
+            numbers[f"zoo_{key}"] = sum(float(r[key]) for r in rows) / total
         return numbers
 
     run_loop(
@@ -261,15 +264,6 @@ def train_tokenizer(
     round_to_half(tokenizer)
     tokenizer.save(done)
     return tokenizer
-
-
-def held_out_populations(zoo: Zoo) -> list[Population]:
-    """Final checkpoints of the held-out splits that the zoo has."""
-    held: list[Population] = []
-    for split in ("held-out-subset", "held-out-order", "held-out-transform"):
-        if zoo.records(split=split, final=True):
-            held += load_populations(zoo, split=split, final=True)
-    return held
 
 
 def make_igpg(
@@ -298,7 +292,6 @@ def make_igpg(
 
 def train_prior(
     recipe: GeneratorRecipe,
-    zoo: Zoo,
     source: dict,  # type: ignore[type-arg]
     model: IGPG,
     populations: list[Population],
@@ -323,10 +316,10 @@ def train_prior(
     except TypeError as error:
         raise SpecError(f"the recipe's objective: {error}") from None
     objective = PriorObjective(model, populations, bank, fresh, objective_settings, seed=recipe.seed)
-    held = held_out_populations(zoo)
+    unseen = [task for count in (4, 10) for task in _tasks(source, {count: 5}, VALIDATION_FIRST)[count]]
 
     def evaluate(step: int) -> dict[str, float]:
-        return zero_shot_probe(model, populations, "seen") | zero_shot_probe(model, held, "unseen")
+        return zero_shot_probe(model, populations) | validation_probe(model, unseen)
 
     model.train()
     model.images.eval()
@@ -372,23 +365,47 @@ def make_fingerprint(model: IGPG, populations: list[Population], bank: dict[str,
 
 
 def zero_shot_probe(
-    model: IGPG, populations: list[Population], name: str, *, limit: int = 6, images: int = 500
+    model: IGPG, populations: list[Population], *, limit: int = 6, images: int = 500
 ) -> dict[str, float]:
-    """Mean accuracy of one sample for a few tasks of every population, over the mean of its checkpoints."""
-    sums: dict[str, list[float]] = {}
+    """Mean accuracy of one sample for a few zoo tasks of every population over that of their checkpoints."""
+    made = trained = 0.0
     for population in populations:
         finals = [r for r in population.records if r.final]
         order = torch.randperm(len(finals), generator=torch_generator("probe", len(finals)))[:limit].tolist()
         for record in (finals[i] for i in order):
             task = record.parsed_task()
-            spec = replace(population.spec)
-            sample = model.generate_many(spec, support=task.support(16, seed=99))[0]
-            data = task.data("test")
-            chosen = torch.randperm(len(data), generator=torch_generator("probe", record.task))[:images]
-            score = float(accuracy(spec, sample.flat[None], *data.batch(chosen))[0])
-            pair = sums.setdefault(architecture_key(spec).split("(")[0], [0.0, 0.0])
-            pair[0] += score
-            pair[1] += record.accuracy or 0.0
-    numbers = {f"{name}_{key}": a / max(b, 1e-9) for key, (a, b) in sums.items()}
-    total = [sum(column) for column in zip(*sums.values(), strict=True)] if sums else [0.0, 1.0]
-    return numbers | {f"{name}_ratio": total[0] / max(total[1], 1e-9)}
+            sample = model.generate_many(population.spec, support=task.support(16, seed=99))[0]
+            made += float(accuracy(population.spec, sample.flat[None], *_probe_images(task, images))[0])
+            trained += record.accuracy or 0.0
+    return {"seen_ratio": made / max(trained, 1e-9)}
+
+
+@torch.no_grad()
+def validation_probe(
+    model: IGPG, tasks: list[DatasetTask], *, images: int = 500, samples: int = 2
+) -> dict[str, float]:
+    """Mean accuracy on tasks that nothing learned from: of samples, of the guesses that they start from, and
+    of the closed form on the zoo's mean trunk.
+    """
+    sums = {"sample": 0.0, "first_guess": 0.0, "closed_form": 0.0}
+    keys = sorted(model.tokenizer.statistics)
+    for key in keys:
+        for task in tasks:
+            spec = parse_architecture(key).resolve(classes=task.num_classes)
+            support = task.support(16, seed=99)
+            batch = _probe_images(task, images)
+            made = model.generate_many(spec, support=support, num_samples=samples)
+            sums["sample"] += float(accuracy(spec, torch.stack([s.flat for s in made]), *batch).mean())
+            guess = model.tokenizer.decode(spec, model.first_guess(spec, support.images)[0][None])
+            measured = recalibrate(spec, guess, support.images.flatten(0, 1))
+            closed = model.closed_form(spec, support.images)[None]
+            scores = accuracy(spec, torch.cat([measured, closed]), *batch).tolist()
+            sums["first_guess"] += scores[0]
+            sums["closed_form"] += scores[1]
+    return {f"validation_{name}": total / len(tasks) / len(keys) for name, total in sums.items()}
+
+
+def _probe_images(task: Task, count: int) -> tuple[Tensor, Tensor]:
+    data = task.data("test")
+    order = torch.randperm(len(data), generator=torch_generator("probe", str(task)))[:count]
+    return data.batch(order)

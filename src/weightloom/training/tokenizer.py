@@ -21,7 +21,7 @@ from weightloom.tasks import TaskData
 from weightloom.tokenizers import WeightTokenizer, architecture_key
 from weightloom.tokenizers.fsq import FSQTokenizer
 from weightloom.tokenizers.gumbel import GumbelTokenizer, annealed_temperature
-from weightloom.weights import WeightStatistics, layout_of
+from weightloom.weights import BoundStatistics, WeightStatistics, layout_of
 from weightloom.zoo import Record, Zoo
 
 
@@ -51,6 +51,15 @@ def load_populations(zoo: Zoo, *, split: str = "train", final: bool | None = Non
     if not populations:
         raise InputError(f"{zoo.path} holds no checkpoints of the split {split!r}")
     return populations
+
+
+def held_out_populations(zoo: Zoo) -> list[Population]:
+    """Final checkpoints of the held-out splits that the zoo has."""
+    held: list[Population] = []
+    for split in ("held-out-subset", "held-out-order", "held-out-transform"):
+        if zoo.records(split=split, final=True):
+            held += load_populations(zoo, split=split, final=True)
+    return held
 
 
 def measure_statistics(populations: list[Population]) -> dict[str, WeightStatistics]:
@@ -91,17 +100,55 @@ def with_first_guesses(populations: list[Population]) -> list[Population]:
 
 
 def initialise_bases(tokenizer: FSQTokenizer, populations: list[Population]) -> None:
-    """Set the tokenizer's bases to the principal components of the populations' tokens, layer by layer."""
-    parts: dict[str, dict[int, list[Tensor]]] = {}
+    """Set the tokenizer's bases to the principal components of the populations' networks, and its steps to
+    what their answers can bear.
+    """
+    groups: dict[str, list[Population]] = {}
     for population in populations:
-        _, chunking, bound = tokenizer.bind(population.spec)
-        tokens = chunking.to_tokens(bound.normalise(population.flats))  # (M, T, K)
-        layers = parts.setdefault(architecture_key(population.spec), {})
-        for layer in range(int(chunking.slots.layer.max()) + 1):
-            own = tokens[:, chunking.slots.layer == layer].flatten(0, 1)  # (M * tokens of the layer, K)
-            layers.setdefault(layer, []).append(own)
-    for key, layers in parts.items():
-        tokenizer.initialise_bases(key, [torch.cat(layers[layer]) for layer in sorted(layers)])
+        groups.setdefault(architecture_key(population.spec), []).append(population)
+    for group in groups.values():
+        bound = tokenizer.bind(group[0].spec)[2]
+        sensitivity = layer_sensitivity(group[0], bound)
+        tokenizer.initialise_bases([(p.spec, p.flats) for p in group], sensitivity)
+
+
+@torch.no_grad()
+def layer_sensitivity(
+    population: Population,
+    bound: BoundStatistics,
+    *,
+    networks: int = 12,
+    images: int = 64,
+    noise: float = 0.1,
+    seed: int = 0,
+) -> Tensor:
+    """(layers,) divergence of a network's answers for each unit of squared error of a normalised weight.
+
+    Measured with noise in one layer at a time, half with batch-norm statistics of the images and half with
+    the network's own. It weighs layers against each other, so its scale means nothing.
+    """
+    generator = torch_generator("sensitivity", seed)
+    count = len(population.records)
+    rows = torch.linspace(0, count - 1, min(networks, count)).long().tolist()
+    flats = population.flats[rows]
+    batch, _ = draw_batch([population.data[row] for row in rows], images, generator)
+    normal = bound.normalise(flats)
+    result, start = [], 0
+    clean = [
+        run_networks(population.spec, flats, batch, training=own).log_softmax(-1) for own in (True, False)
+    ]
+    for layer in layout_of(population.spec).layers:
+        stop = start + layer.rows * layer.cols
+        shaken = normal.clone()
+        shaken[:, start:stop] += noise * torch.randn(len(flats), stop - start, generator=generator)
+        moved = bound.denormalise(shaken)
+        divergence = 0.0
+        for own, wanted in zip((True, False), clean, strict=True):
+            given = run_networks(population.spec, moved, batch, training=own).log_softmax(-1)
+            divergence += float(F.kl_div(given, wanted, log_target=True, reduction="none").sum(-1).mean())
+        result.append(max(divergence, 1e-9) / (stop - start) / noise**2)
+        start = stop
+    return torch.tensor(result)
 
 
 class TokenizerObjective:

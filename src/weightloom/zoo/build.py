@@ -30,6 +30,14 @@ from weightloom.zoo.store import Record, Zoo
 TEST_IMAGES = 2000
 """Test images of a task on which the accuracy in the index is measured (all of them if there are fewer)."""
 
+_START = "start"
+"""Group of the common start; ``start-NAME`` is that of a dataset."""
+
+_HEADS_ANEW = 5.0
+"""Learning rate of a dataset's start's heads over that of its trunk: heads begin at zero, the trunk is
+trained.
+"""
+
 Progress = Callable[[str, int, int], None]
 """Called with what is being made, steps done and steps in all."""
 
@@ -57,11 +65,11 @@ def build_zoo(
     jobs = list(_jobs(recipe))
     total = sum(steps * len(tasks) for *_, tasks, steps in jobs)
     done = 0
-    # Starts come first: the other shards of an architecture begin where they end.
-    for stage in (True, False):
+    # Starts come first, then those of the datasets: the shards after them begin where they end.
+    for stage in range(3):
         waiting = []
         for text, group, chunk, tasks, steps in jobs:
-            if (group == "start") is not stage:
+            if _stage(group) != stage:
                 continue
             shard = f"{_slug(text)}-{group}-{chunk}"
             if zoo.has_shard(shard):
@@ -119,17 +127,26 @@ def _deaf_to_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def start_network(zoo: Zoo, spec: ArchitectureSpec) -> Tensor:
+def _stage(group: str) -> int:
+    return 0 if group == _START else 1 if group.startswith(_START) else 2
+
+
+def start_network(zoo: Zoo, spec: ArchitectureSpec, dataset: str = "") -> Tensor:
     """(P,) the common start of ``spec``'s networks in a shared zoo, its head zero.
+
+    With a ``dataset`` the start of its own that the zoo has for it, else the one for all.
 
     Raises:
         InputError: the zoo has no common start for this architecture.
     """
+    starts = {}
     for record in zoo.records(split="start"):
-        found = record.spec()
-        if replace(found, classes=None) == replace(spec, classes=None):
-            return with_head(found, zoo.load([record])[0], spec)
-    raise InputError(f"this zoo has no common start for {spec}")
+        if replace(record.spec(), classes=None) == replace(spec, classes=None):
+            starts[record.dataset] = record
+    found = starts.get(dataset) or starts.get("")
+    if found is None:
+        raise InputError(f"this zoo has no common start for {spec}")
+    return with_head(found.spec(), zoo.load([found])[0], spec)
 
 
 def with_head(source: ArchitectureSpec, flat: Tensor, target: ArchitectureSpec) -> Tensor:
@@ -147,7 +164,9 @@ def _jobs(recipe: ZooRecipe) -> Iterator[tuple[str, str, int, list[DatasetTask],
     sampled: dict[int, list[DatasetTask]] = {}
     for text in recipe.architectures:
         if recipe.initialisation == "shared":
-            yield text, "start", 0, _start_tasks(recipe), recipe.start.steps
+            yield text, _START, 0, _start_tasks(recipe), recipe.start.steps
+            for name in recipe.datasets if recipe.start.dataset_tasks else ():
+                yield text, f"{_START}-{name}", 0, _start_tasks(recipe, name), recipe.start.dataset_steps
         for number, group in enumerate(recipe.groups):
             if number not in sampled:
                 tasks = _group_tasks(recipe, group)
@@ -163,9 +182,9 @@ def _jobs(recipe: ZooRecipe) -> Iterator[tuple[str, str, int, list[DatasetTask],
                 )
 
 
-def _sampler(recipe: ZooRecipe, split: str, classes: int) -> TaskSampler:
+def _sampler(recipe: ZooRecipe, split: str, classes: int, dataset: str = "") -> TaskSampler:
     return TaskSampler(
-        datasets=list(recipe.datasets),
+        datasets=[dataset] if dataset else list(recipe.datasets),
         salt=recipe.salt,
         split=split,
         classes=(classes, classes),
@@ -174,9 +193,10 @@ def _sampler(recipe: ZooRecipe, split: str, classes: int) -> TaskSampler:
     )
 
 
-def _start_tasks(recipe: ZooRecipe) -> list[DatasetTask]:
-    sampler = _sampler(recipe, "train", recipe.start.classes)
-    return [sampler.task(100_000 + index) for index in range(recipe.start.tasks)]
+def _start_tasks(recipe: ZooRecipe, dataset: str = "") -> list[DatasetTask]:
+    sampler = _sampler(recipe, "train", recipe.start.classes, dataset)
+    count = recipe.start.dataset_tasks if dataset else recipe.start.tasks
+    return [sampler.task(100_000 + index) for index in range(count)]
 
 
 def _group_tasks(recipe: ZooRecipe, group: GroupRecipe) -> list[DatasetTask]:
@@ -197,20 +217,24 @@ def _train_shard(
 ) -> None:
     shape = (recipe.channels, recipe.size, recipe.size)
     spec = parse_architecture(text).resolve(classes=tasks[0].num_classes, input=shape)
-    is_start = group == "start"
+    is_start = _stage(group) < 2
     members = len(tasks)
     if is_start:
+        first = group == _START
+        steps = recipe.start.steps if first else recipe.start.dataset_steps
         settings = FitSettings(
-            steps=recipe.start.steps,
-            tied_steps=recipe.start.steps,
+            steps=steps,
+            tied_steps=steps,
             batch_size=recipe.start.batch_size,
-            learning_rate=recipe.start.learning_rate,
+            learning_rate=recipe.start.learning_rate if first else recipe.start.dataset_learning_rate,
+            head_rate=1.0 if first else _HEADS_ANEW,
         )
-        flats = initial_flats(spec, [seed_for(recipe.salt, "start", text)]).repeat(members, 1)
+        begin = initial_flats(spec, [seed_for(recipe.salt, _START, text)])[0]
+        flats = (begin if first else start_network(zoo, spec)).repeat(members, 1)
     else:
         settings = recipe.fit.settings()
         if recipe.initialisation == "shared":
-            flats = start_network(zoo, spec).repeat(members, 1)
+            flats = torch.stack([start_network(zoo, spec, task.dataset) for task in tasks])
         else:
             flats = initial_flats(spec, [seed_for(recipe.salt, shard, i) for i in range(members)])
     data = [task.data("train") for task in tasks]
@@ -222,7 +246,9 @@ def _train_shard(
             # The trunks are equal but for their batch-norm statistics: their mean is the common start.
             mean = with_head(spec, snapshot.flats.mean(0), spec)
             kept.append(mean[None])
-            records.append(_record(recipe, shard, spec, None, 0, snapshot.step, True, None, None))
+            dataset = group.removeprefix(_START).removeprefix("-")
+            made = _record(recipe, shard, spec, None, 0, snapshot.step, True, None, None)
+            records.append(replace(made, dataset=dataset))
             break
         kept.append(snapshot.flats)
         for member, task in enumerate(tasks):

@@ -23,6 +23,7 @@ class FitRecipe(_Strict):
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 3e-3
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 1e-4
     head_rate: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    epsilon: Annotated[float, Field(gt=0, le=1)] = 1e-8
     snapshots: tuple[int, ...] = ()
 
     @model_validator(mode="after")
@@ -36,13 +37,20 @@ class FitRecipe(_Strict):
 
 
 class StartRecipe(_Strict):
-    """The common start of a shared zoo: one trunk trained on many tasks at once, heads apart."""
+    """The common start of a shared zoo: one trunk trained on many tasks at once, heads apart.
+
+    With ``dataset_tasks`` it goes on from there for each dataset by itself, on that many of its tasks at
+    once: networks of one dataset then have a start of their own, near that of the others.
+    """
 
     tasks: Annotated[int, Field(ge=2, le=1000)] = 32
     classes: Annotated[int, Field(ge=2, le=1000)] = 10
     steps: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
     batch_size: Annotated[int, Field(ge=2, le=4096)] = 64
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 3e-3
+    dataset_tasks: Annotated[int, Field(ge=0, le=1000)] = 0
+    dataset_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 300
+    dataset_learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
 
 
 class GroupRecipe(_Strict):
