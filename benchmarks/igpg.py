@@ -71,19 +71,22 @@ def summary(values: list[float]) -> dict[str, float]:
 
 
 def chosen(populations: list[Population], limit: int) -> list[tuple[ArchitectureSpec, DatasetTask, float]]:
-    """Up to ``limit`` different tasks of every population with the mean accuracy of their checkpoints."""
+    """Up to ``limit`` different tasks of every population with the mean accuracy of their checkpoints, on the
+    images that everything else is measured on.
+    """
     rows = []
     for population in populations:
-        scores: dict[str, list[float]] = defaultdict(list)
-        for record in population.records:
+        members: dict[str, list[int]] = defaultdict(list)
+        for index, record in enumerate(population.records):
             if record.final:
-                scores[record.task].append(record.accuracy or 0.0)
-        tasks = sorted(scores)
+                members[record.task].append(index)
+        tasks = sorted(members)
         order = torch.randperm(len(tasks), generator=torch_generator("benchmark", len(tasks)))[:limit]
         for index in sorted(order.tolist()):
-            name = tasks[index]
-            task = next(r for r in population.records if r.task == name).parsed_task()
-            rows.append((population.spec, task, statistics.fmean(scores[name])))
+            own = members[tasks[index]]
+            task = population.records[own[0]].parsed_task()
+            scores = accuracy(population.spec, population.flats[own], *test_batch(task))
+            rows.append((population.spec, task, float(scores.mean())))
     return rows
 
 
@@ -248,7 +251,7 @@ def table_protocol(model: IGPG, zoo: Zoo, options: argparse.Namespace) -> dict[s
         if task.transform == "id" and list(task.classes) == sorted(task.classes):
             canonical.setdefault(task.dataset, task)
     rows = []
-    settings = FitSettings(steps=epochs[-1] * EPOCH_STEPS, batch_size=64, learning_rate=1e-3)
+    settings = FitSettings(steps=epochs[-1] * EPOCH_STEPS, batch_size=64, learning_rate=options.learning_rate)
     for name in source["datasets"]:
         for seed in range(options.seeds):
             starts = starts_for(model, spec, canonical[name], seed)
@@ -278,32 +281,29 @@ def table_protocol(model: IGPG, zoo: Zoo, options: argparse.Namespace) -> dict[s
 
 def table_steps(model: IGPG, zoo: Zoo, options: argparse.Namespace) -> dict[str, Any]:
     """Steps to the trained network's accuracy, from generated over from random weights."""
-    limit, ladder = (
-        options.steps,
-        [5, 10, 20, 35, 50, 75, 100, 150, 200, 300, 400, 600, 800, 1200, 1600, 2400],
-    )
+    limit = options.steps
+    ladder = [5, 10, 20, 35, 50, 75, 100, 150, 200, 300, 400, 600, 800, 1000, 1200, 1600, 2000, 2400]
+    settings = FitSettings(steps=limit, batch_size=64, learning_rate=options.learning_rate)
     table: dict[str, Any] = {}
     for name, populations in (("seen", load_populations(zoo)), ("unseen", held_out_populations(zoo))):
         rows = []
         for spec, task, trained in chosen(populations, max(1, options.limit // 4)):
             for seed in range(options.seeds):
                 starts = starts_for(model, spec, task, seed)
-                pair = torch.stack([starts["igpg"], starts["random_init"]])
-                settings = FitSettings(steps=limit, batch_size=64, learning_rate=1e-3)
-                curve = finetune(
-                    spec, pair, task, settings, measure_at=[s for s in ladder if s <= limit], seed=seed
-                )
-                made, fresh = curve.steps_to(trained)
-                rows.append(
-                    {
-                        "architecture": family(spec),
-                        "task": str(task),
-                        "seed": seed,
-                        "trained": trained,
-                        "generated": made,
-                        "random": fresh,
-                    }
-                )
+                row = {"architecture": family(spec), "task": str(task), "seed": seed, "trained": trained}
+                for what, start in (("generated", starts["igpg"]), ("random", starts["random_init"])):
+                    curve = finetune(
+                        spec,
+                        start[None],
+                        task,
+                        settings,
+                        measure_at=[s for s in ladder if s <= limit],
+                        test=test_batch(task),
+                        until=trained,
+                        seed=seed,
+                    )
+                    row[what] = curve.steps_to(trained)[0]
+                rows.append(row)
         # A start that never gets there within the limit counts as the limit: for random ones this is
         # generous to random, for generated ones it is too, so it is counted and shown.
         made = [float(limit if r["generated"] is None else r["generated"]) for r in rows]
@@ -382,6 +382,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--limit", type=int, default=8, help="tasks of each group")
     parser.add_argument("--steps", type=int, default=2400, help="longest fine-tuning")
+    parser.add_argument("--learning-rate", type=float, default=3e-3, help="of fine-tuning, for every start")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
@@ -393,7 +394,8 @@ def main() -> None:
     command = f"python benchmarks/igpg.py {options.table} --zoo {options.zoo} --generator {options.generator}"
     sizes = f"--seeds {options.seeds} --samples {options.samples} --limit {options.limit}"
     about = {
-        "command": f"{command} {sizes} --steps {options.steps} --threads {options.threads}",
+        "command": f"{command} {sizes} --steps {options.steps} --learning-rate {options.learning_rate} "
+        f"--threads {options.threads}",
         "seconds": round(time.perf_counter() - start, 1),
         "torch": torch.__version__.split("+")[0],
         "machine": f"{platform.machine()}, {options.threads} thread(s)",

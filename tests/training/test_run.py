@@ -17,10 +17,10 @@ from weightloom.tokenizers import architecture_key
 from weightloom.training.recipe import GeneratorRecipe
 from weightloom.training.run import (
     check_recipe,
-    held_out_populations,
     make_fingerprint,
     make_igpg,
     train_generator,
+    validation_probe,
     zero_shot_probe,
 )
 from weightloom.zoo import Zoo
@@ -256,12 +256,6 @@ def test_another_rhythm_of_logs_is_the_same_recipe(trained, zoo):
 # ---------------------------------------------------------------------------------------- pieces
 
 
-def test_held_out_populations(zoo):
-    held = held_out_populations(zoo)
-    assert sorted(p.spec.family for p in held) == ["cnn", "mlp"]
-    assert all(r.split == "held-out-order" and r.final for p in held for r in p.records)
-
-
 def test_validity_spans_the_zoo_and_the_fresh_tasks(model, zoo, encoder):
     source = zoo.about()["recipe"]
     made = make_igpg(recipe_of(prior__fresh={2: 1, 7: 1}), source, model().tokenizer, encoder)
@@ -291,11 +285,23 @@ class Copyist:
 
 
 def test_the_probe_measures_against_the_zoo(populations):
-    probed = zero_shot_probe(Copyist(populations), populations, "seen")
-    assert probed.keys() == {"seen_cnn", "seen_mlp", "seen_ratio"}
-    assert all(value == pytest.approx(1.0, abs=0.05) for value in probed.values()), probed
-    assert zero_shot_probe(Copyist(populations), populations, "seen") == probed
-    assert zero_shot_probe(Copyist([]), [], "unseen") == {"unseen_ratio": 0.0}
+    probed = zero_shot_probe(Copyist(populations), populations)
+    assert probed.keys() == {"seen_ratio"}
+    assert probed["seen_ratio"] == pytest.approx(1.0, abs=0.05)
+    assert zero_shot_probe(Copyist(populations), populations) == probed
+    assert zero_shot_probe(Copyist([]), []) == {"seen_ratio": 0.0}
+
+
+def test_choices_are_made_on_tasks_that_nothing_learned_from(model, banks, populations, zoo):
+    made = model()
+    bank, _ = banks(made)
+    made.fingerprint = make_fingerprint(made, populations, bank)
+    source = zoo.about()["recipe"]
+    tasks = room._tasks(source, {3: 2}, room.VALIDATION_FIRST)[3]
+    probed = validation_probe(made, tasks, images=40)
+    assert probed.keys() == {f"validation_{name}" for name in ("sample", "first_guess", "closed_form")}
+    assert all(0 <= value <= 1 for value in probed.values())
+    assert validation_probe(made, tasks, images=40) == probed
 
 
 def test_a_population_without_accuracies_has_a_fingerprint(model, banks, populations):

@@ -12,6 +12,7 @@ from weightloom.tokenizers.gumbel import annealed_temperature
 from weightloom.training import LoopSettings, run_loop
 from weightloom.training.tokenizer import (
     TokenizerObjective,
+    held_out_populations,
     load_populations,
     measure_statistics,
     round_trip,
@@ -62,6 +63,12 @@ def test_statistics_are_of_all_class_counts(populations):
             if architecture_key(p.spec) == key
         ]
         assert float(torch.cat(normalised).square().mean()) < 1.5
+
+
+def test_held_out_populations(zoo):
+    held = held_out_populations(zoo)
+    assert sorted(p.spec.family for p in held) == ["cnn", "mlp"]
+    assert all(r.split == "held-out-order" and r.final for p in held for r in p.records)
 
 
 def test_first_guesses_join_their_populations(populations, rng_untouched):

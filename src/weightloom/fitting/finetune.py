@@ -41,21 +41,28 @@ def finetune(
     settings: FitSettings,
     *,
     measure_at: Sequence[int] | None = None,
+    test: tuple[Tensor, Tensor] | None = None,
+    until: float | None = None,
     seed: int = 0,
     on_step: Callable[[int], None] | None = None,
 ) -> Curve:
     """Train N starting points on the task's train split, all on the same batches' distribution.
 
     ``measure_at`` are the steps at which the accuracy on the test split is taken; 0 is always taken,
-    before any step and with the batch-norm statistics as they are.
+    before any step and with the batch-norm statistics as they are. ``test`` are images and labels to take it
+    on instead of the whole test split. With ``until`` it ends as soon as every start has reached that accuracy.
     """
-    images, labels = task.data("test").all()
+    images, labels = task.data("test").all() if test is None else test
     wanted = sorted({s for s in (measure_at or ()) if 0 < s <= settings.steps} | {settings.steps})
     settings = FitSettings(**{**settings.__dict__, "snapshots": tuple(wanted)})
     curve = [accuracy(spec, flats, images, labels)]
     train = task.data("train")
     last = flats
-    for snapshot in fit_population(spec, flats, [train] * len(flats), settings, seed=seed, on_step=on_step):
+    snapshots = fit_population(spec, flats, [train] * len(flats), settings, seed=seed, on_step=on_step)
+    while until is None or not bool((torch.stack(curve).amax(0) >= until).all()):
+        snapshot = next(snapshots, None)
+        if snapshot is None:
+            break
         curve.append(accuracy(spec, snapshot.flats, images, labels))
         last = snapshot.flats
-    return Curve((0, *wanted), torch.stack(curve), last)
+    return Curve((0, *wanted)[: len(curve)], torch.stack(curve), last)
