@@ -283,7 +283,7 @@ def table_steps(model: IGPG, zoo: Zoo, options: argparse.Namespace) -> dict[str,
     """Steps to the trained network's accuracy, from generated over from random weights."""
     limit = options.steps
     ladder = [5, 10, 20, 35, 50, 75, 100, 150, 200, 300, 400, 600, 800, 1000, 1200, 1600, 2000, 2400]
-    settings = FitSettings(steps=limit, batch_size=64, learning_rate=options.learning_rate)
+    rates = {"generated": options.generated_rate, "random": options.random_rate}
     table: dict[str, Any] = {}
     for name, populations in (("seen", load_populations(zoo)), ("unseen", held_out_populations(zoo))):
         rows = []
@@ -296,7 +296,7 @@ def table_steps(model: IGPG, zoo: Zoo, options: argparse.Namespace) -> dict[str,
                         spec,
                         start[None],
                         task,
-                        settings,
+                        FitSettings(steps=limit, batch_size=64, learning_rate=rates[what]),
                         measure_at=[s for s in ladder if s <= limit],
                         test=test_batch(task),
                         until=trained,
@@ -382,7 +382,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--limit", type=int, default=8, help="tasks of each group")
     parser.add_argument("--steps", type=int, default=2400, help="longest fine-tuning")
-    parser.add_argument("--learning-rate", type=float, default=3e-3, help="of fine-tuning, for every start")
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="of the protocol's fine-tuning")
+    parser.add_argument("--generated-rate", type=float, default=3e-3, help="steps: from generated weights")
+    parser.add_argument("--random-rate", type=float, default=3e-3, help="steps: from random weights")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
@@ -393,9 +395,12 @@ def main() -> None:
     result = TABLES[options.table](model, Zoo(options.zoo), options)
     command = f"python benchmarks/igpg.py {options.table} --zoo {options.zoo} --generator {options.generator}"
     sizes = f"--seeds {options.seeds} --samples {options.samples} --limit {options.limit}"
+    if options.table == "protocol":
+        sizes += f" --learning-rate {options.learning_rate}"
+    if options.table == "steps":
+        sizes += f" --generated-rate {options.generated_rate} --random-rate {options.random_rate}"
     about = {
-        "command": f"{command} {sizes} --steps {options.steps} --learning-rate {options.learning_rate} "
-        f"--threads {options.threads}",
+        "command": f"{command} {sizes} --steps {options.steps} --threads {options.threads}",
         "seconds": round(time.perf_counter() - start, 1),
         "torch": torch.__version__.split("+")[0],
         "machine": f"{platform.machine()}, {options.threads} thread(s)",

@@ -74,3 +74,29 @@ def test_training_lowers_the_error(tiny, resolved, networks):
         optimiser.step()
         errors.append(float(error.detach()))
     assert errors[-1] < 0.7 * errors[0]
+
+
+def test_only_what_is_allowed_is_ever_encoded(tiny, resolved, networks):
+    """Networks far outside of the zoo reach for the outermost levels; none of them may be passed."""
+    spec = resolved("mlp(depth=1,width=4)")
+    tokenizer = tiny("fsq", moved=False, codes=16, vocabulary=41, bits=2.5)
+    tokenizer.initialise_bases([(spec, networks(spec, 40, seed=4))])
+    allowed = tokenizer.allowed(spec)
+    assert bool(allowed.any(-1).all()) and not bool(allowed.all())
+    far = networks(spec, 8) + 5 * torch.randn(8, 1)
+    codes = tokenizer.encode(spec, torch.cat([networks(spec, 20, seed=9), far]))
+    assert bool(allowed.expand(len(codes), -1, -1, -1).gather(-1, codes[..., None]).all())
+    assert tokenizer.bits_per_weight(spec) <= 2.5
+
+
+def test_sensitive_layers_get_finer_steps(tiny, resolved, networks):
+    spec, made = resolved("mlp(depth=1,width=4)"), {}
+    flats = networks(spec, 40, seed=4)
+    for name, sensitivity in (("first", [100.0, 1.0]), ("last", [1.0, 100.0])):
+        tokenizer = tiny("fsq", moved=False, codes=16, vocabulary=41, bits=3.0)
+        tokenizer.initialise_bases([(spec, flats)], torch.tensor(sensitivity))
+        output = tokenizer(spec, flats)
+        error = ((output.tokens - output.rebuilt).square() * output.mask).sum((0, 2)).detach()  # (T,)
+        head = tokenizer.bind(spec)[1].slots.class_index >= 0
+        made[name] = float(error[~head].sum()), float(error[head].sum())
+    assert made["first"][0] < made["last"][0] and made["first"][1] > made["last"][1]

@@ -50,7 +50,8 @@ def finetune(
 
     ``measure_at`` are the steps at which the accuracy on the test split is taken; 0 is always taken,
     before any step and with the batch-norm statistics as they are. ``test`` are images and labels to take it
-    on instead of the whole test split. With ``until`` it ends as soon as every start has reached that accuracy.
+    on instead of the whole test split. With ``until`` it ends as soon as every start has reached that
+    accuracy.
     """
     images, labels = task.data("test").all() if test is None else test
     wanted = sorted({s for s in (measure_at or ()) if 0 < s <= settings.steps} | {settings.steps})

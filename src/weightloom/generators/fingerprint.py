@@ -9,8 +9,8 @@ Source: nearest-neighbour distance against the training set's own spacing, Zeng 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,15 @@ class FingerprintGroup:
     rows: list[dict[str, Any]]
     words: Tensor | None = None
     """(M, 384): the mean of the encoded wordings of every checkpoint's task."""
+    memories: Mapping[str, Tensor] = field(default_factory=dict)
+    """(T, D) codes that the generator itself keeps for a task; see :mod:`weightloom.training.memories`."""
+
+    def known(self, row: int) -> tuple[Tensor, str]:
+        """(T, D) codes for the task of checkpoint ``row``, and what they are: memory or checkpoint."""
+        facts = self.rows[row]
+        if facts["task"] in self.memories:
+            return self.memories[facts["task"]], f"memory of {facts['task']}"
+        return self.codes[row], f"checkpoint {facts['id']}"
 
 
 class Fingerprint:
@@ -155,7 +164,10 @@ class Fingerprint:
             tensors[f"classes.{number}"] = group.classes.half().contiguous()
             if group.words is not None:
                 tensors[f"words.{number}"] = group.words.half().contiguous()
-            facts.append({"architecture": group.spec.full_text(), "rows": group.rows})
+            if group.memories:
+                tensors[f"memories.{number}"] = torch.stack(list(group.memories.values())).to(narrow)
+            tasks = list(group.memories)
+            facts.append({"architecture": group.spec.full_text(), "rows": group.rows, "memories": tasks})
         save_tensors(folder / "fingerprint.safetensors", tensors, {})
         write_json(folder / "fingerprint.json", {"groups": facts})
 
@@ -177,15 +189,24 @@ class Fingerprint:
                 spec = parse_architecture(item["architecture"])
                 if len(item["rows"]) != len(codes) or len(codes) != len(classes):
                     raise CheckpointError(folder, "the fingerprint's tables differ in length")
-                if codes.shape[1:] != (tokenizer.bind(spec)[1].num_tokens, tokenizer.num_codes):
-                    raise CheckpointError(folder, f"the fingerprint's codes are not those of {spec}")
-                if codes.numel() and int(codes.max()) >= tokenizer.vocabulary:
-                    raise CheckpointError(folder, "it holds codes that the tokenizer does not have")
+                tasks = [str(task) for task in item.get("memories", [])]
+                kept = tensors[f"memories.{number}"].long() if tasks else codes[:0]
+                if len(kept) != len(tasks):
+                    raise CheckpointError(
+                        folder, "the fingerprint's memories and their tasks differ in number"
+                    )
+                shape = (tokenizer.bind(spec)[1].num_tokens, tokenizer.num_codes)
+                for found in (codes, kept):
+                    if found.shape[1:] != shape:
+                        raise CheckpointError(folder, f"the fingerprint's codes are not those of {spec}")
+                    if found.numel() and int(found.max()) >= tokenizer.vocabulary:
+                        raise CheckpointError(folder, "it holds codes that the tokenizer does not have")
                 words = tensors.get(f"words.{number}")
                 if words is not None and words.shape != (len(codes), TEXT_WIDTH):
                     raise CheckpointError(folder, "the fingerprint's words do not fit its checkpoints")
                 words = None if words is None else words.float()
-                groups.append(FingerprintGroup(spec, codes, classes, item["rows"], words))
+                memories = dict(zip(tasks, kept, strict=True))
+                groups.append(FingerprintGroup(spec, codes, classes, item["rows"], words, memories))
         except CheckpointError:
             raise
         except (KeyError, TypeError, AttributeError, WeightloomError) as error:

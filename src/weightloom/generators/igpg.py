@@ -2,7 +2,7 @@
 
 A prefix carries the condition: one token for the instruction, one for the architecture, one a class in
 label order. Where there are examples, a first guess at the network (a closed-form head on the mean trunk of
-the most alike tasks, or the checkpoints of a known task where they do better) is coded too: its codes are
+the most alike tasks, or what is kept of a known task where that does better) is coded too: its codes are
 what the prior starts from and improves. Then comes one token for each weight token; at each, all D codes are
 predicted together. A closed-form head is made anew on the trunk that was generated, before the head's tokens.
 Networks longer than the context are made block by block, each block seeing the prefix and the tail of
@@ -166,8 +166,8 @@ class IGPG(nn.Module, Generator):
         row = self.fingerprint.row_by_words(spec, instruction)
         if row is None:
             return None, None
-        group = self.fingerprint.groups[spec]
-        return group.codes[row], f"checkpoint {group.rows[row]['id']}, by its words"
+        codes, what = self.fingerprint.groups[spec].known(row)
+        return codes, f"{what}, by its words"
 
     def closed_form(self, spec: ArchitectureSpec, support: Tensor, trunk: Tensor | None = None) -> Tensor:
         """(P,) closed-form head for a support set on ``trunk`` (P,), the zoo's mean network where it is
@@ -193,38 +193,31 @@ class IGPG(nn.Module, Generator):
         if near is not None:
             trunks = {"closed form on alike trunks": near, **trunks}
         best = next(iter(trunks))
-        known, alike = self._checkpoints_like(spec, described)
+        known, what = self._known_like(spec, described)
         shots = support.shape[1]
         if shots >= 4 and near is not None:
             half = shots // 2
             part = support[:, :half]
             tried = [self.closed_form(spec, part, trunk) for trunk in trunks.values()]
             if known is not None:
-                tried.append(recalibrate(spec, known[None], part.flatten(0, 1))[0])
+                kept = self.tokenizer.decode(spec, known[None])
+                tried.append(recalibrate(spec, kept, part.flatten(0, 1))[0])
             images = support[:, half:].flatten(0, 1)  # (C, S - half, ...) -> (C * (S - half), ...)
             labels = torch.arange(len(support)).repeat_interleave(shots - half)
             held = int(accuracy(spec, torch.stack(tried), images, labels).argmax())
             if held == len(trunks):
                 assert known is not None
-                return self.tokenizer.encode(spec, known[None])[0], alike, False
+                return known, what, False
             best = list(trunks)[held]
         flat = self.closed_form(spec, support, trunks[best])
         return self.tokenizer.encode(spec, flat[None])[0], best, True
 
-    def _checkpoints_like(self, spec: ArchitectureSpec, described: Tensor) -> tuple[Tensor | None, str]:
-        """(P,) mean of the checkpoints of the task that looks most like ``described`` (C, 2F), and its
-        name.
-        """
+    def _known_like(self, spec: ArchitectureSpec, described: Tensor) -> tuple[Tensor | None, str]:
+        """(T, D) codes kept for the task that looks most like ``described`` (C, 2F), and what they are."""
         group = None if self.fingerprint is None else self.fingerprint.groups.get(spec)
         if group is None or not group.rows:
             return None, ""
-        row = self.fingerprint.nearest_row(spec, described)  # type: ignore[union-attr]
-        task = group.rows[row]["task"]
-        alike = [i for i, facts in enumerate(group.rows) if facts["task"] == task]
-        words = f"checkpoint {group.rows[row]['id']}"
-        if len(alike) > 1:
-            words = f"mean of {len(alike)} checkpoints of {task}"
-        return self.tokenizer.decode(spec, group.codes[alike]).mean(0), words
+        return group.known(self.fingerprint.nearest_row(spec, described))  # type: ignore[union-attr]
 
     @torch.no_grad()
     def with_heads(self, spec: ArchitectureSpec, condition: Condition, codes: Tensor) -> Condition:

@@ -238,6 +238,16 @@ class WeightTokenizer(nn.Module, ABC):
         """(..., D) codes to (..., Z) latents."""
         return self.embed(nn.functional.one_hot(codes, self.vocabulary).to(self.slots.kinds.weight.dtype))
 
+    @torch.no_grad()
+    def nearest_codes(self, latents: Tensor, allowed: Tensor) -> Tensor:
+        """(..., T, D) allowed codes whose latents are nearest to (..., T, Z); allowed (T, D, V)."""
+        every = torch.arange(self.vocabulary, device=latents.device)
+        table = self.embed_codes(every[:, None].expand(-1, self.num_codes))  # (V, Z)
+        table = table.unflatten(-1, (self.num_codes, -1)).transpose(0, 1)  # (D, V, e)
+        parts = latents.unflatten(-1, (self.num_codes, 1, -1))  # (..., T, D, 1, e)
+        distance = (parts - table).square().sum(-1)  # (..., T, D, V)
+        return distance.masked_fill(~allowed, torch.inf).argmin(-1)
+
     def forget_bound(self) -> None:
         """Lay statistics out anew: they have changed."""
         self._bound.clear()

@@ -165,7 +165,7 @@ class FSQTokenizer(WeightTokenizer):
             # The quantiser squashes with tanh: atanh beforehand makes its levels evenly spaced.
             z = z + torch.atanh(coefficients.clamp(-0.999, 0.999))
         limits = self._limits(slots)
-        bound = torch.atanh(((limits + 0.49) / self.middle).clamp_max(0.999))
+        bound = torch.atanh(((limits + 0.45) / self.middle).clamp_max(0.999))
         latents, codes = self.quantiser(torch.clamp(z, -bound, bound) * (limits > 0))  # (N, T, D) both
         return latents, codes.long(), tokens.new_zeros(())
 

@@ -79,7 +79,7 @@ class PriorObjective:
     ) -> None:
         self.model, self.populations, self.settings, self.seed = model, list(populations), settings, seed
         self.bank, self.fresh = zoo_bank, fresh
-        self.codes = [model.tokenizer.encode(p.spec, p.flats) for p in self.populations]
+        self.codes = [self._targets(population) for population in self.populations]
         self.trunks = list(
             {architecture_key(p.spec): replace(p.spec, classes=None) for p in populations}.values()
         )
@@ -119,6 +119,14 @@ class PriorObjective:
             kind = "fresh" if is_fresh else "zoo"
             numbers |= {f"{kind}_loss": float(functional.detach()), f"{kind}_accuracy": right}
         return loss, numbers
+
+    def _targets(self, population: Population) -> Tensor:
+        """(M, T, D): what is kept of every checkpoint's task, the checkpoint's own codes where nothing is."""
+        codes = self.model.tokenizer.encode(population.spec, population.flats)
+        fingerprint = self.model.fingerprint
+        group = None if fingerprint is None else fingerprint.groups.get(population.spec)
+        kept = {} if group is None else group.memories
+        return torch.stack([kept.get(r.task, own) for r, own in zip(population.records, codes, strict=True)])
 
     def _draw_fresh(self, generator: torch.Generator) -> tuple[ArchitectureSpec, list[BankedTask]]:
         counts = sorted(self.fresh)

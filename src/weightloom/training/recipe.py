@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from weightloom.conditioning.architecture import MAX_CLASSES
 from weightloom.training.loop import LoopSettings
+from weightloom.training.memories import MemorySettings
 
 TaskCounts = dict[
     Annotated[int, Field(ge=2, le=MAX_CLASSES)],
@@ -70,6 +71,19 @@ class PriorRecipe(_Strict):
     """Set in the finished generator; training itself always applies all that is learned."""
 
 
+class MemoryRecipe(_Strict):
+    """The codes kept for the zoo's tasks; see :class:`weightloom.training.memories.MemorySettings`."""
+
+    steps: Annotated[int, Field(ge=0, le=1_000_000)] = 160
+    batch_size: Annotated[int, Field(ge=2, le=4096)] = 96
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.01
+    epsilon: Annotated[float, Field(gt=0, le=1)] = 1e-3
+
+    def settings(self) -> MemorySettings:
+        """The settings for :func:`weightloom.training.memories.make_memories`."""
+        return MemorySettings(**self.model_dump())
+
+
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 
 
@@ -100,4 +114,5 @@ class GeneratorRecipe(_Strict):
     seed: int = 0
     encoder: EncoderRecipe
     tokenizer: TokenizerRecipe
+    memories: MemoryRecipe = MemoryRecipe()
     prior: PriorRecipe

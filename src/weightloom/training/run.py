@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightloom.architectures import parse_architecture
+from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.conditioning import SupportEncoder, encode_text
 from weightloom.errors import InputError, SpecError, WeightloomError
 from weightloom.fitting import accuracy, recalibrate
@@ -19,7 +19,7 @@ from weightloom.generators import Generator, Validity, generators
 from weightloom.generators.backbones import build_backbone
 from weightloom.generators.fingerprint import Fingerprint, FingerprintGroup
 from weightloom.generators.igpg import IGPG, IGPGConfig
-from weightloom.io import dump_json, read_json, read_yaml, write_json
+from weightloom.io import dump_json, load_tensors, read_json, read_yaml, save_tensors, write_json
 from weightloom.seeding import seed_for, torch_generator
 from weightloom.tasks import DatasetTask, Task, TaskSampler
 from weightloom.tokenizers import WeightTokenizer, load_tokenizer, tokenizers
@@ -29,6 +29,7 @@ from weightloom.training.bank import BankedTask, build_bank
 from weightloom.training.encoder import EncoderObjective
 from weightloom.training.igpg import PriorObjective, PriorSettings
 from weightloom.training.loop import Progress, run_loop
+from weightloom.training.memories import make_memories
 from weightloom.training.recipe import GeneratorKind, GeneratorRecipe, PlainRecipe
 from weightloom.training.tokenizer import (
     Population,
@@ -99,8 +100,9 @@ def train_generator(recipe: GeneratorRecipe, zoo: Zoo, out: Path, progress: Prog
         _claim(work / stage, made_from)
     encoder = train_encoder(recipe, source, work / "encoder", progress)
     tokenizer = train_tokenizer(recipe, populations, work / "tokenizer", progress)
+    memories = keep_memories(recipe, tokenizer, populations, work / "memories", progress)
     model = make_igpg(recipe, source, tokenizer, encoder)
-    train_prior(recipe, source, model, populations, work / "prior", progress)
+    train_prior(recipe, source, model, populations, memories, work / "prior", progress)
     _round_to_half(model)
     model.config = replace(model.config, correction=recipe.prior.correction)
     model.save_pretrained(out)
@@ -155,7 +157,9 @@ def _origins(recipe: GeneratorRecipe, source: dict[str, Any]) -> dict[str, dict[
     origins = {
         "encoder": {"encoder": said["encoder"], "images": images, "tasks": tasks},
         "tokenizer": {"tokenizer": said["tokenizer"], "zoo": source},
-        "prior": {key: said[key] for key in ("encoder", "tokenizer", "prior")} | {"zoo": source},
+        "memories": {"tokenizer": said["tokenizer"], "memories": said.get("memories", {}), "zoo": source},
+        "prior": {key: said.get(key, {}) for key in ("encoder", "tokenizer", "memories", "prior")}
+        | {"zoo": source},
     }
     return {stage: {**origin, "seed": recipe.seed} for stage, origin in origins.items()}
 
@@ -266,6 +270,26 @@ def train_tokenizer(
     return tokenizer
 
 
+def keep_memories(
+    recipe: GeneratorRecipe,
+    tokenizer: WeightTokenizer,
+    populations: list[Population],
+    folder: Path,
+    progress: Progress,
+) -> dict[ArchitectureSpec, dict[str, Tensor]]:
+    """The codes kept for every task of the zoo, by architecture; a file each, made where it is missing."""
+    found = {}
+    for number, population in enumerate(populations):
+        path = folder / f"{number}.safetensors"
+        if not path.is_file():
+            made = make_memories(
+                tokenizer, population, recipe.memories.settings(), seed=recipe.seed, progress=progress
+            )
+            save_tensors(path, made, {})
+        found[population.spec], _ = load_tensors(path)
+    return found
+
+
 def make_igpg(
     recipe: GeneratorRecipe, source: dict, tokenizer: WeightTokenizer, encoder: SupportEncoder
 ) -> IGPG:  # type: ignore[type-arg]
@@ -295,6 +319,7 @@ def train_prior(
     source: dict,  # type: ignore[type-arg]
     model: IGPG,
     populations: list[Population],
+    memories: dict[ArchitectureSpec, dict[str, Tensor]],
     folder: Path,
     progress: Progress,
 ) -> None:
@@ -310,7 +335,7 @@ def train_prior(
             model.images, tasks, wordings=2, supports=1, shots=(16,), seed=recipe.seed + 1, progress=progress
         )
         fresh[classes] = list(made.values())
-    model.fingerprint = make_fingerprint(model, populations, bank)
+    model.fingerprint = make_fingerprint(model, populations, bank, memories)
     try:
         objective_settings = PriorSettings(**settings.objective)
     except TypeError as error:
@@ -337,8 +362,13 @@ def train_prior(
     model.eval()
 
 
-def make_fingerprint(model: IGPG, populations: list[Population], bank: dict[str, BankedTask]) -> Fingerprint:
-    """Codes, tasks and accuracies of the zoo's final training checkpoints."""
+def make_fingerprint(
+    model: IGPG,
+    populations: list[Population],
+    bank: dict[str, BankedTask],
+    memories: Mapping[ArchitectureSpec, Mapping[str, Tensor]],
+) -> Fingerprint:
+    """Codes, tasks and accuracies of the zoo's final training checkpoints, and what is kept of each task."""
     groups = []
     for population in populations:
         rows = [i for i, record in enumerate(population.records) if record.final]
@@ -359,6 +389,7 @@ def make_fingerprint(model: IGPG, populations: list[Population], bank: dict[str,
                     for r in records
                 ],
                 torch.stack([bank[record.task].wordings.mean(0) for record in records]).half().float(),
+                memories.get(population.spec, {}),
             )
         )
     return Fingerprint(model.tokenizer, groups)
