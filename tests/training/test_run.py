@@ -43,6 +43,7 @@ RECIPE = {
         "images": 8,
         "loop": {"steps": 5, **LOOP},
     },
+    "memories": {"steps": 2, "batch_size": 8},
     "prior": {
         "config": {
             "width": 16,
@@ -99,7 +100,7 @@ def test_the_generator_says_what_it_is_valid_for(trained, zoo, populations):
     assert model.validity.input == (1, 8, 8) and model.validity.tasks == ("digits",)
     held = read_json(out / "config.json")
     assert held["kind"] == "igpg" and held["config"]["image_width"] == 8
-    assert {p.name for p in (out / "work").iterdir()} == {"encoder", "tokenizer", "prior"}
+    assert {p.name for p in (out / "work").iterdir()} == {"encoder", "tokenizer", "memories", "prior"}
 
 
 def test_its_fingerprint_is_the_final_checkpoints(trained, populations):
@@ -123,15 +124,22 @@ def test_what_is_trained_is_what_is_used(trained):
     """The encoder and the tokenizer in the generator are those that the first two stages made."""
     model, out = trained
     log = read_json(out / "work" / "prior" / "state.json")["log"]
-    assert log[-1]["step"] == 5 and {"seen_ratio", "unseen_ratio"} <= log[-1].keys()
+    assert log[-1]["step"] == 5 and {"seen_ratio", "validation_sample"} <= log[-1].keys()
     log = read_json(out / "work" / "tokenizer" / "state.json")["log"]
-    assert {"perplexity", "dead_codes", "held_out_rebuilt"} <= log[-1].keys()
+    assert {"perplexity", "dead_codes", "zoo_rebuilt"} <= log[-1].keys()
     assert not any(p.requires_grad for part in (model.images, model.tokenizer) for p in part.parameters())
 
 
 @pytest.mark.parametrize(
     ("stage", "step"),
-    [("dataset encoder", 3), ("weight tokenizer", 3), ("task bank", 2), ("prior", 1), ("prior", 4)],
+    [
+        ("dataset encoder", 3),
+        ("weight tokenizer", 3),
+        ("memories of cnn", 2),
+        ("task bank", 2),
+        ("prior", 1),
+        ("prior", 4),
+    ],
 )
 def test_a_killed_training_ends_where_the_whole_one_did(trained, zoo, tmp_path, stage, step):
     def kill(what, done, total):

@@ -343,7 +343,9 @@ def train_prior(
     except TypeError as error:
         raise SpecError(f"the recipe's objective: {error}") from None
     objective = PriorObjective(model, populations, bank, fresh, objective_settings, seed=recipe.seed)
-    unseen = [task for count in (4, 10) for task in _tasks(source, {count: 5}, VALIDATION_FIRST)[count]]
+    limits = model.validity
+    counts = {max(limits.min_classes, min(count, limits.max_classes)): 5 for count in (4, 10)}
+    unseen = [task for group in _tasks(source, counts, VALIDATION_FIRST).values() for task in group]
 
     def evaluate(step: int) -> dict[str, float]:
         return zero_shot_probe(model, populations) | validation_probe(model, unseen)
@@ -368,7 +370,7 @@ def make_fingerprint(
     model: IGPG,
     populations: list[Population],
     bank: dict[str, BankedTask],
-    memories: Mapping[ArchitectureSpec, Mapping[str, Tensor]],
+    memories: Mapping[ArchitectureSpec, Mapping[str, Tensor]] | None = None,
 ) -> Fingerprint:
     """Codes, tasks and accuracies of the zoo's final training checkpoints, and what is kept of each task."""
     groups = []
@@ -391,7 +393,7 @@ def make_fingerprint(
                     for r in records
                 ],
                 torch.stack([bank[record.task].wordings.mean(0) for record in records]).half().float(),
-                memories.get(population.spec, {}),
+                (memories or {}).get(population.spec, {}),
             )
         )
     return Fingerprint(model.tokenizer, groups)
