@@ -1,5 +1,28 @@
 """Learned blocks that users may also import alone."""
 
+from weightloom.nn.hyper_layers import (
+    HyperConv1d,
+    HyperConv2d,
+    HyperConv3d,
+    HyperLinear,
+    hyperize,
+    hyperize_together,
+    materialize,
+)
 from weightloom.nn.transformer import CausalTransformer, KeyValueCache
+from weightloom.nn.weight_generators import BlockGenerator, CoordinateGenerator, WeightGenerator
 
-__all__ = ["CausalTransformer", "KeyValueCache"]
+__all__ = [
+    "BlockGenerator",
+    "CausalTransformer",
+    "CoordinateGenerator",
+    "HyperConv1d",
+    "HyperConv2d",
+    "HyperConv3d",
+    "HyperLinear",
+    "KeyValueCache",
+    "WeightGenerator",
+    "hyperize",
+    "hyperize_together",
+    "materialize",
+]
