@@ -9,6 +9,7 @@ from weightloom.nn.hyper_layers import (
     hyperize_together,
     materialize,
 )
+from weightloom.nn.hyper_recurrent import HyperLSTM, HyperLSTMCell, HyperRNN, HyperScales
 from weightloom.nn.transformer import CausalTransformer, KeyValueCache
 from weightloom.nn.weight_generators import BlockGenerator, CoordinateGenerator, WeightGenerator
 
@@ -19,7 +20,11 @@ __all__ = [
     "HyperConv1d",
     "HyperConv2d",
     "HyperConv3d",
+    "HyperLSTM",
+    "HyperLSTMCell",
     "HyperLinear",
+    "HyperRNN",
+    "HyperScales",
     "KeyValueCache",
     "WeightGenerator",
     "hyperize",
