@@ -33,6 +33,9 @@ from weightloom.nn.weight_generators import require_size
 States = tuple[Tensor, ...]
 """Main states first, hyper states after them; each (B, N) or (B, H)."""
 
+Scales = tuple[Tensor, Tensor, Tensor]
+"""d_h, d_x and b of one step, each (G, B, N)."""
+
 
 class Scan(NamedTuple):
     """What a cell makes of a sequence: outputs (T, B, N), the last states, and on request scalings.
@@ -129,8 +132,8 @@ class HyperCell(nn.Module):
         return tuple(inputs.new_zeros(inputs.shape[1], size) for size in self.state_sizes)
 
     @abstractmethod
-    def step(self, fixed: _Fixed, t: int, states: States, drop: Tensor | None) -> tuple[States, Tensor]:
-        """States after step ``t``, and the scalings (3G, B, N)."""
+    def step(self, fixed: _Fixed, t: int, states: States, drop: Tensor | None) -> tuple[States, Scales]:
+        """States after step ``t``, and the scalings."""
 
     def dropout_mask(self, inputs: Tensor) -> Tensor | None:
         """(T, B, N) factors for what is written into the memory; None where nothing is dropped."""
@@ -154,7 +157,7 @@ class HyperCell(nn.Module):
             states = after
             outputs.append(states[0])
             if want_scales:
-                scales.append(scale)
+                scales.append(torch.cat(scale))
         return Scan(torch.stack(outputs), states, torch.stack(scales) if want_scales else None)
 
     def extra_repr(self) -> str:
@@ -174,41 +177,44 @@ class _Fixed:
         weight = torch.cat([cell.weight_ih, cell.hyper_weight_ih[:, n:]])  # (GN + GH, I)
         bias = torch.cat([torch.zeros_like(cell.bias), cell.hyper_bias])
         projected = F.linear(inputs, weight, bias)  # (T, B, GN + GH)
-        main, self.hyper_inputs = projected.split([g * n, g * cell.hyper_size], dim=-1)
-        # (T, B, GN) -> (T, B, G, N) -> (T, G, B, N)
-        self.inputs = main.view(steps, batch, g, n).transpose(1, 2).contiguous()
-        # One product with h for both cells: (N, GN + GH).
-        self.recurrent = torch.cat([cell.weight_hh, cell.hyper_weight_ih[:, :n]]).t()
+        main, hyper = projected.split([g * n, g * cell.hyper_size], dim=-1)
+        # unbind, for the gradient of picking a step by its number is as long as the whole sequence.
+        self.hyper_inputs = hyper.unbind(0)  # T of (B, GH)
+        # (T, B, GN) -> (T, B, G, N) -> T of (G, B, N)
+        self.inputs = main.view(steps, batch, g, n).transpose(1, 2).contiguous().unbind(0)
+        self.recurrent = cell.weight_hh.t()  # (N, GN)
+        self.hyper_main = cell.hyper_weight_ih[:, :n].t()  # (N, GH)
         self.hyper_recurrent = cell.hyper_weight_hh.t()
         self.embed = cell.embed_weight.t()
         self.embed_bias = F.pad(cell.embed_bias, (0, g * cell.embedding_size))
-        self.spread = cell.spread
+        self.spread = cell.spread.split(g)
         self.bias = cell.bias.view(g, 1, n)
         self.cell = cell
 
     def hyper_gates(self, t: int, h: Tensor, hyper_h: Tensor) -> tuple[Tensor, Tensor]:
         """W_h h as (G, B, N), and the hyper cell's gates (B, GH)."""
         g, n = self.cell.gates, self.cell.hidden_size
-        main, hyper = (h @ self.recurrent).split([g * n, g * self.cell.hyper_size], dim=1)
-        hyper = torch.addmm(hyper + self.hyper_inputs[t], hyper_h, self.hyper_recurrent)
+        main = h @ self.recurrent
+        hyper = torch.addmm(self.hyper_inputs[t], h, self.hyper_main)
+        hyper = torch.addmm(hyper, hyper_h, self.hyper_recurrent)
         if self.cell.layer_norm:
             split = hyper.view(-1, g, self.cell.hyper_size)  # (B, GH) -> (B, G, H)
             normed = F.layer_norm(split, split.shape[-1:])
             hyper = torch.addcmul(self.cell.hyper_norm_bias, normed, self.cell.hyper_norm_weight).flatten(1)
         return main.view(-1, g, n).transpose(0, 1), hyper  # (B, GN) -> (B, G, N) -> (G, B, N)
 
-    def gates(self, t: int, recurrent: Tensor, hyper_h: Tensor) -> tuple[Tensor, Tensor]:
-        """The main gates (G, B, N) before their squashing, and the scalings (3G, B, N)."""
+    def gates(self, t: int, recurrent: Tensor, hyper_h: Tensor) -> tuple[Tensor, Scales]:
+        """The main gates (G, B, N) before their squashing, and the scalings."""
         g = self.cell.gates
         z = torch.addmm(self.embed_bias, hyper_h, self.embed)  # (B, 3GZ)
         z = z.view(len(z), 3 * g, -1).transpose(0, 1)  # (B, 3GZ) -> (B, 3G, Z) -> (3G, B, Z)
-        scales = torch.bmm(z, self.spread)  # (3G, B, N)
-        d_h, d_x, shift = scales.split(g)
+        # Three products and not one: each (G, B, N), and no gradient has to be put together again.
+        d_h, d_x, shift = (torch.bmm(own, each) for own, each in zip(z.split(g), self.spread, strict=True))
         gates = torch.addcmul(torch.addcmul(shift + self.bias, d_x, self.inputs[t]), d_h, recurrent)
         if self.cell.layer_norm:
             normed = F.layer_norm(gates, gates.shape[-1:])
             gates = torch.addcmul(self.cell.norm_bias[:, None], normed, self.cell.norm_weight[:, None])
-        return gates, scales
+        return gates, (d_h, d_x, shift)
 
 
 class LSTMHyperCell(HyperCell):
@@ -239,7 +245,7 @@ class LSTMHyperCell(HyperCell):
         keep = 1 - self.recurrent_dropout
         return inputs.new_empty(*inputs.shape[:2], self.hidden_size).bernoulli_(keep).div_(keep)
 
-    def step(self, fixed: _Fixed, t: int, states: States, drop: Tensor | None) -> tuple[States, Tensor]:
+    def step(self, fixed: _Fixed, t: int, states: States, drop: Tensor | None) -> tuple[States, Scales]:
         """One step of both cells."""
         h, c, hyper_h, hyper_c = states
         recurrent, hyper_gates = fixed.hyper_gates(t, h, hyper_h)
@@ -274,7 +280,7 @@ class RNNHyperCell(HyperCell):
             raise InputError(f"nonlinearity must be 'tanh' or 'relu', not {nonlinearity!r}")
         self.nonlinearity = nonlinearity
 
-    def step(self, fixed: _Fixed, t: int, states: States, drop: Tensor | None) -> tuple[States, Tensor]:
+    def step(self, fixed: _Fixed, t: int, states: States, drop: Tensor | None) -> tuple[States, Scales]:
         """One step of both cells."""
         squash = torch.tanh if self.nonlinearity == "tanh" else torch.relu
         h, hyper_h = states

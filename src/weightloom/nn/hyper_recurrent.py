@@ -388,7 +388,7 @@ class HyperLSTMCell(LSTMHyperCell):
 
 
 def check_finite(x: Tensor) -> None:
-    """Raise :class:`InputError` where ``x`` holds numbers that are not finite; a compiled graph does not ask."""
+    """Raise :class:`InputError` where ``x`` has numbers that are not finite; compiled graphs do not ask."""
     if not torch.compiler.is_compiling() and not bool(torch.isfinite(x.detach()).all()):
         raise InputError("input holds numbers that are not finite")
 
