@@ -1,5 +1,6 @@
 """Learned blocks that users may also import alone."""
 
+from weightloom.nn.dynamic import DynamicLinear
 from weightloom.nn.hyper_layers import (
     HyperConv1d,
     HyperConv2d,
@@ -17,6 +18,7 @@ __all__ = [
     "BlockGenerator",
     "CausalTransformer",
     "CoordinateGenerator",
+    "DynamicLinear",
     "HyperConv1d",
     "HyperConv2d",
     "HyperConv3d",
