@@ -1,6 +1,6 @@
 """Target networks on tasks: running, training and fine-tuning many at once."""
 
-from weightloom.fitting.closed_form import closed_form_network
+from weightloom.fitting.closed_form import closed_form_network, discriminant_head
 from weightloom.fitting.finetune import Curve, finetune
 from weightloom.fitting.population import accuracy, initial_flats, recalibrate, run_networks
 from weightloom.fitting.train import FitSettings, Snapshot, fit_population
@@ -11,6 +11,7 @@ __all__ = [
     "Snapshot",
     "accuracy",
     "closed_form_network",
+    "discriminant_head",
     "finetune",
     "fit_population",
     "initial_flats",

@@ -40,6 +40,24 @@ def closed_form_network(
     images = support.flatten(0, 1)  # (C, S, ...) -> (C*S, ...)
     measured = recalibrate(spec, flat[None], images)[0]
     features = trunk_features(spec, measured, images).unflatten(0, (classes, shots))  # (C, S, H)
+    weight, bias = discriminant_head(features, shrinkage)
+    if head_rms is not None:
+        factor = head_rms / weight.square().mean().sqrt().clamp_min(1e-8)
+        weight, bias = weight * factor, bias * factor
+    layout = layout_of(spec)
+    state = layout.unflatten(measured)
+    head = next(layer for layer in layout.layers if layer.kind == "head")
+    state[head.slots[0].name] = weight
+    state[head.slots[1].name] = bias
+    return layout.flatten(state)
+
+
+def discriminant_head(features: Tensor, shrinkage: float = SHRINKAGE) -> tuple[Tensor, Tensor]:
+    """Weight (C, H) and bias (C,) of linear discriminant analysis on features (C, S, H), differentiable.
+
+    With one example a class there is no spread within classes; distances are then plain ones.
+    """
+    classes, shots = features.shape[:2]
     means = features.mean(1)  # (C, H)
     inner = (features - means[:, None]).flatten(0, 1)  # (C*S, H)
     covariance = inner.T @ inner / max(1, classes * (shots - 1))
@@ -51,12 +69,4 @@ def closed_form_network(
     middle = means.mean(0)
     weight = torch.linalg.solve(shrunk, (means - middle).T).T  # (C, H)
     bias = -0.5 * ((means + middle) * weight).sum(1)  # (C,)
-    if head_rms is not None:
-        factor = head_rms / weight.square().mean().sqrt().clamp_min(1e-8)
-        weight, bias = weight * factor, bias * factor
-    layout = layout_of(spec)
-    state = layout.unflatten(measured)
-    head = next(layer for layer in layout.layers if layer.kind == "head")
-    state[head.slots[0].name] = weight
-    state[head.slots[1].name] = bias
-    return layout.flatten(state)
+    return weight, bias

@@ -29,8 +29,8 @@ from weightloom.nn.weight_generators import BlockGenerator, CoordinateGenerator,
 GeneratorKind = Literal["blocks", "coordinates"]
 
 
-class _HyperLayer(nn.Module):
-    """What the layers below share: ``embedding`` (K, Z), the constant ``scale``, and the generator."""
+class HyperLayer(nn.Module):
+    """What all generated layers share: ``embedding`` (K, Z), the constant ``scale``, and the generator."""
 
     weight_shape: tuple[int, ...]
     embedding: nn.Parameter
@@ -83,7 +83,7 @@ class _HyperLayer(nn.Module):
             self.scale.copy_(size)
 
 
-class HyperConv2d(_HyperLayer, nn.Conv2d):
+class HyperConv2d(HyperLayer, nn.Conv2d):
     """A 2-d convolution whose kernel is generated: K = scale * generator(embedding).
 
     Takes the arguments of :class:`torch.nn.Conv2d`, and after them
@@ -116,7 +116,7 @@ class HyperConv2d(_HyperLayer, nn.Conv2d):
         return self._conv_forward(input, self.generate(), self.bias)
 
 
-class HyperConv1d(_HyperLayer, nn.Conv1d):
+class HyperConv1d(HyperLayer, nn.Conv1d):
     """A 1-d convolution whose kernel is generated; arguments as :class:`HyperConv2d`."""
 
     def __init__(self, *args: Any, generator: WeightGenerator | None = None, **options: Any) -> None:
@@ -129,7 +129,7 @@ class HyperConv1d(_HyperLayer, nn.Conv1d):
         return self._conv_forward(input, self.generate(), self.bias)
 
 
-class HyperConv3d(_HyperLayer, nn.Conv3d):
+class HyperConv3d(HyperLayer, nn.Conv3d):
     """A 3-d convolution whose kernel is generated; arguments as :class:`HyperConv2d`."""
 
     def __init__(self, *args: Any, generator: WeightGenerator | None = None, **options: Any) -> None:
@@ -142,7 +142,7 @@ class HyperConv3d(_HyperLayer, nn.Conv3d):
         return self._conv_forward(input, self.generate(), self.bias)
 
 
-class HyperLinear(_HyperLayer, nn.Linear):
+class HyperLinear(HyperLayer, nn.Linear):
     """A linear layer whose matrix is generated; the arguments of :class:`torch.nn.Linear`, then as above.
 
     Example:
@@ -162,13 +162,13 @@ class HyperLinear(_HyperLayer, nn.Linear):
 
 
 # The plain layer that each replaces. A subclass may compute something else, so only these very types are.
-REPLACED: dict[type[nn.Module], type[_HyperLayer]] = {
+REPLACED: dict[type[nn.Module], type[HyperLayer]] = {
     nn.Conv1d: HyperConv1d,
     nn.Conv2d: HyperConv2d,
     nn.Conv3d: HyperConv3d,
     nn.Linear: HyperLinear,
 }
-PLAIN: dict[type[_HyperLayer], type[nn.Module]] = {hyper: plain for plain, hyper in REPLACED.items()}
+PLAIN: dict[type[HyperLayer], type[nn.Module]] = {hyper: plain for plain, hyper in REPLACED.items()}
 
 
 def hyperize(
@@ -249,7 +249,7 @@ def materialize(module: nn.Module) -> nn.Module:
     """
     plain = copy.deepcopy(module)
     made: dict[nn.Module, nn.Module] = {
-        layer: _plain_layer(layer) for layer in plain.modules() if isinstance(layer, _HyperLayer)
+        layer: _plain_layer(layer) for layer in plain.modules() if isinstance(layer, HyperLayer)
     }
     if not made:
         raise InputError("the module has no generated layer to materialize")
@@ -341,7 +341,7 @@ def _settings(layer: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
     }
 
 
-def _hyper_layer(layer: nn.Module, generator: WeightGenerator) -> _HyperLayer:
+def _hyper_layer(layer: nn.Module, generator: WeightGenerator) -> HyperLayer:
     weight = layer.weight
     assert isinstance(weight, Tensor)
     arguments, options = _settings(layer)
@@ -358,7 +358,7 @@ def _hyper_layer(layer: nn.Module, generator: WeightGenerator) -> _HyperLayer:
 
 
 @torch.no_grad()
-def _plain_layer(layer: _HyperLayer) -> nn.Module:
+def _plain_layer(layer: HyperLayer) -> nn.Module:
     arguments, options = _settings(layer)
     plain = PLAIN[type(layer)](*arguments, **options, device="meta")
     weight = nn.Parameter(layer.generate(), requires_grad=layer.embedding.requires_grad)
