@@ -3,6 +3,7 @@
 images: a network and its hyperized copies on MNIST and CIFAR-10, error and parameters.
 text: LSTM, LayerNorm LSTM, HyperLSTM and LayerNorm HyperLSTM of equal size on English text, bits a character.
 speed: HyperLSTM against torch's LSTM and against the equations written out step by step.
+tasks: networks that a static_hypernetwork makes for held-out tasks, beside igpg-tiny and the baselines.
 report: docs/results/hypernetworks.md from the files that the others wrote.
 
 Every run is written to benchmarks/results/hypernetworks-TABLE.json as it ends, and is not done again.
@@ -26,13 +27,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weightloom.architectures import parse_architecture
+from weightloom.architectures import ArchitectureSpec, parse_architecture
+from weightloom.fitting import accuracy
+from weightloom.generators import Generator
+from weightloom.generators.closed_form import ClosedForm
+from weightloom.generators.igpg import IGPG
+from weightloom.generators.load import load_generator
+from weightloom.generators.nearest import NearestCheckpoint
 from weightloom.io import read_json, write_bytes, write_json, write_text
 from weightloom.io.cache import cache_dir
 from weightloom.nn import HyperLSTM, hyperize
 from weightloom.seeding import seed_for, torch_generator
 from weightloom.tasks import parse_task
 from weightloom.tasks.sources import npm_archives
+from weightloom.training.run import held_out_populations
+from weightloom.zoo import Record, Zoo
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -368,6 +377,46 @@ def clock(model: nn.Module) -> dict[str, Any]:
     return {"forward": forward, "forward_and_backward": both}
 
 
+# ------------------------------------------------------------------------------------ tasks
+
+
+def tasks(seeds: int, zoo: str, generator: str) -> None:
+    """Test accuracy of one made network for held-out tasks, six of every architecture and kind of task."""
+    static, igpg = load_generator(generator), load_generator("igpg-tiny")
+    assert isinstance(igpg, IGPG)
+    methods: dict[str, Generator] = {
+        "static_hypernetwork": static,
+        "igpg-tiny": igpg,
+        "closed form": ClosedForm.from_igpg(igpg),
+        "nearest checkpoint": NearestCheckpoint.from_igpg(igpg),
+    }
+    table = Table("tasks", {"tasks": 6, "shots": 16, "test_images": 1000})
+    for seed in range(seeds):
+        for population in held_out_populations(Zoo(zoo)):
+            records = {record.task: record for record in population.records if record.final}
+            order = torch.randperm(len(records), generator=torch_generator("benchmark", len(records)))[:6]
+            chosen = [records[sorted(records)[n]] for n in order.tolist()]
+            split = chosen[0].split
+            for name, method in methods.items():
+                table.add(
+                    f"{name}; {split}; {population.spec}, seed {seed}",
+                    lambda m=method, p=population, c=chosen, s=seed: made_for(m, p.spec, c, s),
+                )
+
+
+def made_for(method: Generator, spec: ArchitectureSpec, records: list[Record], seed: int) -> dict[str, Any]:
+    """Mean accuracy over the tasks of ``records``, and that of their trained checkpoints."""
+    found = []
+    for record in records:
+        task = record.parsed_task()
+        sample = method.generate(spec, support=task.support(16, seed=100 + seed), seed=seed)
+        data = task.data("test")
+        rows = torch.randperm(len(data), generator=torch_generator("benchmark", str(task)))[:1000]
+        found.append(float(accuracy(spec, sample.flat[None], *data.batch(rows))[0]))
+    trained = statistics.fmean(record.accuracy or 0.0 for record in records)
+    return {"accuracy": statistics.fmean(found), "trained": trained, "tasks": len(records)}
+
+
 # ------------------------------------------------------------------------------------ the page
 
 
@@ -410,9 +459,11 @@ def report() -> None:
         ("images", "Static hypernetworks on images", _images_table),
         ("text", "Dynamic hypernetworks on text", _text_table),
         ("speed", "Speed of HyperLSTM", _speed_table),
+        ("tasks", "Networks for held-out tasks", _tasks_table),
     ]
     for name, title, make in parts:
-        lines += [f"## {title}", "", f"`python benchmarks/hypernetworks.py {name}`", ""]
+        zoo = " --zoo runs/zoo-tiny --generator runs/static-tiny" if name == "tasks" else ""
+        lines += [f"## {title}", "", f"`python benchmarks/hypernetworks.py {name}{zoo}`", ""]
         there = (RESULTS / f"hypernetworks-{name}.json").exists()
         lines += [*(make() if there else ["not measured yet"]), ""]
     write_text(ROOT / "docs" / "results" / "hypernetworks.md", "\n".join(lines).rstrip() + "\n")
@@ -484,14 +535,47 @@ def _speed_table() -> list[str]:
     return lines
 
 
+def _tasks_table() -> list[str]:
+    settings, found = collect("tasks", "accuracy")
+    lines = [
+        *paragraph(
+            "The generator of `recipes/static-tiny.yaml`, trained on tasks of the zoo of "
+            "`recipes/zoo-tiny.yaml` that "
+            f"are not held out, without its checkpoints. Accuracy on {settings['test_images']:,} "
+            f"test images, "
+            f"{settings['shots']} examples a class, means over architectures, {settings['tasks']} "
+            f"tasks of each kind "
+            "and the seeds of the examples. *trained* are the zoo's own checkpoints of these tasks."
+        ),
+    ]
+    splits = list(dict.fromkeys(name.split("; ")[1] for name in found))
+    lines += ["| | " + " | ".join(splits) + " |", "|---" + "|--:" * len(splits) + "|"]
+    for method in dict.fromkeys(name.split("; ")[0] for name in found):
+        lines.append(
+            f"| {method} | " + " | ".join(_mean_of(found, method, s, "accuracy") for s in splits) + " |"
+        )
+    first = next(iter(found)).split("; ")[0]
+    lines.append("| trained | " + " | ".join(_mean_of(found, first, s, "trained") for s in splits) + " |")
+    return lines
+
+
+def _mean_of(found: dict[str, list[dict[str, Any]]], method: str, split: str, value: str) -> str:
+    chosen = [row for name, rows in found.items() if name.split("; ")[:2] == [method, split] for row in rows]
+    return f"{statistics.fmean(row[value] for row in chosen):.3f}"
+
+
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("table", choices=("images", "text", "speed", "report"))
+    parser.add_argument("table", choices=("images", "text", "speed", "tasks", "report"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, help="images 600, text 2000")
     parser.add_argument("--depth", type=int, default=14, help="of the residual network: 8, 14, 20, ...")
     parser.add_argument("--budget", type=int, default=130_000, help="parameters of a character model")
+    parser.add_argument("--zoo", default="runs/zoo-tiny", help="built from recipes/zoo-tiny.yaml")
+    parser.add_argument(
+        "--generator", default="runs/static-tiny", help="trained from recipes/static-tiny.yaml"
+    )
     options = parser.parse_args()
     if options.table == "images":
         images(options.seeds, options.steps or 600, options.depth)
@@ -499,6 +583,8 @@ def main() -> None:
         text(options.seeds, options.steps or 2000, options.budget)
     elif options.table == "speed":
         speed(options.seeds)
+    elif options.table == "tasks":
+        tasks(options.seeds, options.zoo, options.generator)
     else:
         report()
 

@@ -152,8 +152,8 @@ class StaticHypernetwork(nn.Module, Generator):
     ) -> tuple[Tensor, Tensor]:
         """Cross-entropy and accuracy of the network made from ``support`` (C, S, ...).
 
-        On ``queries`` (B, ...) with ``labels`` (B,). Differentiable in all that is learned: through the head's
-        closed form, the body's weights, their embeddings and the task's vector.
+        On ``queries`` (B, ...) with ``labels`` (B,). Differentiable in all that is learned: through the
+        head's closed form, the body's weights, their embeddings and the task's vector.
         """
         body = self.bodies[str(self._number(spec))]
         classes, shots = support.shape[:2]
