@@ -385,6 +385,31 @@ def test_files_copies_and_precision(model, tmp_path):
     assert torch.allclose(model.bfloat16()(x.bfloat16())[0].float(), other(x)[0], atol=0.1)
 
 
+def test_lower_precision_by_autocast(model):
+    x = torch.randn(T, B, I)
+    wanted = model(x)[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, state = model(x)
+        found.float().sum().backward()
+        rest, _ = model(x, state)
+    assert torch.allclose(found.float(), wanted, atol=0.05) and bool(torch.isfinite(rest).all())
+
+
+def test_many_models_at_once_under_vmap():
+    models = [moved(HyperLSTM(I, N, layer_norm=True, **OPTIONS)) for _ in range(3)]
+    parameters, buffers = torch.func.stack_module_state(models)
+    x = torch.randn(T, B, I)
+
+    def run(p, b):
+        return torch.func.functional_call(models[0], (p, b), (x,))[0]
+
+    found = torch.func.vmap(run)(parameters, buffers)
+    for one, model in zip(found, models, strict=True):
+        assert torch.allclose(one, model(x)[0], atol=1e-6)
+    own = torch.func.vmap(lambda each: models[0](each)[0])(torch.randn(2, T, B, I))
+    assert own.shape == (2, T, B, N)
+
+
 def test_compile_and_export():
     torch.manual_seed(0)
     model, x = moved(HyperLSTM(I, N, layer_norm=True, bidirectional=True, **OPTIONS)), torch.randn(3, B, I)
