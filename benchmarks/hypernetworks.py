@@ -569,8 +569,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("table", choices=("images", "text", "speed", "tasks", "report"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, help="images 600, text 2000")
-    parser.add_argument("--depth", type=int, default=14, help="of the residual network: 8, 14, 20, ...")
+    parser.add_argument("--steps", type=int, help="images 400, text 2000")
+    parser.add_argument("--depth", type=int, default=8, help="of the residual network: 8, 14, 20, ...")
     parser.add_argument("--budget", type=int, default=130_000, help="parameters of a character model")
     parser.add_argument("--zoo", default="runs/zoo-tiny", help="built from recipes/zoo-tiny.yaml")
     parser.add_argument(
@@ -578,7 +578,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     if options.table == "images":
-        images(options.seeds, options.steps or 600, options.depth)
+        images(options.seeds, options.steps or 400, options.depth)
     elif options.table == "text":
         text(options.seeds, options.steps or 2000, options.budget)
     elif options.table == "speed":
