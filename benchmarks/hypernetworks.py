@@ -4,7 +4,6 @@ images: a network and its hyperized copies on MNIST and CIFAR-10, error and para
 text: LSTM, LayerNorm LSTM, HyperLSTM and LayerNorm HyperLSTM of equal size on English text, bits a character.
 speed: HyperLSTM against torch's LSTM and against the equations written out step by step.
 tasks: networks that a static_hypernetwork makes for held-out tasks, beside igpg-tiny and the baselines.
-report: docs/results/hypernetworks.md from the files that the others wrote.
 
 Every run is written to benchmarks/results/hypernetworks-TABLE.json as it ends, and is not done again.
 Sizes and steps are small, for two cores; raise them with the options.
@@ -17,7 +16,6 @@ import math
 import platform
 import statistics
 import tarfile
-import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,21 +25,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weightloom.architectures import ArchitectureSpec, parse_architecture
+from weightloom.architectures import parse_architecture
 from weightloom.fitting import accuracy
 from weightloom.generators import Generator
 from weightloom.generators.closed_form import ClosedForm
 from weightloom.generators.igpg import IGPG
 from weightloom.generators.load import load_generator
 from weightloom.generators.nearest import NearestCheckpoint
-from weightloom.io import read_json, write_bytes, write_json, write_text
+from weightloom.io import read_json, read_yaml, write_bytes, write_json
 from weightloom.io.cache import cache_dir
 from weightloom.nn import HyperLSTM, hyperize
 from weightloom.seeding import seed_for, torch_generator
-from weightloom.tasks import parse_task
+from weightloom.tasks import DatasetTask, TaskSampler, parse_task
 from weightloom.tasks.sources import npm_archives
-from weightloom.training.run import held_out_populations
-from weightloom.zoo import Record, Zoo
+from weightloom.zoo import ZooRecipe
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -270,7 +267,7 @@ def corpus() -> tuple[Tensor, Tensor, int]:
     return *(torch.tensor([letters[c] for c in text]) for text in (seen, held)), len(letters)
 
 
-def fit_text(core: str, budget: int, steps: int, length: int, seed: int) -> dict[str, Any]:
+def fit_text(core: str, budget: int, steps: int, length: int, rate: float, seed: int) -> dict[str, Any]:
     """Train on pieces that follow each other, states carried along; bits a character on held-out text."""
     train, held, alphabet = corpus()
     hidden = of_size(core, alphabet, budget)
@@ -278,7 +275,7 @@ def fit_text(core: str, budget: int, steps: int, length: int, seed: int) -> dict
         torch.manual_seed(seed_for("hypernetworks", "text", seed))
         model = CharacterModel(core, alphabet, hidden)
         start_alike(model)
-    optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
+    optimiser = torch.optim.Adam(model.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     starts = torch.randint(len(train) - steps * length - 1, (32,), generator=torch_generator("text", seed))
     state: Any = None
@@ -305,14 +302,17 @@ def fit_text(core: str, budget: int, steps: int, length: int, seed: int) -> dict
     return {"hidden": hidden, "parameters": count(model), "bits": total / pieces / math.log(2)}
 
 
-def text(seeds: int, steps: int, budget: int) -> None:
+def text(seeds: int, steps: int, budget: int, rate: float) -> None:
     """All cores, seed by seed."""
     length = 50
     settings = {"steps": steps, "batch": 32, "length": length, "budget": budget, "corpus": CORPUS, **HYPER}
     table = Table("text", settings)
     for seed in range(seeds):
         for core in CORES:
-            table.add(f"{core}, seed {seed}", lambda c=core, s=seed: fit_text(c, budget, steps, length, s))
+            table.add(
+                f"{core}, rate {rate}, seed {seed}",
+                lambda c=core, s=seed: fit_text(c, budget, steps, length, rate, s),
+            )
 
 
 # ------------------------------------------------------------------------------------ speed
@@ -380,8 +380,8 @@ def clock(model: nn.Module) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------ tasks
 
 
-def tasks(seeds: int, zoo: str, generator: str) -> None:
-    """Test accuracy of one made network for held-out tasks, six of every architecture and kind of task."""
+def tasks(seeds: int, generator: str) -> None:
+    """Test accuracy of one made network for held-out tasks of the zoo's recipe, four of every kind."""
     static, igpg = load_generator(generator), load_generator("igpg-tiny")
     assert isinstance(igpg, IGPG)
     methods: dict[str, Generator] = {
@@ -390,189 +390,43 @@ def tasks(seeds: int, zoo: str, generator: str) -> None:
         "closed form": ClosedForm.from_igpg(igpg),
         "nearest checkpoint": NearestCheckpoint.from_igpg(igpg),
     }
-    table = Table("tasks", {"tasks": 6, "shots": 16, "test_images": 1000})
+    recipe = read_yaml(ROOT / "recipes" / "zoo-tiny.yaml", ZooRecipe)
+    table = Table("tasks", {"tasks": 4, "shots": 16, "test_images": 1000})
     for seed in range(seeds):
-        for population in held_out_populations(Zoo(zoo)):
-            records = {record.task: record for record in population.records if record.final}
-            order = torch.randperm(len(records), generator=torch_generator("benchmark", len(records)))[:6]
-            chosen = [records[sorted(records)[n]] for n in order.tolist()]
-            split = chosen[0].split
-            for name, method in methods.items():
-                table.add(
-                    f"{name}; {split}; {population.spec}, seed {seed}",
-                    lambda m=method, p=population, c=chosen, s=seed: made_for(m, p.spec, c, s),
-                )
+        for split in ("held-out-subset", "held-out-order", "held-out-transform"):
+            for classes in (10, 4):
+                sampler = TaskSampler(
+                    datasets=list(recipe.datasets), salt=recipe.salt, split=split, classes=(classes, classes),
+                    size=recipe.size, channels=recipe.channels,
+                )  # fmt: skip
+                drawn = [sampler.task(number) for number in range(4)]
+                for text in recipe.architectures:
+                    for name, method in methods.items():
+                        table.add(
+                            f"{name}; {split}; {classes} classes; {text}, seed {seed}",
+                            lambda m=method, t=text, d=drawn, s=seed: made_for(m, t, d, s),
+                        )
 
 
-def made_for(method: Generator, spec: ArchitectureSpec, records: list[Record], seed: int) -> dict[str, Any]:
-    """Mean accuracy over the tasks of ``records``, and that of their trained checkpoints."""
+def made_for(method: Generator, text: str, drawn: list[DatasetTask], seed: int) -> dict[str, Any]:
+    """Mean accuracy over the tasks."""
     found = []
-    for record in records:
-        task = record.parsed_task()
-        sample = method.generate(spec, support=task.support(16, seed=100 + seed), seed=seed)
+    for task in drawn:
+        sample = method.generate(text, support=task.support(16, seed=100 + seed), seed=seed)
         data = task.data("test")
         rows = torch.randperm(len(data), generator=torch_generator("benchmark", str(task)))[:1000]
-        found.append(float(accuracy(spec, sample.flat[None], *data.batch(rows))[0]))
-    trained = statistics.fmean(record.accuracy or 0.0 for record in records)
-    return {"accuracy": statistics.fmean(found), "trained": trained, "tasks": len(records)}
-
-
-# ------------------------------------------------------------------------------------ the page
-
-
-def collect(name: str, value: str) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
-    """Settings, and the rows of each variant over its seeds."""
-    held = read_json(RESULTS / f"hypernetworks-{name}.json")
-    found: dict[str, list[dict[str, Any]]] = {}
-    for key, row in held["rows"].items():
-        assert value in row
-        found.setdefault(key.rpartition(", seed ")[0], []).append(row)
-    return held["settings"], found
-
-
-def spread(rows: list[dict[str, Any]], value: str, form: Callable[[float], str]) -> str:
-    """Mean ± standard deviation of ``value``."""
-    values = [row[value] for row in rows]
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{form(statistics.fmean(values))} ± {form(deviation)}"
-
-
-def paragraph(words: str) -> list[str]:
-    """Lines of a paragraph, and the empty one after it."""
-    return [*textwrap.wrap(words, 110, break_long_words=False, break_on_hyphens=False), ""]
-
-
-def report() -> None:
-    """docs/results/hypernetworks.md; a table without its file is said to be not measured."""
-    lines = [
-        "# Results of hypernetworks",
-        "",
-        *paragraph(
-            "Written by `python benchmarks/hypernetworks.py report` from "
-            "`benchmarks/results/hypernetworks-*.json`. "
-            "Sizes are small, for two CPU cores: read them as first figures, not as a repetition "
-            "of the paper's. "
-            "± is the standard deviation over the seeds."
-        ),
-    ]
-    parts: list[tuple[str, str, Callable[[], list[str]]]] = [
-        ("images", "Static hypernetworks on images", _images_table),
-        ("text", "Dynamic hypernetworks on text", _text_table),
-        ("speed", "Speed of HyperLSTM", _speed_table),
-        ("tasks", "Networks for held-out tasks", _tasks_table),
-    ]
-    for name, title, make in parts:
-        zoo = " --zoo runs/zoo-tiny --generator runs/static-tiny" if name == "tasks" else ""
-        lines += [f"## {title}", "", f"`python benchmarks/hypernetworks.py {name}{zoo}`", ""]
-        there = (RESULTS / f"hypernetworks-{name}.json").exists()
-        lines += [*(make() if there else ["not measured yet"]), ""]
-    write_text(ROOT / "docs" / "results" / "hypernetworks.md", "\n".join(lines).rstrip() + "\n")
-
-
-def _images_table() -> list[str]:
-    settings, found = collect("images", "error")
-    lines = [
-        *paragraph(
-            f"Adam, cosine, batches of {settings['batch']}; MNIST {2 * settings['steps']:,} steps "
-            f"with the paper's "
-            f"small network (its second kernel is generated), CIFAR-10 {settings['steps']:,} "
-            f"steps with a residual "
-            f"network of depth {settings['depth']} and width 16 (all 3 x 3 kernels but the first "
-            f"are generated). "
-            f"Error on {settings['test_images']:,} test images. The number beside *blocks* is the "
-            f"width of an "
-            "embedding."
-        ),
-        "| network | parameters | error | seeds |",
-        "|---|--:|--:|--:|",
-    ]
-    for name, rows in found.items():
-        error = spread(rows, "error", lambda v: f"{100 * v:.2f}")
-        lines.append(f"| {name} | {rows[0]['parameters']:,} | {error} % | {len(rows)} |")
-    return lines
-
-
-def _text_table() -> list[str]:
-    settings, found = collect("text", "bits")
-    lines = [
-        *paragraph(
-            f"{settings['corpus'].rpartition('@')[0]} (10.8 million characters, one address in "
-            f"ten held out), at "
-            f"most {settings['budget']:,} parameters each, {settings['steps']:,} steps of 32 pieces of "
-            f"{settings['length']} characters "
-            f"({settings['steps'] * 32 * settings['length'] / 1e6:.1f} million in "
-            "all), the same for all. Bits a character on 192,000 held-out characters."
-        ),
-        "| core | units | parameters | bits a character | seeds | CPU seconds a run |",
-        "|---|--:|--:|--:|--:|--:|",
-    ]
-    for name, rows in found.items():
-        seconds = statistics.fmean(row["cpu_seconds"] for row in rows)
-        lines.append(
-            f"| {name} | {rows[0]['hidden']} | {rows[0]['parameters']:,} | "
-            f"{spread(rows, 'bits', lambda v: f'{v:.3f}')} | {len(rows)} | {seconds:.0f} |"
-        )
-    return lines
-
-
-def _speed_table() -> list[str]:
-    settings, found = collect("speed", "forward")
-    base = statistics.fmean(row["forward_and_backward"] for row in found["torch LSTM"])
-    lines = [
-        *paragraph(
-            f"CPU seconds on one thread, the best of {settings['repeats']}: {settings['steps']} steps, batch "
-            f"{settings['batch']}, {settings['inputs']} inputs, {settings['hidden']} units, "
-            f"{settings['hyper']} units "
-            "in the hyper cell."
-        ),
-        "| | forward | forward and backward | over torch's LSTM |",
-        "|---|--:|--:|--:|",
-    ]
-    for name, rows in found.items():
-        both = statistics.fmean(row["forward_and_backward"] for row in rows)
-        forward = statistics.fmean(row["forward"] for row in rows)
-        lines.append(f"| {name} | {forward:.2f} | {both:.2f} | {both / base:.2f} |")
-    return lines
-
-
-def _tasks_table() -> list[str]:
-    settings, found = collect("tasks", "accuracy")
-    lines = [
-        *paragraph(
-            "The generator of `recipes/static-tiny.yaml`, trained on tasks of the zoo of "
-            "`recipes/zoo-tiny.yaml` that "
-            f"are not held out, without its checkpoints. Accuracy on {settings['test_images']:,} "
-            f"test images, "
-            f"{settings['shots']} examples a class, means over architectures, {settings['tasks']} "
-            f"tasks of each kind "
-            "and the seeds of the examples. *trained* are the zoo's own checkpoints of these tasks."
-        ),
-    ]
-    splits = list(dict.fromkeys(name.split("; ")[1] for name in found))
-    lines += ["| | " + " | ".join(splits) + " |", "|---" + "|--:" * len(splits) + "|"]
-    for method in dict.fromkeys(name.split("; ")[0] for name in found):
-        lines.append(
-            f"| {method} | " + " | ".join(_mean_of(found, method, s, "accuracy") for s in splits) + " |"
-        )
-    first = next(iter(found)).split("; ")[0]
-    lines.append("| trained | " + " | ".join(_mean_of(found, first, s, "trained") for s in splits) + " |")
-    return lines
-
-
-def _mean_of(found: dict[str, list[dict[str, Any]]], method: str, split: str, value: str) -> str:
-    chosen = [row for name, rows in found.items() if name.split("; ")[:2] == [method, split] for row in rows]
-    return f"{statistics.fmean(row[value] for row in chosen):.3f}"
+        found.append(float(accuracy(sample.architecture, sample.flat[None], *data.batch(rows))[0]))
+    return {"accuracy": statistics.fmean(found), "tasks": len(found)}
 
 
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("table", choices=("images", "text", "speed", "tasks", "report"))
+    parser.add_argument("table", choices=("images", "text", "speed", "tasks"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, help="images 400, text 2000")
     parser.add_argument("--depth", type=int, default=8, help="of the residual network: 8, 14, 20, ...")
     parser.add_argument("--budget", type=int, default=130_000, help="parameters of a character model")
-    parser.add_argument("--zoo", default="runs/zoo-tiny", help="built from recipes/zoo-tiny.yaml")
     parser.add_argument(
         "--generator", default="runs/static-tiny", help="trained from recipes/static-tiny.yaml"
     )
@@ -580,13 +434,11 @@ def main() -> None:
     if options.table == "images":
         images(options.seeds, options.steps or 400, options.depth)
     elif options.table == "text":
-        text(options.seeds, options.steps or 2000, options.budget)
+        text(options.seeds, options.steps or 2000, options.budget, options.rate)
     elif options.table == "speed":
         speed(options.seeds)
-    elif options.table == "tasks":
-        tasks(options.seeds, options.zoo, options.generator)
     else:
-        report()
+        tasks(options.seeds, options.generator)
 
 
 if __name__ == "__main__":
