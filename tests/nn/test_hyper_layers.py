@@ -210,6 +210,20 @@ def test_one_layer_and_layers_by_hand():
     assert HyperConv1d(3, 4, 3, generator=generator).weight.shape == (4, 3, 3)
 
 
+def test_layers_start_anew_and_only_the_owner_resets_the_generator():
+    first = HyperConv2d(4, 4, 3, **SMALL)
+    second = HyperConv2d(4, 4, 3, bias=False, generator=first.weight_generator)
+    before = {k: v.clone() for k, v in first.state_dict().items()}
+    kept = second.embedding.detach().clone()
+    second.reset_parameters()
+    assert not torch.equal(second.embedding, kept)
+    assert all(torch.equal(before[k], v) for k, v in first.state_dict().items())
+    first.reset_parameters()
+    moved = {k for k, v in first.state_dict().items() if not torch.equal(before[k], v)}
+    assert {"embedding", "bias", "generator.project.weight", "generator.out.weight"} == moved
+    assert float(first.bias.detach().abs().max()) <= 36**-0.5
+
+
 def test_frozen_layers_stay_frozen():
     module = build()
     module.requires_grad_(False)

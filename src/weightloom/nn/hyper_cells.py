@@ -20,7 +20,7 @@ that of the step itself, and so do these cells. The constant that is added to fo
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 import torch
@@ -48,7 +48,7 @@ class Scan(NamedTuple):
     scales: Tensor | None
 
 
-class HyperCell(nn.Module):
+class HyperCell(nn.Module, ABC):
     """The parameters that all cells here have, their initialisation, and what a step has in common."""
 
     gates: int

@@ -64,6 +64,19 @@ class HyperLayer(nn.Module):
         """The weight, made anew; gradients go into the embedding and the generator."""
         return self.scale * self.weight_generator(self.embedding, self.weight_shape)
 
+    def reset_parameters(self) -> None:
+        """New embeddings and bias; a new generator too where this layer holds it. The scale stays."""
+        if "embedding" not in self._parameters:  # torch's constructor asks before there is one
+            super().reset_parameters()  # type: ignore[misc]
+            return
+        nn.init.normal_(self.embedding)
+        if "generator" in self._modules:
+            self.weight_generator.reset_parameters()
+        bias = self._parameters["bias"]
+        if bias is not None:
+            bound = math.prod(self.weight_shape[1:]) ** -0.5  # as torch's own layers do
+            nn.init.uniform_(bias, -bound, bound)
+
     def __getattr__(self, name: str) -> Any:
         # Code around a layer may read its weight; torch asks here for whatever is not registered.
         if name == "weight" and "embedding" in self.__dict__.get("_parameters", {}):

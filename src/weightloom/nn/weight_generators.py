@@ -42,6 +42,10 @@ class WeightGenerator(nn.Module, ABC):
         """How many embeddings K a weight of ``shape`` is made from. Raises InputError where it cannot be."""
 
     @abstractmethod
+    def reset_parameters(self) -> None:
+        """Start anew: weights of unit variance for embeddings of unit variance."""
+
+    @abstractmethod
     def forward(self, embeddings: Tensor, shape: Sequence[int]) -> Tensor:
         """(K, Z) embeddings to a weight of ``shape``, contiguous."""
 
