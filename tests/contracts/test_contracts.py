@@ -36,6 +36,7 @@ from weightloom.generators.kde import KernelDensity
 from weightloom.generators.load import load_generator
 from weightloom.generators.nearest import NearestCheckpoint
 from weightloom.generators.random_init import RandomInit
+from weightloom.generators.static_hypernetwork import StaticHypernetwork, StaticHypernetworkConfig
 from weightloom.tasks import SupportSet, parse_task
 from weightloom.tokenizers import WeightTokenizer, architecture_key, load_tokenizer, tokenizers
 from weightloom.weights import WeightStatistics, layout_of
@@ -76,6 +77,7 @@ GENERATORS = {
     "average": Promise(lambda: AverageCheckpoint.from_igpg(tiny_igpg()), draws=False, needs_examples=True),
     "closed-form": Promise(lambda: ClosedForm.from_igpg(tiny_igpg()), draws=False, needs_examples=True),
     "kde": Promise(lambda: KernelDensity.from_igpg(tiny_igpg(), share=1.0), draws=True, needs_examples=True),
+    "static_hypernetwork": Promise(lambda: tiny_static(), draws=False, needs_examples=True, saves=True),
 }
 
 
@@ -147,6 +149,14 @@ def tiny_igpg() -> IGPG:
     classes = torch.stack([described[i // 3] for i in range(6)])
     model.fingerprint = Fingerprint(model.tokenizer, [FingerprintGroup(spec, codes, classes, rows)])
     return model
+
+
+@cache
+def tiny_static() -> StaticHypernetwork:
+    config = StaticHypernetworkConfig(embedding_size=3, block=4, task_size=4, image_features=8, image_width=8)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        return moved(StaticHypernetwork(config, tiny_igpg().validity, name="tiny")).eval()
 
 
 @cache
@@ -505,6 +515,9 @@ def likelihood(model: torch.nn.Module, spec: ArchitectureSpec, without: tuple[st
 
     A new kind of learned generator adds its own branch.
     """
+    if isinstance(model, StaticHypernetwork):
+        support = examples()
+        return model.episode_loss(spec, support.images, *support.flat())[0]
     assert isinstance(model, IGPG), f"say how {type(model).__name__} learns"
     support = examples().images
     words = F.normalize(torch.randn(TEXT_WIDTH, generator=torch.Generator().manual_seed(0)), dim=0)

@@ -17,7 +17,7 @@ from weightloom.errors import DataUnavailableError
 from weightloom.generators.load import load_generator
 from weightloom.io import read_yaml
 from weightloom.tasks import dataset_info
-from weightloom.training.recipe import GeneratorRecipe, PlainRecipe
+from weightloom.training.recipe import GeneratorRecipe, PlainRecipe, StaticHypernetworkRecipe
 from weightloom.training.run import check_recipe, train_recipe
 from weightloom.zoo import ZooRecipe, build_zoo
 from weightloom.zoo.build import _jobs
@@ -28,12 +28,16 @@ RAW = {file.stem: yaml.safe_load(file.read_text()) for file in FILES}
 ZOOS = sorted(name for name, raw in RAW.items() if raw["kind"] == "zoo")
 GENERATORS = sorted(name for name, raw in RAW.items() if raw["kind"] == "generator")
 STAGED = [name for name in GENERATORS if RAW[name]["generator"] == "igpg"]
-"""Generators that are trained stage by stage; the others make themselves from a zoo."""
+"""Generators that are trained stage by stage."""
+STATIC = [name for name in GENERATORS if RAW[name]["generator"] == "static_hypernetwork"]
+"""Generators that are trained on episodes; the others make themselves from a zoo."""
 
 
 def model_of(name):
     if name in ZOOS:
         return ZooRecipe
+    if name in STATIC:
+        return StaticHypernetworkRecipe
     return GeneratorRecipe if name in STAGED else PlainRecipe
 
 
@@ -109,9 +113,12 @@ def shrunk_zoo(name):
 def shrunk_generator(name):
     """The same stages and sizes of models, with next to no tasks, steps or images."""
     raw = copy.deepcopy(RAW[name])
+    loop = {"steps": 2, "log_every": 1, "save_every": 2}
+    if name in STATIC:
+        tasks = {classes: 1 for classes in raw["tasks"] if classes <= 10}
+        return {**raw, "tasks": tasks, "shots": 2, "queries": 8, "loop": {**raw["loop"], **loop}}
     if name not in STAGED:
         return raw
-    loop = {"steps": 2, "log_every": 1, "save_every": 2}
     raw["encoder"] |= {"tasks_at_once": 1, "shots": 2, "queries": 8}
     raw["tokenizer"] |= {"networks": 2, "images": 8}
     raw["prior"] |= {"wordings": 1, "supports": 1, "evaluate_every": 2}

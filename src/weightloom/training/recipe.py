@@ -105,6 +105,20 @@ class PlainRecipe(_Strict):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
+class StaticHypernetworkRecipe(_Strict):
+    """A static hypernetwork, trained on episodes of ``tasks`` (by class count) of a zoo's recipe."""
+
+    kind: Literal["generator"]
+    generator: Literal["static_hypernetwork"]
+    name: Name
+    seed: int = 0
+    config: dict[str, Any] = Field(default_factory=dict)
+    tasks: Annotated[TaskCounts, Field(min_length=1)]
+    shots: Annotated[int, Field(ge=2, le=1024)] = 8
+    queries: Annotated[int, Field(ge=2, le=65536)] = 64
+    loop: LoopRecipe
+
+
 class GeneratorRecipe(_Strict):
     """A generator trained on a zoo, stage by stage: dataset encoder, weight tokenizer, prior."""
 

@@ -19,6 +19,7 @@ from weightloom.generators import Generator, Validity, generators
 from weightloom.generators.backbones import build_backbone
 from weightloom.generators.fingerprint import Fingerprint, FingerprintGroup
 from weightloom.generators.igpg import IGPG, IGPGConfig
+from weightloom.generators.static_hypernetwork import StaticHypernetwork
 from weightloom.io import dump_json, load_tensors, read_json, read_yaml, save_tensors, write_json
 from weightloom.seeding import seed_for, torch_generator
 from weightloom.tasks import DatasetTask, Task, TaskSampler
@@ -30,7 +31,13 @@ from weightloom.training.encoder import EncoderObjective
 from weightloom.training.igpg import PriorObjective, PriorSettings
 from weightloom.training.loop import Progress, run_loop
 from weightloom.training.memories import make_memories
-from weightloom.training.recipe import GeneratorKind, GeneratorRecipe, PlainRecipe
+from weightloom.training.recipe import (
+    GeneratorKind,
+    GeneratorRecipe,
+    PlainRecipe,
+    StaticHypernetworkRecipe,
+)
+from weightloom.training.static_hypernetwork import train_static_hypernetwork
 from weightloom.training.tokenizer import (
     Population,
     TokenizerObjective,
@@ -55,7 +62,8 @@ def train_recipe(
 ) -> Generator:
     """Train every stage of the recipe that ``out`` does not hold yet; the generator is saved in ``out``.
 
-    A kind of generator other than IGPG is made by its own ``from_zoo(zoo, name=..., **options)``.
+    IGPG and the static hypernetwork are trained; another kind of generator is made by its own
+    ``from_zoo(zoo, name=..., **options)``.
 
     Raises:
         SpecError: the recipe makes no sense.
@@ -67,6 +75,9 @@ def train_recipe(
     kind = read_yaml(recipe_path, GeneratorKind).generator
     if kind == IGPG.kind:
         return train_generator(read_yaml(recipe_path, GeneratorRecipe), Zoo(zoo), Path(out), progress)
+    if kind == StaticHypernetwork.kind:
+        static = read_yaml(recipe_path, StaticHypernetworkRecipe)
+        return train_static_hypernetwork(static, Zoo(zoo), Path(out), progress)
     family = generators.get(kind)
     if not hasattr(family, "from_zoo") or not hasattr(family, "save_pretrained"):
         raise SpecError(
