@@ -31,10 +31,13 @@ from weightloom.generators import Generator, Sampling, Validity, generators
 from weightloom.generators.average import AverageCheckpoint
 from weightloom.generators.closed_form import ClosedForm
 from weightloom.generators.fingerprint import Fingerprint, FingerprintGroup
+from weightloom.generators.gaussian import GaussianWeights
 from weightloom.generators.igpg import IGPG, IGPGConfig
+from weightloom.generators.interpolation import AlignedInterpolation, Interpolation
 from weightloom.generators.kde import KernelDensity
 from weightloom.generators.load import load_generator
 from weightloom.generators.nearest import NearestCheckpoint
+from weightloom.generators.noisy import NoisyCheckpoint
 from weightloom.generators.random_init import RandomInit
 from weightloom.tasks import SupportSet, parse_task
 from weightloom.tokenizers import WeightTokenizer, architecture_key, load_tokenizer, tokenizers
@@ -76,6 +79,12 @@ GENERATORS = {
     "average": Promise(lambda: AverageCheckpoint.from_igpg(tiny_igpg()), draws=False, needs_examples=True),
     "closed-form": Promise(lambda: ClosedForm.from_igpg(tiny_igpg()), draws=False, needs_examples=True),
     "kde": Promise(lambda: KernelDensity.from_igpg(tiny_igpg(), share=1.0), draws=True, needs_examples=True),
+    "gaussian": Promise(lambda: GaussianWeights.from_igpg(tiny_igpg()), draws=True, needs_examples=True),
+    "noisy": Promise(lambda: NoisyCheckpoint.from_igpg(tiny_igpg()), draws=True, needs_examples=True),
+    "interpolation": Promise(lambda: Interpolation.from_igpg(tiny_igpg()), draws=True, needs_examples=True),
+    "aligned-interpolation": Promise(
+        lambda: AlignedInterpolation.from_igpg(tiny_igpg()), draws=True, needs_examples=True
+    ),
 }
 
 
