@@ -17,7 +17,7 @@ from weightloom.errors import DataUnavailableError
 from weightloom.generators.load import load_generator
 from weightloom.io import read_yaml
 from weightloom.tasks import dataset_info
-from weightloom.training.recipe import GeneratorRecipe, PlainRecipe
+from weightloom.training.recipe import DiffusionRecipe, GeneratorRecipe, PlainRecipe
 from weightloom.training.run import check_recipe, train_recipe
 from weightloom.zoo import ZooRecipe, build_zoo
 from weightloom.zoo.build import _jobs
@@ -28,12 +28,16 @@ RAW = {file.stem: yaml.safe_load(file.read_text()) for file in FILES}
 ZOOS = sorted(name for name, raw in RAW.items() if raw["kind"] == "zoo")
 GENERATORS = sorted(name for name, raw in RAW.items() if raw["kind"] == "generator")
 STAGED = [name for name in GENERATORS if RAW[name]["generator"] == "igpg"]
-"""Generators that are trained stage by stage; the others make themselves from a zoo."""
+"""Priors that are trained stage by stage."""
+DIFFUSIONS = [name for name in GENERATORS if RAW[name]["generator"] == "diffusion"]
+"""Diffusions, trained stage by stage too; the others make themselves from a zoo."""
 
 
 def model_of(name):
     if name in ZOOS:
         return ZooRecipe
+    if name in DIFFUSIONS:
+        return DiffusionRecipe
     return GeneratorRecipe if name in STAGED else PlainRecipe
 
 
@@ -109,11 +113,18 @@ def shrunk_zoo(name):
 def shrunk_generator(name):
     """The same stages and sizes of models, with next to no tasks, steps or images."""
     raw = copy.deepcopy(RAW[name])
-    if name not in STAGED:
+    if name not in STAGED + DIFFUSIONS:
         return raw
     loop = {"steps": 2, "log_every": 1, "save_every": 2}
     raw["encoder"] |= {"tasks_at_once": 1, "shots": 2, "queries": 8}
     raw["tokenizer"] |= {"networks": 2, "images": 8}
+    if name in DIFFUSIONS:
+        raw["denoiser"] |= {"wordings": 1, "supports": 1, "evaluate_every": 2}
+        raw["denoiser"].setdefault("objective", {}).update({"networks": 2, "queries": 4})
+        raw["encoder"]["tasks"] = {classes: 1 for classes in raw["encoder"]["tasks"] if classes <= 10}
+        for part in ("encoder", "tokenizer", "denoiser"):
+            raw[part]["loop"] = {**raw[part]["loop"], **loop}
+        return raw
     raw["prior"] |= {"wordings": 1, "supports": 1, "evaluate_every": 2}
     raw["prior"].setdefault("objective", {}).update({"networks": 2, "queries": 4})
     for part, field in (("encoder", "tasks"), ("prior", "fresh")):
