@@ -53,11 +53,12 @@ def test_the_nearest_mixture_is_found():
     stream = torch.Generator().manual_seed(0)
     columns = torch.randn(6, 500, generator=stream)
     weights = torch.tensor([0.5, 0.3, 0.2, 0, 0, 0])
-    distance, largest = _mixture(columns, weights @ columns)
+    distance, largest, _ = _mixture(columns, weights @ columns)
     assert distance < 1e-3 and largest == pytest.approx(0.5, abs=1e-3)
     # Outside: the nearest point of the simplex, checked against many others.
     one = torch.randn(500, generator=stream)
-    distance, largest = _mixture(columns, one)
+    distance, largest, structure = _mixture(columns, one)
+    assert structure >= 0
     tries = torch.distributions.Dirichlet(torch.ones(6)).sample((2000,))
     others = (tries @ columns - one).square().mean(1).sqrt()
     assert distance <= float(others.min()) + 1e-6 and 0 < largest < 1
@@ -120,6 +121,27 @@ def test_verdicts(distance, hull, weight, wanted):
     found = verdict_of(one, USUAL, accuracy=0.9, trained=0.92, chance=0.1)
     assert found == wanted and found in VERDICTS and f"{found}:" in RULE
     assert verdict_of(one, USUAL, accuracy=0.3, trained=0.92, chance=0.1) == "fails"
+
+
+def test_structure_tells_training_from_noise():
+    """Checkpoints vary in five directions of five hundred; what varies there too is not noise."""
+    stream = torch.Generator().manual_seed(0)
+    directions = torch.randn(5, 500, generator=stream)
+    columns = torch.randn(40, 5, generator=stream) @ directions + 0.1 * torch.randn(40, 500, generator=stream)
+    noise = torch.randn(500, generator=stream)
+    beyond = 9 * directions[0] + 0.1 * noise
+    assert _mixture(columns, columns[3] + 2 * noise)[2] < 1.6
+    assert _mixture(columns, beyond)[2] > 5
+
+
+def test_where_one_checkpoint_always_explains_most_structure_decides():
+    crowded = Usual(distance=1.0, distance_before=1.0, hull=0.9, largest_weight=0.97, structure=1.6)
+    options = {"accuracy": 0.9, "trained": 0.9, "chance": 0.1}
+    for structure, wanted in ((1.02, "retrieves"), (1.5, "novel")):
+        one = Novelty(1.0, 1.0, 0, 0.95, 0.95, structure)
+        assert verdict_of(one, crowded, **options) == wanted
+        assert verdict_of(one, USUAL, **options) == "retrieves"  # elsewhere the weight says enough
+    assert verdict_of(Novelty(0.1, 0.1, 0, 0.1, 0.99, 1.5), crowded, **options) == "retrieves"
 
 
 def test_the_same_errors_are_a_copy_wherever_the_weights_are():

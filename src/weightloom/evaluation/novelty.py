@@ -1,12 +1,14 @@
 """How new is a network? Distances to the training checkpoints it may come from, and what they say together.
 
-Four numbers of a network against a set of checkpoints, each also taken of every checkpoint against the
+Numbers of a network against a set of checkpoints, each also taken of every checkpoint against the
 others, which says what is usual:
 
 - *distance* to the nearest checkpoint, after permutation alignment;
 - *hull*: distance to the nearest mixture of checkpoints (weights that are not negative and sum to one);
 - *largest weight* of a checkpoint in that mixture: a copy has 1 whatever noise lies on top of it, because
   noise in thousands of dimensions is orthogonal to every other checkpoint; an average of k has 1/k;
+- *structure* of what the mixture leaves over: how much of it lies in directions that the checkpoints vary in,
+  over what chance gives. Noise has 1; what training adds has more where networks share their start;
 - *overlap* of wrong answers, |A and B| / |A or B|, with the most alike checkpoint.
 
 Distances are root mean squares over trainable parameters in units of the zoo's spread, tensor by tensor
@@ -36,6 +38,8 @@ LEAST = 3
 """Checkpoints without which nothing can be said of what is usual."""
 
 _CANDIDATES = 8
+_TELLING = 1.2
+"""Structure below which what training leaves over cannot be told from noise."""
 _SUM = 1e3
 """How much the sum of a mixture's weights counts against its distance."""
 
@@ -52,6 +56,7 @@ class Novelty:
     nearest: int
     hull: float
     largest_weight: float
+    structure: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,7 @@ class Usual:
     distance_before: float
     hull: float
     largest_weight: float
+    structure: float = 1.0
 
     def to_json(self) -> dict[str, float]:
         """Plain numbers."""
@@ -145,7 +151,7 @@ class Checkpoints:
                 (self._common[rows], common[number]),
                 (aligned, scaled[number]),
             )
-            hull, weight = min(_mixture(columns, one) for columns, one in frames)
+            hull, weight, structure = min(_mixture(columns, one) for columns, one in frames)
             found.append(
                 Novelty(
                     distance=float(after.min()),
@@ -153,6 +159,7 @@ class Checkpoints:
                     nearest=likely[int(after.argmin())],
                     hull=hull,
                     largest_weight=weight,
+                    structure=structure,
                 )
             )
             step()
@@ -172,6 +179,7 @@ class Checkpoints:
             distance_before=middle("distance_before"),
             hull=middle("hull"),
             largest_weight=middle("largest_weight", 0.95),
+            structure=middle("structure"),
         )
 
 
@@ -180,8 +188,10 @@ def _rms(differences: Tensor) -> Tensor:
     return differences.square().mean(1).sqrt()
 
 
-def _mixture(columns: Tensor, one: Tensor) -> tuple[float, float]:
-    """Distance from ``one`` (Q,) to the nearest mixture of ``columns`` (N, Q), and its largest weight."""
+def _mixture(columns: Tensor, one: Tensor) -> tuple[float, float, float]:
+    """Distance from ``one`` (Q,) to the nearest mixture of ``columns`` (N, Q), its largest weight, and the
+    structure of what is left.
+    """
     from scipy.optimize import nnls
 
     apart = (columns - one).double() / len(one) ** 0.5
@@ -191,7 +201,17 @@ def _mixture(columns: Tensor, one: Tensor) -> tuple[float, float]:
     ones = torch.full((1, len(columns)), _SUM, dtype=torch.float64)
     weights, _ = nnls(torch.cat([root.T, ones]).numpy(), [0.0] * len(columns) + [_SUM], maxiter=50 * len(one))
     share = torch.from_numpy(weights / weights.sum())
-    return float((apart.T @ share).norm()), float(share.max())
+    left = apart.T @ share  # (Q,)
+    distance = float(left.norm())
+    if distance < 1e-6:
+        return distance, float(share.max()), 1.0
+    # The part of what is left that lies among the directions of the columns around their mean.
+    around = apart - apart.mean(0)
+    values, vectors = torch.linalg.eigh(around @ around.T)
+    kept = values > 1e-8 * values[-1].clamp_min(1e-30)
+    along = (vectors[:, kept].T @ (around @ left)).square() / values[kept]
+    by_chance = distance**2 * int(kept.sum()) / len(one)
+    return distance, float(share.max()), float(along.sum() / by_chance)
 
 
 # ------------------------------------------------------------------------------------- behaviour
@@ -228,9 +248,11 @@ RULE = (
     "fails: accuracy below half-way from chance to the trained networks'. "
     "interpolates: no checkpoint has more than 0.6 of the nearest mixture, and that mixture is nearer than "
     "half of what is usual in the training set. "
-    "retrieves: otherwise, the nearest checkpoint is nearer than half of what is usual, or one checkpoint "
-    "makes up more of the nearest mixture than is usual (at least 0.6, never above 0.9), or the wrong "
-    "answers overlap with a checkpoint's by 0.95 and more than those of any two checkpoints do. "
+    "retrieves: otherwise, the nearest checkpoint is nearer than half of what is usual; or one checkpoint "
+    "makes up more of the nearest mixture than is usual (at least 0.6, never above 0.9), unless the training "
+    "set's own go beyond 0.9 and what is left over has a structure that is usual there (by a third at least) "
+    "and noise has not; or the wrong answers overlap with a checkpoint's by 0.95 and more than those of any "
+    "two checkpoints do. "
     "novel: otherwise."
 )
 """How :func:`verdict_of` decides, in words."""
@@ -262,7 +284,12 @@ def verdict_of(
     if novelty.largest_weight <= 0.6 and novelty.hull < 0.5 * usual.hull:
         return "interpolates"
     limit = min(0.9, max(0.6, usual.largest_weight))
-    if novelty.distance < 0.5 * usual.distance or novelty.largest_weight > limit:
+    if novelty.distance < 0.5 * usual.distance:
+        return "retrieves"
+    # Few checkpoints a task, from a common start: a network trained anew is mostly its task's only one.
+    telling = usual.largest_weight <= 0.9 or usual.structure < _TELLING
+    trained_anew = not telling and novelty.structure > 1 + (usual.structure - 1) / 3
+    if novelty.largest_weight > limit and not trained_anew:
         return "retrieves"
     if overlap is not None and overlap >= 0.95 and overlap > (usual_overlap or 0.0):
         return "retrieves"
