@@ -563,6 +563,7 @@ def denoising_error(model: LatentDiffusion, spec: ArchitectureSpec, without: tup
         [classes, classes, None, None],
         text_width=TEXT_WIDTH,
         shape=(3, classes.shape[1]),
+        prompts=[model.first_guess(spec, examples().images)] * 2 + [None, None],
     ).without(*without)
     x = model.rescale(spec, model.tokenizer.embed_codes(model.tokenizer.encode(spec, networks(spec, 4))))
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from weightloom.conditioning import TEXT_WIDTH, stack_conditions
 from weightloom.errors import CheckpointError, SpecError
-from weightloom.fitting import initial_flats
+from weightloom.fitting import closed_form_network, initial_flats
 from weightloom.generators import Sampling, Validity
 from weightloom.generators.diffusion import DiffusionConfig, LatentDiffusion
 from weightloom.tokenizers import architecture_key
@@ -94,6 +96,7 @@ def test_every_part_of_the_condition_is_heard(make, resolved, support):
         [model.images.describe(support.images)],
         text_width=TEXT_WIDTH,
         shape=(3, 2 * model.config.image_features),
+        prompts=[model.first_guess(spec, support.images)],
     )
     t = torch.tensor([0.5])
     with torch.no_grad():
@@ -105,6 +108,22 @@ def test_every_part_of_the_condition_is_heard(make, resolved, support):
         assert not torch.allclose(
             full, model(model.described(spec, whole), x, torch.tensor([0.9])), atol=1e-5
         )
+
+
+def test_the_first_guess_is_heard_and_is_the_closed_form(make, resolved, support):
+    model, spec = make(), resolved(CNN)
+    condition = model.condition(spec, [None], [support.images])
+    wanted = model.first_guess(spec, support.images)
+    assert torch.equal(condition.prompt[0], wanted) and bool(condition.guessed.all())
+    flat = model.tokenizer.decode(spec, wanted[None])[0]
+    closed = closed_form_network(
+        spec, model.tokenizer.centre(spec), support.images, head_rms=model.tokenizer.head_rms(spec)
+    )
+    assert float(torch.corrcoef(torch.stack([flat, closed]))[0, 1]) > 0.5
+    other = replace(condition, prompt=(condition.prompt + 1) % model.tokenizer.vocabulary)
+    a, b = (model.described(spec, one) for one in (condition, other))
+    assert not torch.allclose(a, b, atol=1e-4)
+    assert model.condition(spec, [None], [None]).prompt is None
 
 
 def test_guidance_goes_beyond_the_conditional_answer(make, resolved, support):

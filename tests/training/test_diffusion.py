@@ -88,12 +88,15 @@ def test_the_functional_loss_reaches_the_denoiser(diffusion):
 def test_what_is_dropped_is_dropped(diffusion):
     _, objective = diffusion(drop_instruction=1.0, drop_dataset=0.0, drop_all=0.0, drop_architecture=1.0)
     tasks = [next(iter(objective.bank.values()))] * 5
-    condition = objective.condition(tasks, torch.Generator().manual_seed(0))
+    spec = objective.populations[0].spec
+    condition = objective.condition(spec, tasks, torch.Generator().manual_seed(0))
     assert not bool(condition.has_instruction.any()) and bool(condition.has_classes.all())
+    assert bool(condition.guessed.all())
     assert not condition.has_architecture
     _, objective = diffusion(drop_all=1.0)
-    condition = objective.condition(tasks, torch.Generator().manual_seed(0))
+    condition = objective.condition(spec, tasks, torch.Generator().manual_seed(0))
     assert not bool(condition.has_instruction.any()) and not bool(condition.has_classes.any())
+    assert not bool(condition.guessed.any())
 
 
 def test_it_learns_the_zoo_by_heart_where_it_can(diffusion, populations):

@@ -2,7 +2,8 @@
 
 The autoencoder is a weight tokenizer (whole networks, token by token); latents are rescaled to unit spread
 before anything is diffused, and held within what a latent can be afterwards. A denoiser that sees all tokens
-of a network is told time, instruction, examples, class and architecture; each but time may be missing, and
+of a network is told time, instruction, examples, class and architecture, and where there are examples the
+latents of a first guess (a closed-form head on the zoo's mean trunk); each but time may be missing, and
 classifier-free guidance goes beyond the conditional answer. Knows nothing of training.
 
 Shapes: B requests, M samples, T tokens of a network, Z latent width, C classes, F features of a class, W
@@ -33,6 +34,7 @@ from weightloom.conditioning import (
 )
 from weightloom.conditioning.architecture import MAX_CLASSES, parameter_key, token_places
 from weightloom.errors import CheckpointError, DataUnavailableError, SpecError, WeightloomError
+from weightloom.fitting import closed_form_network
 from weightloom.generators.base import (
     Generator,
     Request,
@@ -132,6 +134,8 @@ class LatentDiffusion(nn.Module, Generator):
         self.no_instruction = nn.Parameter(torch.zeros(w))
         self.no_dataset = nn.Parameter(torch.zeros(w))
         self.no_architecture = nn.Parameter(torch.zeros(w))
+        self.guess = nn.Linear(z, w)
+        self.no_guess = nn.Parameter(torch.zeros(w))
         self.time = nn.Sequential(nn.Linear(2 * _WAVES, w), nn.SiLU(), nn.Linear(w, w))
         self.denoiser = TokenRefiner(z, z, width=w, depth=config.depth, attention=True)
         # The untrained denoiser adds next to nothing: its samples are Gaussian latents.
@@ -229,7 +233,15 @@ class LatentDiffusion(nn.Module, Generator):
             [None if support is None else self.images.describe(support) for support in supports],
             text_width=TEXT_WIDTH,
             shape=(spec.classes, 2 * self.config.image_features),
+            prompts=[None if support is None else self.first_guess(spec, support) for support in supports],
         )
+
+    @torch.no_grad()
+    def first_guess(self, spec: ArchitectureSpec, support: Tensor) -> Tensor:
+        """(T, D) codes of the closed-form network of a support set (C, S, channels, height, width)."""
+        rms = self.tokenizer.head_rms(spec)
+        flat = closed_form_network(spec, self.tokenizer.centre(spec), support, head_rms=rms)
+        return self.tokenizer.encode(spec, flat[None])[0]
 
     def described(self, spec: ArchitectureSpec, condition: Condition) -> Tensor:
         """(B, T, W): what is known of every token before any noise."""
@@ -246,7 +258,12 @@ class LatentDiffusion(nn.Module, Generator):
         )
         index = chunking.slots.class_index
         own = self.to_head(classes)[:, index.clamp_min(0)] * (index >= 0)[:, None]  # (B, T, W)
-        return tokens + own + (words + self.whole(classes.mean(1)))[:, None]
+        told = tokens + own + (words + self.whole(classes.mean(1)))[:, None]
+        if condition.prompt is None:
+            return told + self.no_guess
+        latents = self.rescale(spec, self.tokenizer.embed_codes(condition.prompt))  # (B, T, Z)
+        guess = self.guess(latents.clamp(-_FAR, _FAR))
+        return told + torch.where(condition.guessed[:, None, None], guess, self.no_guess)
 
     # ---------------------------------------------------------------- denoising
 

@@ -104,7 +104,7 @@ class DiffusionObjective:
         population = self.populations[number]
         rows = torch.randint(len(population.records), (settings.networks,), generator=stream)
         tasks = [self.bank[population.records[row].task] for row in rows.tolist()]
-        condition = self.condition(tasks, stream)
+        condition = self.condition(population.spec, tasks, stream)
         spec, mask = population.spec, model.latent_mask(population.spec)
         x = self.latents[number][rows]  # (B, T, Z)
         if settings.latent_noise:
@@ -119,41 +119,45 @@ class DiffusionObjective:
         if not settings.functional_weight:
             return error, numbers
         implied = model.schedule.clean(noisy, predicted, t) * mask
-        loss, right = self.functional(spec, implied, tasks, t, stream)
+        loss, right = self.functional(spec, implied, tasks, stream)
         numbers |= {"functional": float(loss.detach()), "query_accuracy": right}
         return error + settings.functional_weight * loss, numbers
 
     def functional(
-        self,
-        spec: ArchitectureSpec,
-        implied: Tensor,
-        tasks: list[BankedTask],
-        t: Tensor,
-        stream: torch.Generator,
+        self, spec: ArchitectureSpec, implied: Tensor, tasks: list[BankedTask], stream: torch.Generator
     ) -> tuple[Tensor, float]:
-        """Loss and accuracy of implied networks on train images; from much noise little is implied."""
+        """Loss and accuracy of implied networks on train images, whatever noise they were implied from.
+
+        From noise alone the mean of what fits the condition is implied: it has to work too.
+        """
         flats = self.model.to_flats(spec, implied)
         images, labels = draw_batch([task.data for task in tasks], self.settings.queries, stream)
         answers = run_networks(spec, flats, images, training=True)  # (B, Q, C), statistics of the batch
-        losses = F.cross_entropy(answers.transpose(1, 2), labels, reduction="none").mean(1)  # (B,)
-        right = float((answers.argmax(-1) == labels).float().mean())
-        weight = (1 - t).square()
-        return (weight * losses).sum() / weight.sum().clamp_min(1e-6), right
+        loss = F.cross_entropy(answers.flatten(0, 1), labels.flatten())
+        return loss, float((answers.argmax(-1) == labels).float().mean())
 
-    def condition(self, tasks: list[BankedTask], stream: torch.Generator) -> Condition:
+    def condition(
+        self, spec: ArchitectureSpec, tasks: list[BankedTask], stream: torch.Generator
+    ) -> Condition:
         """One condition a task, wording and support set drawn at random, parts left out at random."""
         settings = self.settings
         words: list[Tensor | None] = []
         classes: list[Tensor | None] = []
+        guesses: list[Tensor | None] = []
         for banked in tasks:
             i = int(torch.randint(len(banked.wordings), (1,), generator=stream))
             j = int(torch.randint(len(banked.supports), (1,), generator=stream))
             bare, silent, blind = torch.rand(3, generator=stream).tolist()
             bare = bare < settings.drop_all
             words.append(None if bare or silent < settings.drop_instruction else banked.wordings[i])
-            classes.append(None if bare or blind < settings.drop_dataset else banked.supports[j])
+            without = bare or blind < settings.drop_dataset
+            classes.append(None if without else banked.supports[j])
+            if spec not in banked.guesses:
+                own = [self.model.first_guess(spec, images) for images in banked.images]
+                banked.guesses[spec] = torch.stack(own)
+            guesses.append(None if without else banked.guesses[spec][j])
         shape = (tasks[0].supports.shape[1], tasks[0].supports.shape[2])
-        stacked = stack_conditions(words, classes, text_width=TEXT_WIDTH, shape=shape)
+        stacked = stack_conditions(words, classes, text_width=TEXT_WIDTH, shape=shape, prompts=guesses)
         if float(torch.rand((), generator=stream)) < settings.drop_architecture:
             stacked = stacked.without("architecture")
         return stacked
