@@ -30,11 +30,15 @@ from weightloom.fitting import initial_flats, run_networks
 from weightloom.generators import Generator, Sampling, Validity, generators
 from weightloom.generators.average import AverageCheckpoint
 from weightloom.generators.closed_form import ClosedForm
+from weightloom.generators.diffusion import DiffusionConfig, LatentDiffusion
 from weightloom.generators.fingerprint import Fingerprint, FingerprintGroup
+from weightloom.generators.gaussian import GaussianWeights
 from weightloom.generators.igpg import IGPG, IGPGConfig
+from weightloom.generators.interpolation import AlignedInterpolation, Interpolation
 from weightloom.generators.kde import KernelDensity
 from weightloom.generators.load import load_generator
 from weightloom.generators.nearest import NearestCheckpoint
+from weightloom.generators.noisy import NoisyCheckpoint
 from weightloom.generators.random_init import RandomInit
 from weightloom.generators.static_hypernetwork import StaticHypernetwork, StaticHypernetworkConfig
 from weightloom.tasks import SupportSet, parse_task
@@ -78,6 +82,13 @@ GENERATORS = {
     "closed-form": Promise(lambda: ClosedForm.from_igpg(tiny_igpg()), draws=False, needs_examples=True),
     "kde": Promise(lambda: KernelDensity.from_igpg(tiny_igpg(), share=1.0), draws=True, needs_examples=True),
     "static_hypernetwork": Promise(lambda: tiny_static(), draws=False, needs_examples=True, saves=True),
+    "diffusion": Promise(lambda: tiny_diffusion(), draws=True, saves=True),
+    "gaussian": Promise(lambda: GaussianWeights.from_igpg(tiny_igpg()), draws=True, needs_examples=True),
+    "noisy": Promise(lambda: NoisyCheckpoint.from_igpg(tiny_igpg()), draws=True, needs_examples=True),
+    "interpolation": Promise(lambda: Interpolation.from_igpg(tiny_igpg()), draws=True, needs_examples=True),
+    "aligned-interpolation": Promise(
+        lambda: AlignedInterpolation.from_igpg(tiny_igpg()), draws=True, needs_examples=True
+    ),
 }
 
 
@@ -157,6 +168,22 @@ def tiny_static() -> StaticHypernetwork:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(4)
         return moved(StaticHypernetwork(config, tiny_igpg().validity, name="tiny")).eval()
+
+
+@cache
+def tiny_diffusion() -> LatentDiffusion:
+    model = tiny_igpg()
+    config = DiffusionConfig(width=16, depth=1, steps=3, channels=1, image_features=16, image_width=8)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        diffusion = LatentDiffusion(config, model.tokenizer, model.validity, name="tiny-diffusion")
+        for name, parameter in diffusion.named_parameters():
+            if not name.startswith("tokenizer."):
+                parameter.data.add_(0.2 * torch.randn_like(parameter))
+    texts = ("cnn(depth=1,width=4)", "mlp(depth=1,width=4)")
+    diffusion.measure_latents({resolved(text): networks(resolved(text)) for text in texts})
+    diffusion.fingerprint = model.fingerprint
+    return diffusion.eval()
 
 
 @cache
@@ -518,6 +545,8 @@ def likelihood(model: torch.nn.Module, spec: ArchitectureSpec, without: tuple[st
     if isinstance(model, StaticHypernetwork):
         support = examples()
         return model.episode_loss(spec, support.images, *support.flat())[0]
+    if isinstance(model, LatentDiffusion):
+        return denoising_error(model, spec, without)
     assert isinstance(model, IGPG), f"say how {type(model).__name__} learns"
     support = examples().images
     words = F.normalize(torch.randn(TEXT_WIDTH, generator=torch.Generator().manual_seed(0)), dim=0)
@@ -537,3 +566,20 @@ def likelihood(model: torch.nn.Module, spec: ArchitectureSpec, without: tuple[st
         )
     assert sampled.shape == codes.shape
     return likely
+
+
+def denoising_error(model: LatentDiffusion, spec: ArchitectureSpec, without: tuple[str, ...]) -> torch.Tensor:
+    words = F.normalize(torch.randn(TEXT_WIDTH, generator=torch.Generator().manual_seed(0)), dim=0)
+    classes = model.images.describe(examples().images)
+    condition = stack_conditions(
+        [words, None, words, None],
+        [classes, classes, None, None],
+        text_width=TEXT_WIDTH,
+        shape=(3, classes.shape[1]),
+        prompts=[model.first_guess(spec, examples().images)[0]] * 2 + [None, None],
+    ).without(*without)
+    x = model.rescale(spec, model.tokenizer.embed_codes(model.tokenizer.encode(spec, networks(spec, 4))))
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    t = model.schedule.times(torch.linspace(0.1, 0.9, 4))
+    noisy, wanted = model.schedule.noisy(x, noise, t)
+    return (model(model.described(spec, condition), noisy, t) - wanted).square().mean()

@@ -17,7 +17,12 @@ from weightloom.errors import DataUnavailableError
 from weightloom.generators.load import load_generator
 from weightloom.io import read_yaml
 from weightloom.tasks import dataset_info
-from weightloom.training.recipe import GeneratorRecipe, PlainRecipe, StaticHypernetworkRecipe
+from weightloom.training.recipe import (
+    DiffusionRecipe,
+    GeneratorRecipe,
+    PlainRecipe,
+    StaticHypernetworkRecipe,
+)
 from weightloom.training.run import check_recipe, train_recipe
 from weightloom.zoo import ZooRecipe, build_zoo
 from weightloom.zoo.build import _jobs
@@ -28,9 +33,11 @@ RAW = {file.stem: yaml.safe_load(file.read_text()) for file in FILES}
 ZOOS = sorted(name for name, raw in RAW.items() if raw["kind"] == "zoo")
 GENERATORS = sorted(name for name, raw in RAW.items() if raw["kind"] == "generator")
 STAGED = [name for name in GENERATORS if RAW[name]["generator"] == "igpg"]
-"""Generators that are trained stage by stage."""
+"""Priors that are trained stage by stage."""
 STATIC = [name for name in GENERATORS if RAW[name]["generator"] == "static_hypernetwork"]
-"""Generators that are trained on episodes; the others make themselves from a zoo."""
+"""Generators that are trained on episodes."""
+DIFFUSIONS = [name for name in GENERATORS if RAW[name]["generator"] == "diffusion"]
+"""Diffusions, trained stage by stage too; the others make themselves from a zoo."""
 
 
 def model_of(name):
@@ -38,6 +45,8 @@ def model_of(name):
         return ZooRecipe
     if name in STATIC:
         return StaticHypernetworkRecipe
+    if name in DIFFUSIONS:
+        return DiffusionRecipe
     return GeneratorRecipe if name in STAGED else PlainRecipe
 
 
@@ -117,10 +126,17 @@ def shrunk_generator(name):
     if name in STATIC:
         tasks = {classes: 1 for classes in raw["tasks"] if classes <= 10}
         return {**raw, "tasks": tasks, "shots": 2, "queries": 8, "loop": {**raw["loop"], **loop}}
-    if name not in STAGED:
+    if name not in STAGED + DIFFUSIONS:
         return raw
     raw["encoder"] |= {"tasks_at_once": 1, "shots": 2, "queries": 8}
     raw["tokenizer"] |= {"networks": 2, "images": 8}
+    if name in DIFFUSIONS:
+        raw["denoiser"] |= {"wordings": 1, "supports": 1, "evaluate_every": 2}
+        raw["denoiser"].setdefault("objective", {}).update({"networks": 2, "queries": 4})
+        raw["encoder"]["tasks"] = {classes: 1 for classes in raw["encoder"]["tasks"] if classes <= 10}
+        for part in ("encoder", "tokenizer", "denoiser"):
+            raw[part]["loop"] = {**raw[part]["loop"], **loop}
+        return raw
     raw["prior"] |= {"wordings": 1, "supports": 1, "evaluate_every": 2}
     raw["prior"].setdefault("objective", {}).update({"networks": 2, "queries": 4})
     for part, field in (("encoder", "tasks"), ("prior", "fresh")):

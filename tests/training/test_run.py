@@ -99,7 +99,7 @@ def test_the_generator_says_what_it_is_valid_for(trained, zoo, populations):
     assert model.validity.input == (1, 8, 8) and model.validity.tasks == ("digits",)
     held = read_json(out / "config.json")
     assert held["kind"] == "igpg" and held["config"]["image_width"] == 8
-    assert {p.name for p in (out / "work").iterdir()} == {"encoder", "tokenizer", "prior"}
+    assert {p.name for p in (out / "work").iterdir()} == {"encoder", "tokenizer", "memories", "prior"}
 
 
 def test_its_fingerprint_is_the_final_checkpoints(trained, populations):
@@ -123,9 +123,9 @@ def test_what_is_trained_is_what_is_used(trained):
     """The encoder and the tokenizer in the generator are those that the first two stages made."""
     model, out = trained
     log = read_json(out / "work" / "prior" / "state.json")["log"]
-    assert log[-1]["step"] == 5 and {"seen_ratio", "unseen_ratio"} <= log[-1].keys()
+    assert log[-1]["step"] == 5 and {"seen_ratio", "validation_sample"} <= log[-1].keys()
     log = read_json(out / "work" / "tokenizer" / "state.json")["log"]
-    assert {"perplexity", "dead_codes", "held_out_rebuilt"} <= log[-1].keys()
+    assert {"perplexity", "dead_codes", "zoo_rebuilt"} <= log[-1].keys()
     assert not any(p.requires_grad for part in (model.images, model.tokenizer) for p in part.parameters())
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from weightloom.architectures import ArchitectureSpec
 from weightloom.conditioning import Condition, SupportEncoder, encode_text, stack_conditions
 from weightloom.conditioning.text import TEXT_WIDTH
+from weightloom.generators.diffusion import LatentDiffusion
 from weightloom.generators.igpg import IGPG
 from weightloom.tasks import DatasetTask, TaskData
 from weightloom.training.loop import Progress
@@ -61,7 +62,7 @@ def build_bank(
 
 
 def banked_condition(
-    model: IGPG,
+    model: IGPG | LatentDiffusion,
     spec: ArchitectureSpec,
     tasks: Sequence[BankedTask],
     generator: torch.Generator,

@@ -45,6 +45,8 @@ class TokenizerRecipe(_Strict):
     networks: Annotated[int, Field(ge=1, le=4096)] = 16
     images: Annotated[int, Field(ge=2, le=65536)] = 64
     functional_weight: Annotated[float, Field(ge=0)] = 1.0
+    input_noise: Annotated[float, Field(ge=0, le=10)] = 0.0
+    latent_noise: Annotated[float, Field(ge=0, le=10)] = 0.0
 
 
 class EncoderRecipe(_Strict):
@@ -130,3 +132,26 @@ class GeneratorRecipe(_Strict):
     tokenizer: TokenizerRecipe
     memories: MemoryRecipe = MemoryRecipe()
     prior: PriorRecipe
+
+
+class DenoiserRecipe(_Strict):
+    """The denoiser of a latent diffusion: sizes and schedule, objective, training."""
+
+    config: dict[str, Any] = Field(default_factory=dict)
+    objective: dict[str, Any] = Field(default_factory=dict)
+    loop: LoopRecipe
+    wordings: Annotated[int, Field(ge=1, le=1000)] = 6
+    supports: Annotated[int, Field(ge=1, le=1000)] = 3
+    evaluate_every: Annotated[int, Field(ge=0)] = 0
+
+
+class DiffusionRecipe(_Strict):
+    """A latent diffusion, stage by stage: dataset encoder, weight tokenizer, denoiser."""
+
+    kind: Literal["generator"]
+    generator: Literal["diffusion"]
+    name: Name
+    seed: int = 0
+    encoder: EncoderRecipe
+    tokenizer: TokenizerRecipe
+    denoiser: DenoiserRecipe

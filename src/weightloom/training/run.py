@@ -14,9 +14,10 @@ from torch import Tensor
 from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.conditioning import SupportEncoder, encode_text
 from weightloom.errors import InputError, SpecError, WeightloomError
-from weightloom.fitting import accuracy, recalibrate
+from weightloom.fitting import accuracy, closed_form_network, recalibrate
 from weightloom.generators import Generator, Validity, generators
 from weightloom.generators.backbones import build_backbone
+from weightloom.generators.diffusion import DiffusionConfig, LatentDiffusion
 from weightloom.generators.fingerprint import Fingerprint, FingerprintGroup
 from weightloom.generators.igpg import IGPG, IGPGConfig
 from weightloom.generators.static_hypernetwork import StaticHypernetwork
@@ -32,6 +33,7 @@ from weightloom.training.igpg import PriorObjective, PriorSettings
 from weightloom.training.loop import Progress, run_loop
 from weightloom.training.memories import make_memories
 from weightloom.training.recipe import (
+    DiffusionRecipe,
     GeneratorKind,
     GeneratorRecipe,
     PlainRecipe,
@@ -73,6 +75,10 @@ def train_recipe(
         TrainingError: a loss stays not finite.
     """
     kind = read_yaml(recipe_path, GeneratorKind).generator
+    if kind == LatentDiffusion.kind:
+        from weightloom.training.diffusion import train_diffusion
+
+        return train_diffusion(read_yaml(recipe_path, DiffusionRecipe), Zoo(zoo), Path(out), progress)
     if kind == IGPG.kind:
         return train_generator(read_yaml(recipe_path, GeneratorRecipe), Zoo(zoo), Path(out), progress)
     if kind == StaticHypernetwork.kind:
@@ -202,11 +208,23 @@ def _tasks(source: dict, counts: dict[int, int], first: int) -> dict[int, list[D
     }
 
 
-def train_encoder(recipe: GeneratorRecipe, source: dict, folder: Path, progress: Progress) -> SupportEncoder:  # type: ignore[type-arg]
+def generator_config(recipe: GeneratorRecipe | DiffusionRecipe) -> IGPGConfig | DiffusionConfig:
+    """The sizes of the generator that a recipe trains, the dataset encoder's among them."""
+    if isinstance(recipe, DiffusionRecipe):
+        return DiffusionConfig(**recipe.denoiser.config)
+    return IGPGConfig(**recipe.prior.config)
+
+
+def train_encoder(
+    recipe: GeneratorRecipe | DiffusionRecipe,
+    source: dict,  # type: ignore[type-arg]
+    folder: Path,
+    progress: Progress,
+) -> SupportEncoder:
     """The dataset encoder, trained on training tasks of the zoo's datasets."""
     settings = recipe.encoder
     tasks = [t for group in _tasks(source, settings.tasks, ENCODER_FIRST).values() for t in group]
-    config = IGPGConfig(**recipe.prior.config)
+    config = generator_config(recipe)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for("encoder", recipe.seed))
         encoder = SupportEncoder(
@@ -228,7 +246,10 @@ def train_encoder(recipe: GeneratorRecipe, source: dict, folder: Path, progress:
 
 
 def train_tokenizer(
-    recipe: GeneratorRecipe, populations: list[Population], folder: Path, progress: Progress
+    recipe: GeneratorRecipe | DiffusionRecipe,
+    populations: list[Population],
+    folder: Path,
+    progress: Progress,
 ) -> WeightTokenizer:
     """The weight tokenizer, trained on the zoo's training checkpoints."""
     done = folder / "trained"
@@ -252,6 +273,8 @@ def train_tokenizer(
         networks=settings.networks,
         images=settings.images,
         functional_weight=settings.functional_weight,
+        input_noise=settings.input_noise,
+        latent_noise=settings.latent_noise,
         seed=recipe.seed,
         steps=settings.loop.steps,
     )
@@ -259,6 +282,8 @@ def train_tokenizer(
     def evaluate(step: int) -> dict[str, float]:
         codes = torch.cat([tokenizer.encode(p.spec, p.flats).flatten(0, 1) for p in populations])
         numbers = dict(tokenizer.health(codes).summary())
+        # The accuracy of rebuilt networks, not only the error of their weights: the one says little of the
+        # other.
         rows = round_trip(tokenizer, populations, limit=3, images=500)
         for key in ("rebuilt", "rebuilt_norms_as_coded"):
             total = sum(float(r["original"]) for r in rows)
@@ -352,7 +377,7 @@ def train_prior(
     except TypeError as error:
         raise SpecError(f"the recipe's objective: {error}") from None
     objective = PriorObjective(model, populations, bank, fresh, objective_settings, seed=recipe.seed)
-    unseen = [task for count in (4, 10) for task in _tasks(source, {count: 5}, VALIDATION_FIRST)[count]]
+    unseen = validation_tasks(source, model.validity)
 
     def evaluate(step: int) -> dict[str, float]:
         return zero_shot_probe(model, populations) | validation_probe(model, unseen)
@@ -374,10 +399,10 @@ def train_prior(
 
 
 def make_fingerprint(
-    model: IGPG,
+    model: IGPG | LatentDiffusion,
     populations: list[Population],
     bank: dict[str, BankedTask],
-    memories: Mapping[ArchitectureSpec, Mapping[str, Tensor]],
+    memories: Mapping[ArchitectureSpec, Mapping[str, Tensor]] | None = None,
 ) -> Fingerprint:
     """Codes, tasks and accuracies of the zoo's final training checkpoints, and what is kept of each task."""
     groups = []
@@ -400,14 +425,14 @@ def make_fingerprint(
                     for r in records
                 ],
                 torch.stack([bank[record.task].wordings.mean(0) for record in records]).half().float(),
-                memories.get(population.spec, {}),
+                (memories or {}).get(population.spec, {}),
             )
         )
     return Fingerprint(model.tokenizer, groups)
 
 
 def zero_shot_probe(
-    model: IGPG, populations: list[Population], *, limit: int = 6, images: int = 500
+    model: Generator, populations: list[Population], *, limit: int = 6, images: int = 500
 ) -> dict[str, float]:
     """Mean accuracy of one sample for a few zoo tasks of every population over that of their checkpoints."""
     made = trained = 0.0
@@ -422,9 +447,20 @@ def zero_shot_probe(
     return {"seen_ratio": made / max(trained, 1e-9)}
 
 
+def validation_tasks(source: dict[str, Any], validity: Validity) -> list[DatasetTask]:
+    """Training tasks that nothing learns from, five of each of a few class counts of the generator."""
+    allowed = range(validity.min_classes, validity.max_classes + 1)
+    counts = [count for count in (4, 10) if count in allowed] or [validity.min_classes]
+    return [
+        task
+        for group in _tasks(source, dict.fromkeys(counts, 5), VALIDATION_FIRST).values()
+        for task in group
+    ]
+
+
 @torch.no_grad()
 def validation_probe(
-    model: IGPG, tasks: list[DatasetTask], *, images: int = 500, samples: int = 2
+    model: IGPG | LatentDiffusion, tasks: list[DatasetTask], *, images: int = 500, samples: int = 2
 ) -> dict[str, float]:
     """Mean accuracy on tasks that nothing learned from: of samples, of the guesses that they start from, and
     of the closed form on the zoo's mean trunk.
@@ -440,7 +476,8 @@ def validation_probe(
             sums["sample"] += float(accuracy(spec, torch.stack([s.flat for s in made]), *batch).mean())
             guess = model.tokenizer.decode(spec, model.first_guess(spec, support.images)[0][None])
             measured = recalibrate(spec, guess, support.images.flatten(0, 1))
-            closed = model.closed_form(spec, support.images)[None]
+            centre, rms = model.tokenizer.centre(spec), model.tokenizer.head_rms(spec)
+            closed = closed_form_network(spec, centre, support.images, head_rms=rms)[None]
             scores = accuracy(spec, torch.cat([measured, closed]), *batch).tolist()
             sums["first_guess"] += scores[0]
             sums["closed_form"] += scores[1]
