@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from weightloom.architectures import architecture_families, architectures, parse_architecture
-from weightloom.architectures.capture import _Builder, _export, capture_graph, copy_with
+from weightloom.architectures.capture import _export, capture_graph, copy_with, graph_of_trace
 from weightloom.architectures.graph import KINDS, NORM_KINDS, WEIGHT_KINDS
 from weightloom.errors import InputError, UnsupportedLayerError
 
@@ -68,7 +68,7 @@ def test_torch_export_gives_the_same_graph(text):
     module, shape = built(text)
     recorded, exported = (
         capture_graph(module, shape),
-        _Builder(module, _export(module, shape)).build(partial=False),
+        graph_of_trace(_export(module, shape), module),
     )
     assert recorded.how == "recorded" and exported.how == "torch.export"
     assert (recorded.nodes, recorded.edges) == (exported.nodes, exported.edges)

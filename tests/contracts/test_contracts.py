@@ -44,6 +44,7 @@ from weightloom.weights import WeightStatistics, layout_of
 
 ARCHITECTURES = {
     "cnn": "cnn(depth=1,width=4)",
+    "deepnet": "deepnet(index=7,width=4)",
     "mlp": "mlp(depth=1,width=4,norm=batch)",
     "mobilenet": "mobilenet(depth=3,width=4)",
     "resnet": "resnet(depth=8,width=2)",

@@ -87,7 +87,30 @@ def capture_graph(module: nn.Module, input: Sequence[int], *, partial: bool = Fa
     for name, tensor in module.named_parameters():
         if is_lazy(tensor):
             raise InputError(f"parameter {name!r} has no shape yet; run the module once on a picture first")
-    return _Builder(module, _trace(module, shape)).build(partial=partial)
+    return graph_of_trace(_trace(module, shape), module, partial=partial)
+
+
+def graph_of_trace(trace: Trace, module: nn.Module, *, partial: bool = False) -> ModuleGraph:
+    """The graph of what happened in ``module``; see :func:`capture_graph`."""
+    parameters = dict(module.named_parameters())
+    builder = GraphBuilder(
+        trace,
+        {name: tuple(p.shape) for name, p in parameters.items()},
+        {name: tuple(b.shape) for name, b in module.named_buffers()},
+    )
+    graph = builder.build({name for name, p in parameters.items() if not p.requires_grad})
+    if not builder.reached:
+        raise InputError(f"the output of {type(module).__name__} does not depend on its picture")
+    if graph.kept and not partial:
+        reasons = dict(graph.kept)
+        layers: dict[str, tuple[str, str, str]] = {}
+        for name in parameters:
+            if name in reasons:
+                path, _, own = name.rpartition(".")
+                owner = type(module.get_submodule(path)).__name__
+                layers.setdefault(path or own, (path or own, owner, reasons[name]))
+        raise UnsupportedLayerError(layers.values())
+    return graph
 
 
 def copy_with(module: nn.Module, tensors: Callable[[str, Tensor, bool], Tensor]) -> nn.Module:
@@ -243,13 +266,17 @@ _TableKind = Callable[[tuple[int, ...]], str]
 """The kind of node that a parameter of some shape becomes."""
 
 
-class _Builder:
+class GraphBuilder:
     """Reads a trace call by call and adds a node where an operation is one."""
 
-    def __init__(self, module: nn.Module, trace: Trace) -> None:
-        self.module, self.trace = module, trace
-        self.shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
-        self.buffer_shapes = {name: tuple(b.shape) for name, b in module.named_buffers()}
+    def __init__(
+        self,
+        trace: Trace,
+        parameters: Mapping[str, tuple[int, ...]],
+        buffers: Mapping[str, tuple[int, ...]],
+    ) -> None:
+        """The shapes of all parameters and buffers by name."""
+        self.trace, self.shapes, self.buffer_shapes = trace, parameters, buffers
         self.nodes: list[GraphNode] = [GraphNode("input", "input")]
         self.edges: set[tuple[int, int]] = set()
         self.values: dict[int, _Value] = {key: _Value(frozenset({0})) for key in trace.inputs}
@@ -257,10 +284,13 @@ class _Builder:
         self.owned: set[str] = set()
         self.refused: dict[str, str] = {}
         self.sharing: dict[int, set[int]] = {}
+        self.reached = False
+        """Whether the output depends on the input."""
 
     # -------------------------------------------------------------------- the whole
 
-    def build(self, *, partial: bool) -> ModuleGraph:
+    def build(self, frozen: Iterable[str] = ()) -> ModuleGraph:
+        """The graph; parameters that no node can hold, and ``frozen`` ones, are in its ``kept``."""
         for call in self.trace.calls:
             value = self.read(call)
             if call.in_place:  # views of the same memory have changed with it
@@ -272,13 +302,9 @@ class _Builder:
                 if ref.memory:
                     self.sharing.setdefault(ref.memory, set()).add(ref.key)
         ends = {n for key in self.trace.outputs for n in self.values.get(key, _CONSTANT).nodes}
-        if not ends:
-            raise InputError(f"the output of {type(self.module).__name__} does not depend on its picture")
-        frozen = {name for name, p in self.module.named_parameters() if not p.requires_grad}
-        for name in frozen & self.owned:
+        self.reached = bool(ends)
+        for name in self.owned.intersection(frozen):
             self.refused.setdefault(name, "frozen (requires_grad=False)")
-        if self.refused and not partial:
-            raise UnsupportedLayerError(self._layers())
         return self._pruned(ends)
 
     def _pruned(self, ends: set[int]) -> ModuleGraph:
@@ -307,17 +333,6 @@ class _Builder:
         return ModuleGraph(
             tuple(nodes), tuple(edges), unused, tuple(sorted(self.refused.items())), self.trace.how
         )
-
-    def _layers(self) -> list[tuple[str, str, str]]:
-        """(name, class, reason) of every layer that holds a refused parameter."""
-        found: dict[str, tuple[str, str, str]] = {}
-        for name in self.shapes:
-            if name in self.refused:
-                path, _, own = name.rpartition(".")
-                owner = self.module.get_submodule(path)
-                where = path or own
-                found.setdefault(where, (where, type(owner).__name__, self.refused[name]))
-        return list(found.values())
 
     # -------------------------------------------------------------------- nodes
 
@@ -513,24 +528,26 @@ class _Builder:
         return self.through(arguments, call)._replace(probabilities=True)
 
 
-_HANDLERS: dict[str, Callable[[_Builder, Mapping[str, Any], Call], _Value]] = {
-    **dict.fromkeys(("conv1d", "conv2d", "linear"), _Builder.weight),
-    **dict.fromkeys(("addmm", "mm", "matmul", "bmm", "baddbmm", "einsum"), _Builder.product),
-    **dict.fromkeys(("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm"), _Builder.norm),
-    **dict.fromkeys(("add", "sub"), _Builder.add),
-    **dict.fromkeys(("mul", "div"), _Builder.multiply),
-    "addcmul": _Builder.scaled_sum,
-    **dict.fromkeys(("cat", "concat", "concatenate", "stack"), _Builder.concat),
+_HANDLERS: dict[str, Callable[[GraphBuilder, Mapping[str, Any], Call], _Value]] = {
+    **dict.fromkeys(("conv1d", "conv2d", "linear"), GraphBuilder.weight),
+    **dict.fromkeys(("addmm", "mm", "matmul", "bmm", "baddbmm", "einsum"), GraphBuilder.product),
+    **dict.fromkeys(
+        ("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm"), GraphBuilder.norm
+    ),
+    **dict.fromkeys(("add", "sub"), GraphBuilder.add),
+    **dict.fromkeys(("mul", "div"), GraphBuilder.multiply),
+    "addcmul": GraphBuilder.scaled_sum,
+    **dict.fromkeys(("cat", "concat", "concatenate", "stack"), GraphBuilder.concat),
     **dict.fromkeys(
         (
             *(f"{kind}_pool{n}d" for kind in ("max", "avg", "adaptive_avg", "adaptive_max") for n in (1, 2)),
             *(f"max_pool{n}d_with_indices" for n in (1, 2)),
         ),
-        _Builder.pool,
+        GraphBuilder.pool,
     ),
-    **dict.fromkeys(("mean",), _Builder.mean),
-    **dict.fromkeys(("softmax", "_softmax"), _Builder.softmax),
-    **dict.fromkeys(("scaled_dot_product_attention",), _Builder.attention),
+    **dict.fromkeys(("mean",), GraphBuilder.mean),
+    **dict.fromkeys(("softmax", "_softmax"), GraphBuilder.softmax),
+    **dict.fromkeys(("scaled_dot_product_attention",), GraphBuilder.attention),
 }
 
 
