@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +24,8 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from weightloom.architectures.graph import GraphNode, GraphTensor, ModuleGraph, Shape4
-from weightloom.errors import InputError, UnsupportedLayerError
+from weightloom.architectures.spec import ArchitectureSpec
+from weightloom.errors import InputError, SpecError, UnsupportedLayerError
 
 _BATCH = 2  # a batch of one is a special case to torch.export and to some modules
 
@@ -88,6 +90,23 @@ def capture_graph(module: nn.Module, input: Sequence[int], *, partial: bool = Fa
         if is_lazy(tensor):
             raise InputError(f"parameter {name!r} has no shape yet; run the module once on a picture first")
     return graph_of_trace(_trace(module, shape), module, partial=partial)
+
+
+@lru_cache(maxsize=1024)
+def graph_of(spec: ArchitectureSpec) -> ModuleGraph:
+    """The graph of a resolved spec: its own where its family can emit one, else captured; made once.
+
+    Raises:
+        SpecError: classes or input are undecided.
+    """
+    emit = getattr(spec, "graph", None)
+    if emit is not None:
+        return emit()  # type: ignore[no-any-return]
+    if spec.classes is None or spec.input is None:
+        raise SpecError(f"{spec} does not say its classes and input; resolve it with a task")
+    with torch.device("meta"):
+        module = spec.build()
+    return capture_graph(module, spec.input)
 
 
 def graph_of_trace(trace: Trace, module: nn.Module, *, partial: bool = False) -> ModuleGraph:

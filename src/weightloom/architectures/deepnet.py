@@ -47,8 +47,8 @@ class Instruction:
 
     Attributes:
         op: ``conv``, ``linear``, ``batch_norm``, ``layer_norm``, ``position``, ``relu`` (the activation),
-            ``max_pool``, ``avg_pool``, ``sum``, ``concat``, ``gate``, ``attend``, ``global_avg`` (keeps the map),
-            or ``flatten``.
+            ``max_pool``, ``avg_pool``, ``sum``, ``concat``, ``gate``, ``attend``, ``global_avg`` (keeps
+            the map), or ``flatten``.
         reads: indices of states; state 0 is the picture, state i + 1 is what instruction i gives.
         shape: (channels, height, width) of what it gives; (features,) after ``flatten``.
         options: sizes of the primitive.
