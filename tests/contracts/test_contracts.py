@@ -526,9 +526,8 @@ def likelihood(model: torch.nn.Module, spec: ArchitectureSpec, without: tuple[st
     """
     if isinstance(model, GHN):
         images, labels = examples().flat()
-        graph = graph_of(spec if "architecture" in without else resolved("resnet(depth=8,width=4)"))
         built = spec if "architecture" in without else resolved("resnet(depth=8,width=4)")
-        (weights,) = model([graph])
+        (weights,) = model([graph_of(built)])
         return F.cross_entropy(torch.func.functional_call(built.initialise(0), weights, (images,)), labels)
     assert isinstance(model, IGPG), f"say how {type(model).__name__} learns"
     support = examples().images

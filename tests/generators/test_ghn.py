@@ -1,4 +1,4 @@
-"""GHN: any module in, a copy with predicted weights out; exact, refused in one sentence, or listed as kept."""
+"""GHN: any module in, a copy with predicted weights out; exact, refused in a sentence, or listed as kept."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ generators: Registry[type[Generator]] = Registry("generator")
 
 MAX_SAMPLES = 4096
 
-ANY_ARCHITECTURE = "*"
+ANY_ARCHITECTURE = "any architecture"
 """In a validity's architectures: every one that can be built."""
 
 

@@ -128,7 +128,7 @@ class GHN(nn.Module, Generator):
     """A graph hypernetwork. Nothing is drawn: every seed gives the same weights.
 
     Example:
-        >>> validity = Validity(architectures=("*",), input=(3, 8, 8), min_classes=2, max_classes=2)
+        >>> validity = make_validity((3, 8, 8), 2)
         >>> model = GHN(GHNConfig(classes=2, width=8, block=8, kernel=3), validity)
         >>> net = nn.Sequential(nn.Conv2d(3, 20, 3), nn.BatchNorm2d(20), nn.Flatten(), nn.Linear(720, 2))
         >>> sample = model.generate(net)

@@ -101,3 +101,18 @@ class GeneratorRecipe(_Strict):
     encoder: EncoderRecipe
     tokenizer: TokenizerRecipe
     prior: PriorRecipe
+
+
+class GHNRecipe(_Strict):
+    """A graph hypernetwork, trained on one task's images and on random architectures; it needs no zoo."""
+
+    kind: Literal["generator"]
+    generator: Literal["ghn"]
+    name: Name
+    seed: int = 0
+    task: str
+    config: dict[str, Any] = Field(default_factory=dict)
+    objective: dict[str, Any] = Field(default_factory=dict)
+    loop: LoopRecipe
+    evaluate_every: Annotated[int, Field(ge=0)] = 0
+    evaluate_networks: Annotated[int, Field(ge=1, le=1000)] = 8

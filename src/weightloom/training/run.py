@@ -16,6 +16,7 @@ from weightloom.fitting import accuracy
 from weightloom.generators import Generator, Validity, generators
 from weightloom.generators.backbones import build_backbone
 from weightloom.generators.fingerprint import Fingerprint, FingerprintGroup
+from weightloom.generators.ghn import GHN
 from weightloom.generators.igpg import IGPG, IGPGConfig
 from weightloom.io import dump_json, read_json, read_yaml, write_json
 from weightloom.seeding import seed_for, torch_generator
@@ -25,9 +26,10 @@ from weightloom.tokenizers.base import round_to_half
 from weightloom.tokenizers.fsq import FSQTokenizer
 from weightloom.training.bank import BankedTask, build_bank
 from weightloom.training.encoder import EncoderObjective
+from weightloom.training.ghn import train_ghn
 from weightloom.training.igpg import PriorObjective, PriorSettings
 from weightloom.training.loop import Progress, run_loop
-from weightloom.training.recipe import GeneratorKind, GeneratorRecipe, PlainRecipe
+from weightloom.training.recipe import GeneratorKind, GeneratorRecipe, GHNRecipe, PlainRecipe
 from weightloom.training.tokenizer import (
     Population,
     TokenizerObjective,
@@ -45,20 +47,30 @@ ENCODER_FIRST = 2_000_000
 
 
 def train_recipe(
-    recipe_path: str | Path, zoo: str | Path, out: str | Path, progress: Progress = lambda *_: None
+    recipe_path: str | Path,
+    zoo: str | Path | None,
+    out: str | Path,
+    progress: Progress = lambda *_: None,
 ) -> Generator:
     """Train every stage of the recipe that ``out`` does not hold yet; the generator is saved in ``out``.
 
-    A kind of generator other than IGPG is made by its own ``from_zoo(zoo, name=..., **options)``.
+    A graph hypernetwork learns from a dataset and takes no zoo. A kind of generator other than these two is
+    made by its own ``from_zoo(zoo, name=..., **options)``.
 
     Raises:
         SpecError: the recipe makes no sense.
         UnknownNameError: no generator of that kind.
-        InputError: ``out`` holds stages of another recipe or zoo.
+        InputError: ``out`` holds stages of another recipe or zoo, or there is no zoo to learn from.
         CheckpointError: the zoo or a stage's files are broken.
         TrainingError: a loss stays not finite.
     """
     kind = read_yaml(recipe_path, GeneratorKind).generator
+    if kind == GHN.kind:
+        from_task = read_yaml(recipe_path, GHNRecipe)
+        _claim(Path(out) / "work" / "ghn", _of_ghn(from_task))
+        return train_ghn(from_task, Path(out), progress)
+    if zoo is None:
+        raise InputError(f"a {kind!r} generator learns from a zoo; name one with --zoo")
     if kind == IGPG.kind:
         return train_generator(read_yaml(recipe_path, GeneratorRecipe), Zoo(zoo), Path(out), progress)
     family = generators.get(kind)
@@ -153,6 +165,13 @@ def _origins(recipe: GeneratorRecipe, source: dict[str, Any]) -> dict[str, dict[
         "prior": {key: said[key] for key in ("encoder", "tokenizer", "prior")} | {"zoo": source},
     }
     return {stage: {**origin, "seed": recipe.seed} for stage, origin in origins.items()}
+
+
+def _of_ghn(recipe: GHNRecipe) -> dict[str, Any]:
+    said = recipe.model_dump(mode="json", exclude_defaults=True)
+    for name in ("log_every", "save_every"):
+        said["loop"].pop(name, None)
+    return {key: value for key, value in said.items() if not key.startswith("evaluate_")}
 
 
 def _claim(folder: Path, made_from: dict[str, Any]) -> None:
