@@ -24,6 +24,7 @@ from weightloom.architectures import (
     architecture_from_json,
     parse_architecture,
 )
+from weightloom.architectures.capture import graph_of
 from weightloom.conditioning import TEXT_WIDTH, stack_conditions
 from weightloom.errors import CheckpointError, InputError, UnsupportedRequestError, WeightloomError
 from weightloom.fitting import initial_flats, run_networks
@@ -33,6 +34,7 @@ from weightloom.generators.closed_form import ClosedForm
 from weightloom.generators.diffusion import DiffusionConfig, LatentDiffusion
 from weightloom.generators.fingerprint import Fingerprint, FingerprintGroup
 from weightloom.generators.gaussian import GaussianWeights
+from weightloom.generators.ghn import GHN, GHNConfig, make_validity
 from weightloom.generators.igpg import IGPG, IGPGConfig
 from weightloom.generators.interpolation import AlignedInterpolation, Interpolation
 from weightloom.generators.kde import KernelDensity
@@ -49,6 +51,7 @@ from weightloom.weights import WeightStatistics, layout_of
 
 ARCHITECTURES = {
     "cnn": "cnn(depth=1,width=4)",
+    "deepnet": "deepnet(index=7,width=4)",
     "mlp": "mlp(depth=1,width=4,norm=batch)",
     "mobilenet": "mobilenet(depth=3,width=4)",
     "resnet": "resnet(depth=8,width=2)",
@@ -72,6 +75,8 @@ class Promise:
     """Another seed gives other weights; otherwise the same."""
     needs_examples: bool = False
     saves: bool = False
+    any_architecture: bool = False
+    """It makes networks of architectures that it has never seen."""
 
 
 GENERATORS = {
@@ -80,6 +85,7 @@ GENERATORS = {
     "nearest": Promise(lambda: NearestCheckpoint.from_igpg(tiny_igpg()), draws=False, needs_examples=True),
     "average": Promise(lambda: AverageCheckpoint.from_igpg(tiny_igpg()), draws=False, needs_examples=True),
     "closed-form": Promise(lambda: ClosedForm.from_igpg(tiny_igpg()), draws=False, needs_examples=True),
+    "ghn": Promise(lambda: tiny_ghn(), draws=False, saves=True, any_architecture=True),
     "kde": Promise(lambda: KernelDensity.from_igpg(tiny_igpg(), share=1.0), draws=True, needs_examples=True),
     "static_hypernetwork": Promise(lambda: tiny_static(), draws=False, needs_examples=True, saves=True),
     "diffusion": Promise(lambda: tiny_diffusion(), draws=True, saves=True),
@@ -184,6 +190,16 @@ def tiny_diffusion() -> LatentDiffusion:
     diffusion.measure_latents({resolved(text): networks(resolved(text)) for text in texts})
     diffusion.fingerprint = model.fingerprint
     return diffusion.eval()
+
+
+@cache
+def tiny_ghn() -> GHN:
+    config = GHNConfig(classes=3, width=8, decoder="coordinate", rank=4, kernel=5)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        model = moved(GHN(config, make_validity((1, 8, 8), 3), name="tiny-ghn"))
+    assert isinstance(model, GHN)
+    return model.eval()
 
 
 @cache
@@ -527,6 +543,9 @@ class TestGenerator:
     )
     def test_bad_requests_are_ours_to_refuse(self, kind, architecture, options):
         model = GENERATORS[kind].make()
+        if GENERATORS[kind].any_architecture and architecture == "cnn(depth=2,width=4,classes=3)":
+            assert model.generate_many(architecture, support=examples())
+            return
         with streams_untouched(), pytest.raises(InputError) as caught:
             model.generate_many(architecture, **{"support": examples(), **options})
         message = str(caught.value)
@@ -547,6 +566,11 @@ def likelihood(model: torch.nn.Module, spec: ArchitectureSpec, without: tuple[st
         return model.episode_loss(spec, support.images, *support.flat())[0]
     if isinstance(model, LatentDiffusion):
         return denoising_error(model, spec, without)
+    if isinstance(model, GHN):
+        images, labels = examples().flat()
+        built = spec if "architecture" in without else resolved("resnet(depth=8,width=4)")
+        (weights,) = model([graph_of(built)])
+        return F.cross_entropy(torch.func.functional_call(built.initialise(0), weights, (images,)), labels)
     assert isinstance(model, IGPG), f"say how {type(model).__name__} learns"
     support = examples().images
     words = F.normalize(torch.randn(TEXT_WIDTH, generator=torch.Generator().manual_seed(0)), dim=0)

@@ -16,10 +16,12 @@ from weightloom.conditioning import encode_text
 from weightloom.errors import DataUnavailableError
 from weightloom.generators.load import load_generator
 from weightloom.io import read_yaml
-from weightloom.tasks import dataset_info
+from weightloom.tasks import dataset_info, parse_task
+from weightloom.training.ghn import make_ghn
 from weightloom.training.recipe import (
     DiffusionRecipe,
     GeneratorRecipe,
+    GHNRecipe,
     PlainRecipe,
     StaticHypernetworkRecipe,
 )
@@ -37,7 +39,9 @@ STAGED = [name for name in GENERATORS if RAW[name]["generator"] == "igpg"]
 STATIC = [name for name in GENERATORS if RAW[name]["generator"] == "static_hypernetwork"]
 """Generators that are trained on episodes."""
 DIFFUSIONS = [name for name in GENERATORS if RAW[name]["generator"] == "diffusion"]
-"""Diffusions, trained stage by stage too; the others make themselves from a zoo."""
+"""Diffusions, trained stage by stage too."""
+HYPERNETWORKS = [name for name in GENERATORS if RAW[name]["generator"] == "ghn"]
+"""Generators that are trained on a task's images and need no zoo; the others make themselves from one."""
 
 
 def model_of(name):
@@ -47,6 +51,8 @@ def model_of(name):
         return StaticHypernetworkRecipe
     if name in DIFFUSIONS:
         return DiffusionRecipe
+    if name in HYPERNETWORKS:
+        return GHNRecipe
     return GeneratorRecipe if name in STAGED else PlainRecipe
 
 
@@ -98,6 +104,14 @@ def test_a_generator_recipe_makes_sense_on_its_zoo(name):
     check_recipe(recipe, zoo.model_dump(mode="json"))
     trained = {group.classes for group in zoo.groups if group.split == "train"}
     assert trained & recipe.encoder.tasks.keys(), "its dataset encoder sees the class counts of the zoo"
+
+
+@pytest.mark.parametrize("name", HYPERNETWORKS)
+def test_a_hypernetwork_recipe_makes_sense(name):
+    recipe = read_yaml(FOLDER / f"{name}.yaml", GHNRecipe)
+    model, settings = make_ghn(recipe, parse_task(recipe.task))
+    assert sum(p.numel() for p in model.parameters()) > 10_000 and settings.meta_batch >= 1
+    assert model.validity.tasks == (str(parse_task(recipe.task)),)
 
 
 # -------------------------------------------------------------------------------------- at tiny size
@@ -174,7 +188,22 @@ def test_a_zoo_is_built(built, name):
     assert all(record.dataset == "digits" and 0 <= record.accuracy <= 1 for record in trained)
 
 
-@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("name", HYPERNETWORKS)
+def test_a_hypernetwork_is_trained_and_predicts(name, tmp_path):
+    raw = copy.deepcopy(RAW[name]) | {"task": "digits@8c1", "evaluate_every": 2, "evaluate_networks": 1}
+    raw["objective"] |= {"networks": 2, "meta_batch": 1, "images": 8}
+    raw["config"] |= {"width": 16, "block": 8, "kernel": 3}
+    raw["loop"] |= {"steps": 2, "log_every": 1, "save_every": 2}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(raw))
+    train_recipe(recipe, None, tmp_path / "generator")
+    generator = load_generator(tmp_path / "generator")
+    task = parse_task("digits@8c1")
+    sample = generator.generate("vit(depth=1,width=8)", support=task.support(4))
+    assert sample.module(task.data("test").batch(torch.arange(8))[0]).shape == (8, 10)
+
+
+@pytest.mark.parametrize("name", [name for name in GENERATORS if name not in HYPERNETWORKS])
 def test_a_generator_is_trained_and_generates(built, name, tmp_path):
     try:
         encode_text(["digits"])

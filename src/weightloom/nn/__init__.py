@@ -12,14 +12,20 @@ from weightloom.nn.hyper_layers import (
     materialize,
 )
 from weightloom.nn.hyper_recurrent import HyperLSTM, HyperLSTMCell, HyperRNN, HyperScales
+from weightloom.nn.graph import GatedGraphNetwork, GraphBatch, GraphTransformer, NodeEncoder
+from weightloom.nn.tensor_decoder import CoordinateDecoder, TilingDecoder
 from weightloom.nn.transformer import CausalTransformer, KeyValueCache
 from weightloom.nn.weight_generators import BlockGenerator, CoordinateGenerator, WeightGenerator
 
 __all__ = [
     "BlockGenerator",
     "CausalTransformer",
+    "CoordinateDecoder",
     "CoordinateGenerator",
     "DynamicLinear",
+    "GatedGraphNetwork",
+    "GraphBatch",
+    "GraphTransformer",
     "HyperConv1d",
     "HyperConv2d",
     "HyperConv3d",
@@ -30,6 +36,8 @@ __all__ = [
     "HyperRNN",
     "HyperScales",
     "KeyValueCache",
+    "NodeEncoder",
+    "TilingDecoder",
     "WeightGenerator",
     "hyperize",
     "hyperize_together",

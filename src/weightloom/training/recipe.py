@@ -155,3 +155,18 @@ class DiffusionRecipe(_Strict):
     encoder: EncoderRecipe
     tokenizer: TokenizerRecipe
     denoiser: DenoiserRecipe
+
+
+class GHNRecipe(_Strict):
+    """A graph hypernetwork, trained on one task's images and on random architectures; it needs no zoo."""
+
+    kind: Literal["generator"]
+    generator: Literal["ghn"]
+    name: Name
+    seed: int = 0
+    task: str
+    config: dict[str, Any] = Field(default_factory=dict)
+    objective: dict[str, Any] = Field(default_factory=dict)
+    loop: LoopRecipe
+    evaluate_every: Annotated[int, Field(ge=0)] = 0
+    evaluate_networks: Annotated[int, Field(ge=1, le=1000)] = 8

@@ -19,6 +19,7 @@ from weightloom.generators import Generator, Validity, generators
 from weightloom.generators.backbones import build_backbone
 from weightloom.generators.diffusion import DiffusionConfig, LatentDiffusion
 from weightloom.generators.fingerprint import Fingerprint, FingerprintGroup
+from weightloom.generators.ghn import GHN
 from weightloom.generators.igpg import IGPG, IGPGConfig
 from weightloom.generators.static_hypernetwork import StaticHypernetwork
 from weightloom.io import dump_json, load_tensors, read_json, read_yaml, save_tensors, write_json
@@ -29,6 +30,7 @@ from weightloom.tokenizers.base import round_to_half
 from weightloom.tokenizers.fsq import FSQTokenizer
 from weightloom.training.bank import BankedTask, build_bank
 from weightloom.training.encoder import EncoderObjective
+from weightloom.training.ghn import train_ghn
 from weightloom.training.igpg import PriorObjective, PriorSettings
 from weightloom.training.loop import Progress, run_loop
 from weightloom.training.memories import make_memories
@@ -36,6 +38,7 @@ from weightloom.training.recipe import (
     DiffusionRecipe,
     GeneratorKind,
     GeneratorRecipe,
+    GHNRecipe,
     PlainRecipe,
     StaticHypernetworkRecipe,
 )
@@ -60,21 +63,30 @@ zoo are for results alone, and training never looks at them."""
 
 
 def train_recipe(
-    recipe_path: str | Path, zoo: str | Path, out: str | Path, progress: Progress = lambda *_: None
+    recipe_path: str | Path,
+    zoo: str | Path | None,
+    out: str | Path,
+    progress: Progress = lambda *_: None,
 ) -> Generator:
     """Train every stage of the recipe that ``out`` does not hold yet; the generator is saved in ``out``.
 
-    IGPG and the static hypernetwork are trained; another kind of generator is made by its own
-    ``from_zoo(zoo, name=..., **options)``.
+    IGPG, diffusions and hypernetworks are trained (graph hypernetworks without a zoo); another kind of
+    generator is made by its own ``from_zoo(zoo, name=..., **options)``.
 
     Raises:
         SpecError: the recipe makes no sense.
         UnknownNameError: no generator of that kind.
-        InputError: ``out`` holds stages of another recipe or zoo.
+        InputError: ``out`` holds stages of another recipe or zoo, or there is no zoo to learn from.
         CheckpointError: the zoo or a stage's files are broken.
         TrainingError: a loss stays not finite.
     """
     kind = read_yaml(recipe_path, GeneratorKind).generator
+    if kind == GHN.kind:
+        from_task = read_yaml(recipe_path, GHNRecipe)
+        _claim(Path(out) / "work" / "ghn", _of_ghn(from_task))
+        return train_ghn(from_task, Path(out), progress)
+    if zoo is None:
+        raise InputError(f"a {kind!r} generator learns from a zoo; name one with --zoo")
     if kind == LatentDiffusion.kind:
         from weightloom.training.diffusion import train_diffusion
 
@@ -179,6 +191,13 @@ def _origins(recipe: GeneratorRecipe, source: dict[str, Any]) -> dict[str, dict[
         | {"zoo": source},
     }
     return {stage: {**origin, "seed": recipe.seed} for stage, origin in origins.items()}
+
+
+def _of_ghn(recipe: GHNRecipe) -> dict[str, Any]:
+    said = recipe.model_dump(mode="json", exclude_defaults=True)
+    for name in ("log_every", "save_every"):
+        said["loop"].pop(name, None)
+    return {key: value for key, value in said.items() if not key.startswith("evaluate_")}
 
 
 def _claim(folder: Path, made_from: dict[str, Any]) -> None:
