@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from weightloom.errors import CheckpointError
 from weightloom.generators.fingerprint import Fingerprint, FingerprintGroup
+from weightloom.io import read_json, write_json
 
 
 def test_a_copy_is_no_news_and_a_stranger_is(igpg, resolved):
@@ -99,3 +101,41 @@ def test_words_alone_find_a_checkpoint(igpg, resolved):
     worded = Fingerprint(igpg.tokenizer, [replace(group, words=words)])
     assert worded.row_by_words(spec, words[2]) == 2
     assert worded.row_by_words(resolved(classes=5), words[2]) is None
+
+
+def test_memories_come_back_and_are_found_first(igpg, resolved, tmp_path):
+    spec = resolved()
+    group = igpg.fingerprint.groups[spec]
+    kept = (group.codes[0] + 1) % igpg.tokenizer.vocabulary
+    task = group.rows[0]["task"]
+    held = Fingerprint(igpg.tokenizer, [replace(group, memories={task: kept})])
+    held.save(tmp_path)
+    found = Fingerprint.load(tmp_path, igpg.tokenizer).groups[spec]
+    codes, what = found.known(0)
+    assert torch.equal(codes, kept) and what == f"memory of {task}"
+    other = next(row for row, facts in enumerate(group.rows) if facts["task"] != task)
+    codes, what = found.known(other)
+    assert torch.equal(codes, group.codes[other]) and what == f"checkpoint {group.rows[other]['id']}"
+    facts = read_json(tmp_path / "fingerprint.json")
+    facts["groups"][0]["memories"].append("digits")
+    write_json(tmp_path / "fingerprint.json", facts)
+    with pytest.raises(CheckpointError, match="differ in number"):
+        Fingerprint.load(tmp_path, igpg.tokenizer)
+
+
+def test_trunks_of_the_most_alike_tasks(igpg, resolved, supports):
+    """Whatever the labels' order and number: only trunks are taken, and the mean head."""
+    spec = resolved()
+    fingerprint = igpg.fingerprint
+    trunk = igpg.tokenizer.trunk_size(spec)
+    described = igpg.images.describe(next(iter(supports.values())).images)
+    near = fingerprint.trunk_near(spec, described)
+    assert torch.allclose(near, fingerprint.trunk_near(spec, described.flip(0)), atol=1e-6)
+    flats = igpg.tokenizer.decode(spec, fingerprint.groups[spec].codes)
+    assert torch.allclose(near[:trunk], flats[:, :trunk].mean(0), atol=1e-5), (
+        "fewer than it takes: all of them"
+    )
+    assert torch.equal(near[trunk:], igpg.tokenizer.centre(spec)[trunk:])
+    four = resolved(classes=4)
+    assert torch.allclose(fingerprint.trunk_near(four, described)[:trunk], near[:trunk], atol=1e-6)
+    assert fingerprint.trunk_near(resolved("mlp(depth=1,width=4)"), described) is None

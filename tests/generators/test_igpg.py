@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -304,6 +305,21 @@ class TestLearning:
         condition = condition_of(model, spec, support)
         greedy = model.sample_codes(spec, condition, noise(1), Sampling(temperature=0.0))
         assert torch.equal(greedy[0], guess)
+
+    def test_closed_heads_are_made_on_the_trunk_that_was_drawn(self, build, resolved, support):
+        model, spec = build(), resolved()
+        condition = replace(
+            condition_of(model, spec, support), refit=(support.images,), prompt_from=("closed form",)
+        )
+        head = model.tokenizer.bind(spec)[1].slots.class_index >= 0
+        codes = torch.randint(5, condition.prompt.shape, generator=torch.Generator().manual_seed(3))
+        made = model.with_heads(spec, condition, codes)
+        assert torch.equal(made.prompt[:, ~head], condition.prompt[:, ~head])
+        flat = model.tokenizer.decode(spec, torch.where(head[:, None], condition.prompt, codes))[0]
+        wanted = model.tokenizer.encode(spec, model.closed_form(spec, support.images, flat)[None])[0]
+        assert torch.equal(made.prompt[0, head], wanted[head])
+        kept = replace(condition, refit=(None,))
+        assert torch.equal(model.with_heads(spec, kept, codes).prompt, condition.prompt)
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])

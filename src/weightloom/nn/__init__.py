@@ -1,6 +1,7 @@
 """Learned blocks that users may also import alone."""
 
 from weightloom.nn.dynamic import DynamicLinear
+from weightloom.nn.graph import GatedGraphNetwork, GraphBatch, GraphTransformer, NodeEncoder
 from weightloom.nn.hyper_layers import (
     HyperConv1d,
     HyperConv2d,
@@ -12,7 +13,6 @@ from weightloom.nn.hyper_layers import (
     materialize,
 )
 from weightloom.nn.hyper_recurrent import HyperLSTM, HyperLSTMCell, HyperRNN, HyperScales
-from weightloom.nn.graph import GatedGraphNetwork, GraphBatch, GraphTransformer, NodeEncoder
 from weightloom.nn.tensor_decoder import CoordinateDecoder, TilingDecoder
 from weightloom.nn.transformer import CausalTransformer, KeyValueCache
 from weightloom.nn.weight_generators import BlockGenerator, CoordinateGenerator, WeightGenerator

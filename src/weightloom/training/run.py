@@ -336,12 +336,14 @@ def keep_memories(
     found = {}
     for number, population in enumerate(populations):
         path = folder / f"{number}.safetensors"
-        if not path.is_file():
-            made = make_memories(
-                tokenizer, population, recipe.memories.settings(), seed=recipe.seed, progress=progress
-            )
-            save_tensors(path, made, {})
-        found[population.spec], _ = load_tensors(path)
+        if path.is_file():
+            tensors, about = load_tensors(path)
+            made = dict(zip(json.loads(about["tasks"]), tensors["codes"], strict=True))
+        else:
+            settings = recipe.memories.settings()
+            made = make_memories(tokenizer, population, settings, seed=recipe.seed, progress=progress)
+            save_tensors(path, {"codes": torch.stack(list(made.values()))}, {"tasks": json.dumps(list(made))})
+        found[population.spec] = made
     return found
 
 
