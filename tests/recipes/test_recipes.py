@@ -18,6 +18,7 @@ from weightloom.generators.load import load_generator
 from weightloom.io import read_yaml
 from weightloom.tasks import dataset_info, parse_task
 from weightloom.training.ghn import make_ghn
+from weightloom.training.igpg import check_recipe
 from weightloom.training.recipe import (
     DiffusionRecipe,
     GeneratorRecipe,
@@ -25,7 +26,7 @@ from weightloom.training.recipe import (
     PlainRecipe,
     StaticHypernetworkRecipe,
 )
-from weightloom.training.run import check_recipe, train_recipe
+from weightloom.training.run import train_recipe
 from weightloom.zoo import ZooRecipe, build_zoo
 from weightloom.zoo.build import _jobs
 

@@ -21,21 +21,22 @@ from torch import Tensor
 
 from weightloom.architectures import ArchitectureSpec
 from weightloom.conditioning import Condition, SupportEncoder, encode_text
-from weightloom.errors import InputError, SpecError
+from weightloom.errors import SpecError
 from weightloom.fitting import run_networks
 from weightloom.fitting.train import draw_batch
-from weightloom.generators import Validity
 from weightloom.generators.diffusion import DiffusionConfig, LatentDiffusion
+from weightloom.io import read_yaml
 from weightloom.seeding import seed_for, torch_generator
 from weightloom.tokenizers import WeightTokenizer, tokenizers
 from weightloom.training.bank import BankedTask, banked_condition, build_bank
 from weightloom.training.loop import Progress, run_loop
 from weightloom.training.recipe import DiffusionRecipe
-from weightloom.training.run import (
-    _claim,
-    _round_to_half,
-    generator_config,
+from weightloom.training.stages import (
+    claim,
     make_fingerprint,
+    round_parameters,
+    source_of,
+    spans,
     train_encoder,
     train_tokenizer,
     validation_probe,
@@ -43,6 +44,7 @@ from weightloom.training.run import (
     zero_shot_probe,
 )
 from weightloom.training.tokenizer import Population, load_populations
+from weightloom.training.trainers import open_zoo, trainers
 from weightloom.zoo import Zoo
 
 
@@ -159,6 +161,13 @@ class DiffusionObjective:
 # ------------------------------------------------------------------------------------- stages
 
 
+@trainers.register(LatentDiffusion.kind)
+def train_from_recipe(recipe_path: Path, zoo: Path | None, out: Path, progress: Progress) -> LatentDiffusion:
+    """See :data:`weightloom.training.trainers.Trainer`."""
+    recipe = read_yaml(recipe_path, DiffusionRecipe)
+    return train_diffusion(recipe, open_zoo(zoo, LatentDiffusion.kind), out, progress)
+
+
 def train_diffusion(recipe: DiffusionRecipe, zoo: Zoo, out: Path, progress: Progress) -> LatentDiffusion:
     """Dataset encoder, weight tokenizer, denoiser; resumable at every stage.
 
@@ -168,9 +177,7 @@ def train_diffusion(recipe: DiffusionRecipe, zoo: Zoo, out: Path, progress: Prog
         DataUnavailableError: the sentence encoder or the schedule's library is not installed.
         TrainingError: a loss stays not finite.
     """
-    source = zoo.about().get("recipe")
-    if source is None:
-        raise InputError(f"{zoo.path} was not built from a recipe, so its held-out tasks are not known")
+    source = source_of(zoo)
     config, settings = _checked(recipe, source)
     encode_text(["Can sentences be read here?"])  # the denoiser's stage needs it, later
     populations = load_populations(zoo)
@@ -181,17 +188,17 @@ def train_diffusion(recipe: DiffusionRecipe, zoo: Zoo, out: Path, progress: Prog
             said[part]["loop"].pop(name, None)
     said["denoiser"].pop("evaluate_every", None)
     tasks = {key: source[key] for key in ("datasets", "salt", "size", "channels")}
-    _claim(work / "encoder", {"encoder": said["encoder"], "tasks": tasks, "seed": recipe.seed})
-    _claim(work / "tokenizer", {"tokenizer": said["tokenizer"], "zoo": source, "seed": recipe.seed})
-    _claim(work / "denoiser", {"recipe": said, "zoo": source})
-    encoder = train_encoder(recipe, source, work / "encoder", progress)
+    claim(work / "encoder", {"encoder": said["encoder"], "tasks": tasks, "seed": recipe.seed})
+    claim(work / "tokenizer", {"tokenizer": said["tokenizer"], "zoo": source, "seed": recipe.seed})
+    claim(work / "denoiser", {"recipe": said, "zoo": source})
+    encoder = train_encoder(recipe, config, source, work / "encoder", progress)
     tokenizer = train_tokenizer(recipe, populations, work / "tokenizer", progress)
     model = _untrained(recipe, config, source, tokenizer, encoder)
     model.measure_latents({p.spec: p.flats for p in populations})
     for population in populations:
         model.generated(population.spec)  # a pattern that fits nothing is found before any training
     _train_denoiser(recipe, settings, source, model, populations, work / "denoiser", progress)
-    _round_to_half(model)
+    round_parameters(model)
     model.save_pretrained(out)
     return model
 
@@ -201,10 +208,9 @@ def _checked(recipe: DiffusionRecipe, source: dict[str, Any]) -> tuple[Diffusion
     try:
         family.config_type(**recipe.tokenizer.config)  # type: ignore[attr-defined]
         settings = DiffusionSettings(**recipe.denoiser.objective)
-        config = generator_config(recipe)
+        config = DiffusionConfig(**recipe.denoiser.config)
     except TypeError as error:
         raise SpecError(f"the recipe's options: {error}") from None
-    assert isinstance(config, DiffusionConfig)
     if config.channels != source["channels"]:
         raise SpecError(
             f"the denoiser reads images of {config.channels} channels, the zoo has {source['channels']}"
@@ -219,14 +225,7 @@ def _untrained(
     tokenizer: WeightTokenizer,
     encoder: SupportEncoder,
 ) -> LatentDiffusion:
-    counts = sorted({group["classes"] for group in source["groups"] if group["split"] == "train"})
-    validity = Validity(
-        architectures=tuple(sorted(tokenizer.statistics)),
-        input=(source["channels"], source["size"], source["size"]),
-        min_classes=counts[0],
-        max_classes=counts[-1],
-        tasks=tuple(source["datasets"]),
-    )
+    validity = spans(source, tokenizer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for("denoiser", recipe.seed))
         model = LatentDiffusion(config, tokenizer, validity, name=recipe.name)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,10 +29,13 @@ from weightloom.architectures.genotype import SPACES
 from weightloom.errors import SpecError
 from weightloom.fitting import accuracy, recalibrate
 from weightloom.generators.ghn import GHN, GHNConfig, make_validity
+from weightloom.io import read_yaml
 from weightloom.seeding import seed_for, torch_generator
 from weightloom.tasks import DatasetTask, Task, TaskData, parse_task
 from weightloom.training.loop import Progress, run_loop
 from weightloom.training.recipe import GHNRecipe
+from weightloom.training.stages import claim
+from weightloom.training.trainers import trainers
 
 VALIDATION_IMAGES = 1000
 CALIBRATION_IMAGES = 512
@@ -182,6 +186,22 @@ def zero_shot(
         flat = recalibrate(spec, flat[None], calibration)
         scores.append(float(accuracy(spec, flat, images, labels)[0]))
     return scores
+
+
+@trainers.register(GHN.kind)
+def train_from_recipe(recipe_path: Path, zoo: Path | None, out: Path, progress: Progress) -> GHN:
+    """See :data:`weightloom.training.trainers.Trainer`; a zoo is not needed and not read."""
+    recipe = read_yaml(recipe_path, GHNRecipe)
+    claim(out / "work" / "ghn", _origin(recipe))
+    return train_ghn(recipe, out, progress)
+
+
+def _origin(recipe: GHNRecipe) -> dict[str, Any]:
+    """What the training is made from; how often it is logged, kept and measured changes nothing."""
+    said = recipe.model_dump(mode="json", exclude_defaults=True)
+    for name in ("log_every", "save_every"):
+        said["loop"].pop(name, None)
+    return {key: value for key, value in said.items() if not key.startswith("evaluate_")}
 
 
 def train_ghn(recipe: GHNRecipe, out: Path, progress: Progress = lambda *_: None) -> GHN:

@@ -121,15 +121,21 @@ class StaticHypernetworkRecipe(_Strict):
     loop: LoopRecipe
 
 
-class GeneratorRecipe(_Strict):
-    """A generator trained on a zoo, stage by stage: dataset encoder, weight tokenizer, prior."""
+class StagedRecipe(_Strict):
+    """A generator trained on a zoo, stage by stage: first a dataset encoder and a weight tokenizer."""
 
     kind: Literal["generator"]
-    generator: Literal["igpg"]
+    generator: str
     name: Name
     seed: int = 0
     encoder: EncoderRecipe
     tokenizer: TokenizerRecipe
+
+
+class GeneratorRecipe(StagedRecipe):
+    """IGPG: dataset encoder, weight tokenizer, memories, prior."""
+
+    generator: Literal["igpg"]
     memories: MemoryRecipe = MemoryRecipe()
     prior: PriorRecipe
 
@@ -145,15 +151,10 @@ class DenoiserRecipe(_Strict):
     evaluate_every: Annotated[int, Field(ge=0)] = 0
 
 
-class DiffusionRecipe(_Strict):
-    """A latent diffusion, stage by stage: dataset encoder, weight tokenizer, denoiser."""
+class DiffusionRecipe(StagedRecipe):
+    """A latent diffusion: dataset encoder, weight tokenizer, denoiser."""
 
-    kind: Literal["generator"]
     generator: Literal["diffusion"]
-    name: Name
-    seed: int = 0
-    encoder: EncoderRecipe
-    tokenizer: TokenizerRecipe
     denoiser: DenoiserRecipe
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from weightloom.architectures import ArchitectureSpec, parse_architecture
-from weightloom.errors import InputError, SpecError
+from weightloom.errors import SpecError
 from weightloom.fitting.train import draw_batch
 from weightloom.generators import Validity
 from weightloom.generators.static_hypernetwork import (
@@ -20,10 +20,13 @@ from weightloom.generators.static_hypernetwork import (
     StaticHypernetworkConfig,
     architecture_keys,
 )
+from weightloom.io import read_yaml
 from weightloom.seeding import torch_generator
-from weightloom.tasks import DatasetTask, TaskSampler
+from weightloom.tasks import DatasetTask
 from weightloom.training.loop import Progress, run_loop
 from weightloom.training.recipe import StaticHypernetworkRecipe
+from weightloom.training.stages import source_of, zoo_tasks
+from weightloom.training.trainers import open_zoo, trainers
 from weightloom.zoo import Zoo
 
 FIRST_TASK = 3_000_000
@@ -61,6 +64,15 @@ class EpisodeObjective:
         return total, {"accuracy": right}
 
 
+@trainers.register(StaticHypernetwork.kind)
+def train_from_recipe(
+    recipe_path: Path, zoo: Path | None, out: Path, progress: Progress
+) -> StaticHypernetwork:
+    """See :data:`weightloom.training.trainers.Trainer`."""
+    recipe = read_yaml(recipe_path, StaticHypernetworkRecipe)
+    return train_static_hypernetwork(recipe, open_zoo(zoo, StaticHypernetwork.kind), out, progress)
+
+
 def train_static_hypernetwork(
     recipe: StaticHypernetworkRecipe, zoo: Zoo, out: Path, progress: Progress
 ) -> StaticHypernetwork:
@@ -71,22 +83,14 @@ def train_static_hypernetwork(
         SpecError: an option that makes no sense.
         TrainingError: a loss stays not finite.
     """
-    source = zoo.about().get("recipe")
-    if source is None:
-        raise InputError(f"{zoo.path} was not built from a recipe, so its held-out tasks are not known")
+    source = source_of(zoo)
     shape = (source["channels"], source["size"], source["size"])
     try:
         config = StaticHypernetworkConfig(**recipe.config)
     except TypeError as error:
         raise SpecError(f"the recipe's config: {error}") from None
-    tasks = [
-        TaskSampler(
-            datasets=list(source["datasets"]), salt=source["salt"], split="train",
-            classes=(classes, classes), size=source["size"], channels=source["channels"],
-        ).task(FIRST_TASK + number)
-        for classes, count in recipe.tasks.items()
-        for number in range(count)
-    ]  # fmt: skip
+    drawn = zoo_tasks(source, recipe.tasks, FIRST_TASK)
+    tasks = [task for group in drawn.values() for task in group]
     validity = Validity(
         architectures=architecture_keys(source["architectures"], shape),
         input=shape,
