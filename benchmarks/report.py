@@ -352,7 +352,7 @@ def zero_shot_section(held: Mapping[str, Any]) -> str:
         f"{len({(r['architecture'], r['task']) for r in rows})} pairs of a task and an architecture. "
         "Accuracy on up to 1,000 test images, in per cent; IGPG is the mean of its samples, *best on the "
         "examples* the sample with the lowest loss on the support set; *trained* the mean of the zoo's own "
-        "networks of the task, on up to 2,000 test images."
+        "networks of the task, on the same images."
     ]
     for kind, title in titles.items():
         if kind not in groups:
@@ -495,8 +495,9 @@ def steps_section(held: Mapping[str, Any]) -> str:
     )
     return "\n\n".join(
         [
-            "AdamW, 64 images a step, highest learning rate 1e-3, the same settings for both starts. The "
-            "target is the mean accuracy of the zoo's own networks of the task. The longest run is "
+            "AdamW, 64 images a step, one cycle over the longest run, its highest learning rate in the command "
+            "above; that of each start was chosen on training tasks. The target is the mean accuracy of the "
+            "zoo's own networks of the task, and both are measured on the same images. The longest run is "
             f"{' or '.join(f'{limit:,}' for limit in limits)} steps; a start that does not arrive counts as "
             "that many, which flatters whichever arrives less often. ± is over runs.",
             markdown(header, lines),

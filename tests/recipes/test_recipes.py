@@ -125,11 +125,12 @@ def shrunk_zoo(name):
     raw["members_at_once"] = 2
     raw["start"] = {**raw.get("start", {}), "tasks": 2, "steps": 2, "batch_size": 8}
     raw["start"]["classes"] = min(raw["start"].get("classes", 10), 10)
+    raw["start"] |= {"dataset_tasks": min(raw["start"].get("dataset_tasks", 0), 2), "dataset_steps": 2}
     fit = raw.setdefault("fit", {})
     fit |= {"steps": 4, "batch_size": 8, "snapshots": [2] if fit.get("snapshots") else []}
     for group in raw["groups"]:
         group |= {"tasks": 1, "repeats": min(2, group.get("repeats", 1))}
-        most = 9 if group.get("split") == "held-out-subset" else 10  # all ten digits are no subset
+        most = 8 if group.get("split") == "held-out-subset" else 10  # all ten digits are no subset
         group["classes"] = min(group["classes"], most)
     return raw
 
@@ -152,6 +153,7 @@ def shrunk_generator(name):
         for part in ("encoder", "tokenizer", "denoiser"):
             raw[part]["loop"] = {**raw[part]["loop"], **loop}
         return raw
+    raw["memories"] = {"steps": 1, "batch_size": 8}
     raw["prior"] |= {"wordings": 1, "supports": 1, "evaluate_every": 2}
     raw["prior"].setdefault("objective", {}).update({"networks": 2, "queries": 4})
     for part, field in (("encoder", "tasks"), ("prior", "fresh")):

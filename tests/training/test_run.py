@@ -45,6 +45,7 @@ RECIPE = {
         "images": 8,
         "loop": {"steps": 5, **LOOP},
     },
+    "memories": {"steps": 2, "batch_size": 8},
     "prior": {
         "config": {
             "width": 16,
@@ -133,7 +134,14 @@ def test_what_is_trained_is_what_is_used(trained):
 
 @pytest.mark.parametrize(
     ("stage", "step"),
-    [("dataset encoder", 3), ("weight tokenizer", 3), ("task bank", 2), ("prior", 1), ("prior", 4)],
+    [
+        ("dataset encoder", 3),
+        ("weight tokenizer", 3),
+        ("memories of cnn", 2),
+        ("task bank", 2),
+        ("prior", 1),
+        ("prior", 4),
+    ],
 )
 def test_a_killed_training_ends_where_the_whole_one_did(trained, zoo, tmp_path, stage, step):
     def kill(what, done, total):
@@ -313,7 +321,9 @@ def test_validation_is_for_class_counts_that_the_generator_makes(zoo):
         validity = Validity(architectures=(), input=(1, 8, 8), min_classes=least, max_classes=most)
         return [task.num_classes for task in validation_tasks(source, validity)]
 
-    assert counts(2, 10) == [4] * 5 + [10] * 5 and counts(3, 5) == [4] * 5 and counts(5, 6) == [5] * 5
+    assert (
+        counts(2, 10) == [4] * 5 + [10] * 5 and counts(3, 5) == [4] * 5 + [5] * 5 and counts(3, 3) == [3] * 5
+    )
 
 
 def test_a_population_without_accuracies_has_a_fingerprint(model, banks, populations):
