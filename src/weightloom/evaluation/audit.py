@@ -330,9 +330,7 @@ def _networks(
 ) -> dict[str, Tensor]:
     """(M, P) networks by group: the generator's, and mixtures of the task's checkpoints."""
     support = task.support(settings.shots)
-    samples = generator.generate_many(
-        spec, support=support, num_samples=settings.samples, seed=settings.seed
-    )
+    samples = generator.generate_many(spec, support=support, num_samples=settings.samples, seed=settings.seed)
     named = {GENERATED: torch.stack([sample.flat for sample in samples])}
     count, zoo = settings.samples, flats[list(own)]
     bound = WeightStatistics.measure([(layout_of(spec), flats)]).bind(layout_of(spec))
