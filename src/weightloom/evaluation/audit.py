@@ -11,7 +11,7 @@ Source: the protocol of Zeng et al. (arXiv 2506.07998), with alignment before ev
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -330,9 +330,7 @@ def _networks(
 ) -> dict[str, Tensor]:
     """(M, P) networks by group: the generator's, and mixtures of the task's checkpoints."""
     support = task.support(settings.shots)
-    samples = generator.generate_many(
-        replace(spec), support=support, num_samples=settings.samples, seed=settings.seed
-    )
+    samples = generator.generate_many(spec, support=support, num_samples=settings.samples, seed=settings.seed)
     named = {GENERATED: torch.stack([sample.flat for sample in samples])}
     count, zoo = settings.samples, flats[list(own)]
     bound = WeightStatistics.measure([(layout_of(spec), flats)]).bind(layout_of(spec))

@@ -38,6 +38,9 @@ LEAST = 3
 """Checkpoints without which nothing can be said of what is usual."""
 
 _CANDIDATES = 8
+_PARTS = 3
+_MIXED = 0.6
+"""Largest weight up to which a network may be a mixture."""
 _TELLING = 1.2
 """Structure below which what training leaves over cannot be told from noise."""
 _SUM = 1e3
@@ -152,6 +155,13 @@ class Checkpoints:
                 (aligned, scaled[number]),
             )
             hull, weight, structure = min(_mixture(columns, one) for columns, one in frames)
+            if weight <= _MIXED:
+                # A mixture may have been made in the order of units of any of its parts.
+                for part in after.argsort()[:_PARTS].tolist():
+                    reference = self.flats[likely[part]]
+                    others = self._scaled(align(self.spec, reference, self.flats[likely]))
+                    own = self._scaled(align(self.spec, reference, flats[number : number + 1]))[0]
+                    hull, weight, structure = min((hull, weight, structure), _mixture(others, own))
             found.append(
                 Novelty(
                     distance=float(after.min()),
@@ -281,7 +291,7 @@ def verdict_of(
     """
     if accuracy < chance + 0.5 * (trained - chance):
         return "fails"
-    if novelty.largest_weight <= 0.6 and novelty.hull < 0.5 * usual.hull:
+    if novelty.largest_weight <= _MIXED and novelty.hull < 0.5 * usual.hull:
         return "interpolates"
     limit = min(0.9, max(0.6, usual.largest_weight))
     if novelty.distance < 0.5 * usual.distance:
