@@ -32,8 +32,7 @@ from weightloom.io import write_json
 from weightloom.seeding import torch_generator
 from weightloom.tasks import Task
 from weightloom.tokenizers import architecture_key
-from weightloom.training.run import held_out_populations
-from weightloom.training.tokenizer import Population, load_populations, round_trip
+from weightloom.training.tokenizer import Population, held_out_populations, load_populations, round_trip
 from weightloom.weights import layout_of
 from weightloom.zoo import Zoo
 
