@@ -284,7 +284,7 @@ STARTS = {
     "generated": FitSettings(steps=300, batch_size=64, learning_rate=3e-3),
     "random": FitSettings(steps=800, batch_size=64, learning_rate=3e-3),
 }
-"""Fine-tuning from each start: the best of several cycles, rates and rates of the head on eight training tasks."""
+"""Fine-tuning from each start: the best of several cycles and rates (the head's too) on eight training tasks."""
 
 
 def steps_until(
@@ -296,7 +296,7 @@ def steps_until(
     limit: int,
     seed: int,
 ) -> int | None:
-    """Steps until ``target`` is reached on the test batch, cycle after cycle; None if not within ``limit``."""
+    """Steps until ``target`` is reached on the test batch, cycle after cycle; None beyond ``limit``."""
     ladder = [5, 10, 20, 35, 50, 75, 100, 150, 200, 300, 400, 600, 800, 1200, 1600, 2400]
     done = 0
     while done < limit:

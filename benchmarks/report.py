@@ -495,10 +495,10 @@ def steps_section(held: Mapping[str, Any]) -> str:
     )
     return "\n\n".join(
         [
-            "AdamW, 64 images a step. Each start has settings of its own, chosen on training tasks: generated "
-            f"weights {held.get('settings', {}).get('generated', '')}; random weights "
-            f"{held.get('settings', {}).get('random', '')}. The target is the mean accuracy of the "
-            "zoo's own networks of the task, and both are measured on the same images. The longest run is "
+            "AdamW, 64 images a step. Each start has settings of its own, chosen on training tasks: "
+            f"generated weights {held.get('settings', {}).get('generated', '')}; random weights "
+            f"{held.get('settings', {}).get('random', '')}. The target is the mean accuracy of the zoo's own "
+            "networks of the task, and both are measured on the same images. The longest run is "
             f"{' or '.join(f'{limit:,}' for limit in limits)} steps; a start that does not arrive counts as "
             "that many, which flatters whichever arrives less often. ± is over runs.",
             markdown(header, lines),

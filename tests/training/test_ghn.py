@@ -145,13 +145,6 @@ def test_a_recipe_is_trained_resumed_and_found_again(tmp_path):
         train_recipe(file, None, tmp_path / "whole")
 
 
-def test_a_zoo_is_asked_for_where_one_is_needed(tmp_path):
-    file = tmp_path / "recipe.yaml"
-    file.write_text("kind: generator\ngenerator: kde\nname: x\n")
-    with pytest.raises(InputError, match="--zoo"):
-        train_recipe(file, None, tmp_path / "out")
-
-
 def test_zero_shot_accuracies_are_shares():
     one = objective()
     images, labels = one.data.batch(one.validation[:50])
