@@ -284,7 +284,7 @@ STARTS = {
     "generated": FitSettings(steps=300, batch_size=64, learning_rate=3e-3),
     "random": FitSettings(steps=800, batch_size=64, learning_rate=3e-3),
 }
-"""Fine-tuning from each start: the best of several cycles and rates (the head's too) on eight training tasks."""
+"""Fine-tuning from each start: the best of several cycles and rates on eight training tasks."""
 
 
 def steps_until(

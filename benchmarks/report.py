@@ -484,6 +484,7 @@ def steps_section(held: Mapping[str, Any]) -> str:
             )
         )
     limits = sorted({part["limit"] for part in held["table"].values()})
+    settings = held.get("settings", {})
     header = (
         "",
         "runs",
@@ -496,8 +497,8 @@ def steps_section(held: Mapping[str, Any]) -> str:
     return "\n\n".join(
         [
             "AdamW, 64 images a step. Each start has settings of its own, chosen on training tasks: "
-            f"generated weights {held.get('settings', {}).get('generated', '')}; random weights "
-            f"{held.get('settings', {}).get('random', '')}. The target is the mean accuracy of the zoo's own "
+            f"generated {settings.get('generated', 'not said')}; "
+            f"random {settings.get('random', 'not said')}. The target is the mean accuracy of the zoo's own "
             "networks of the task, and both are measured on the same images. The longest run is "
             f"{' or '.join(f'{limit:,}' for limit in limits)} steps; a start that does not arrive counts as "
             "that many, which flatters whichever arrives less often. ± is over runs.",

@@ -159,13 +159,13 @@ class Fingerprint:
         tensors: dict[str, Tensor] = {}
         facts = []
         for number, group in enumerate(self.groups.values()):
-            narrow = torch.uint8 if self.tokenizer.vocabulary <= 256 else torch.int16
-            tensors[f"codes.{number}"] = group.codes.to(narrow).contiguous()
+            tensors[f"codes.{number}"] = _packed(self.tokenizer, group.spec, group.codes)
             tensors[f"classes.{number}"] = group.classes.half().contiguous()
             if group.words is not None:
                 tensors[f"words.{number}"] = group.words.half().contiguous()
             if group.memories:
-                tensors[f"memories.{number}"] = torch.stack(list(group.memories.values())).to(narrow)
+                kept = torch.stack(list(group.memories.values()))
+                tensors[f"memories.{number}"] = _packed(self.tokenizer, group.spec, kept)
             tasks = list(group.memories)
             facts.append({"architecture": group.spec.full_text(), "rows": group.rows, "memories": tasks})
         save_tensors(folder / "fingerprint.safetensors", tensors, {})
@@ -185,22 +185,19 @@ class Fingerprint:
         groups = []
         try:
             for number, item in enumerate(facts["groups"]):
-                codes, classes = tensors[f"codes.{number}"].long(), tensors[f"classes.{number}"].float()
                 spec = parse_architecture(item["architecture"])
+                classes = tensors[f"classes.{number}"].float()
+                codes = _unpacked(tokenizer, spec, tensors[f"codes.{number}"], folder)
+                tasks = [str(task) for task in item.get("memories", [])]
+                kept = codes[:0]
+                if tasks:
+                    kept = _unpacked(tokenizer, spec, tensors[f"memories.{number}"], folder)
                 if len(item["rows"]) != len(codes) or len(codes) != len(classes):
                     raise CheckpointError(folder, "the fingerprint's tables differ in length")
-                tasks = [str(task) for task in item.get("memories", [])]
-                kept = tensors[f"memories.{number}"].long() if tasks else codes[:0]
                 if len(kept) != len(tasks):
                     raise CheckpointError(
                         folder, "the fingerprint's memories and their tasks differ in number"
                     )
-                shape = (tokenizer.bind(spec)[1].num_tokens, tokenizer.num_codes)
-                for found in (codes, kept):
-                    if found.shape[1:] != shape:
-                        raise CheckpointError(folder, f"the fingerprint's codes are not those of {spec}")
-                    if found.numel() and int(found.max()) >= tokenizer.vocabulary:
-                        raise CheckpointError(folder, "it holds codes that the tokenizer does not have")
                 words = tensors.get(f"words.{number}")
                 if words is not None and words.shape != (len(codes), TEXT_WIDTH):
                     raise CheckpointError(folder, "the fingerprint's words do not fit its checkpoints")
@@ -212,3 +209,22 @@ class Fingerprint:
         except (KeyError, TypeError, AttributeError, WeightloomError) as error:
             raise CheckpointError(folder / "fingerprint.json", f"not a fingerprint ({error})") from None
         return cls(tokenizer, groups)
+
+
+def _packed(tokenizer: WeightTokenizer, spec: ArchitectureSpec, codes: Tensor) -> Tensor:
+    """(M, F) of codes (M, T, D): those that can differ from one network to another."""
+    narrow = torch.uint8 if tokenizer.vocabulary <= 256 else torch.int16
+    return codes[:, tokenizer.allowed(spec).sum(-1) > 1].to(narrow).contiguous()
+
+
+def _unpacked(tokenizer: WeightTokenizer, spec: ArchitectureSpec, packed: Tensor, folder: Path) -> Tensor:
+    """(M, T, D) of what :func:`_packed` made."""
+    allowed = tokenizer.allowed(spec)  # (T, D, V)
+    free = allowed.sum(-1) > 1  # (T, D)
+    if packed.dim() != 2 or packed.shape[1] != int(free.sum()):
+        raise CheckpointError(folder, f"the fingerprint's codes are not those of {spec}")
+    if packed.numel() and int(packed.max()) >= tokenizer.vocabulary:
+        raise CheckpointError(folder, "it holds codes that the tokenizer does not have")
+    codes = allowed.long().argmax(-1).repeat(len(packed), 1, 1)  # the only value of a code that is not free
+    codes[:, free] = packed.long()
+    return codes
