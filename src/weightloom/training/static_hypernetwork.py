@@ -29,7 +29,7 @@ from weightloom.training.stages import source_of, zoo_tasks
 from weightloom.training.trainers import open_zoo, trainers
 from weightloom.zoo import Zoo
 
-FIRST_TASK = 3_000_000
+FIRST_TASK = 4_000_000
 """Index of the first task drawn: far beyond those that a zoo trains on."""
 
 
