@@ -55,6 +55,29 @@ class UnsupportedRequestError(InputError):
     """A generator was asked for more than it is valid for; the message says what it can do."""
 
 
+class UnsupportedLayerError(UnsupportedRequestError):
+    """A module has layers whose weights cannot be predicted; ``layers`` has all of them.
+
+    Example:
+        >>> raise UnsupportedLayerError([("rnn", "LSTM", "used by lstm"), ("act", "PReLU", "used by prelu")])
+        Traceback (most recent call last):
+        ...
+        weightloom.errors.UnsupportedLayerError: cannot predict the weights of 2 layers: rnn (LSTM, used by
+        lstm); act (PReLU, used by prelu). Pass partial=True to keep them as they are
+    """
+
+    def __init__(self, layers: Iterable[tuple[str, str, str]]) -> None:
+        self.layers = list(layers)
+        count = len(self.layers)
+        shown = "; ".join(f"{name} ({kind}, {why})" for name, kind, why in self.layers[:20])
+        if count > 20:
+            shown += f"; and {count - 20} more"
+        super().__init__(
+            f"cannot predict the weights of {count} layer{'s' * (count > 1)}: {shown}. "
+            "Pass partial=True to keep them as they are"
+        )
+
+
 class CheckpointError(InputError):
     """A file or folder of weights that is broken, incomplete, foreign or not what its config says."""
 

@@ -38,6 +38,10 @@ FACE = {
     "zoo import": {"DIR", "FILES...", "--task", "--arch", "--match", "--json"},
     "zoo export": {"DIR", "ID", "--out", "--json"},
     "train": {"RECIPE", "--zoo", "--out", "--json"},
+    "audit": {
+        "GENERATOR", "--zoo", "--samples", "--tasks", "--arch", "--task", "--images", "--seed", "--out",
+        "--plot", "--json",
+    },
     "data list": {"--json"},
     "data fetch": {"NAMES...", "--all", "--json"},
     "data show": {"TASK", "--data", "--out", "--shots", "--json"},

@@ -24,18 +24,25 @@ from weightloom.architectures import (
     architecture_from_json,
     parse_architecture,
 )
+from weightloom.architectures.capture import graph_of
 from weightloom.conditioning import TEXT_WIDTH, stack_conditions
 from weightloom.errors import CheckpointError, InputError, UnsupportedRequestError, WeightloomError
 from weightloom.fitting import initial_flats, run_networks
 from weightloom.generators import Generator, Sampling, Validity, generators
 from weightloom.generators.average import AverageCheckpoint
 from weightloom.generators.closed_form import ClosedForm
+from weightloom.generators.diffusion import DiffusionConfig, LatentDiffusion
 from weightloom.generators.fingerprint import Fingerprint, FingerprintGroup
+from weightloom.generators.gaussian import GaussianWeights
+from weightloom.generators.ghn import GHN, GHNConfig, make_validity
 from weightloom.generators.igpg import IGPG, IGPGConfig
+from weightloom.generators.interpolation import AlignedInterpolation, Interpolation
 from weightloom.generators.kde import KernelDensity
 from weightloom.generators.load import load_generator
 from weightloom.generators.nearest import NearestCheckpoint
+from weightloom.generators.noisy import NoisyCheckpoint
 from weightloom.generators.random_init import RandomInit
+from weightloom.generators.static_hypernetwork import StaticHypernetwork, StaticHypernetworkConfig
 from weightloom.tasks import SupportSet, parse_task
 from weightloom.tokenizers import WeightTokenizer, architecture_key, load_tokenizer, tokenizers
 from weightloom.weights import WeightStatistics, layout_of
@@ -44,6 +51,7 @@ from weightloom.weights import WeightStatistics, layout_of
 
 ARCHITECTURES = {
     "cnn": "cnn(depth=1,width=4)",
+    "deepnet": "deepnet(index=7,width=4)",
     "mlp": "mlp(depth=1,width=4,norm=batch)",
     "mobilenet": "mobilenet(depth=3,width=4)",
     "resnet": "resnet(depth=8,width=2)",
@@ -67,6 +75,8 @@ class Promise:
     """Another seed gives other weights; otherwise the same."""
     needs_examples: bool = False
     saves: bool = False
+    any_architecture: bool = False
+    """It makes networks of architectures that it has never seen."""
 
 
 GENERATORS = {
@@ -75,7 +85,16 @@ GENERATORS = {
     "nearest": Promise(lambda: NearestCheckpoint.from_igpg(tiny_igpg()), draws=False, needs_examples=True),
     "average": Promise(lambda: AverageCheckpoint.from_igpg(tiny_igpg()), draws=False, needs_examples=True),
     "closed-form": Promise(lambda: ClosedForm.from_igpg(tiny_igpg()), draws=False, needs_examples=True),
+    "ghn": Promise(lambda: tiny_ghn(), draws=False, saves=True, any_architecture=True),
     "kde": Promise(lambda: KernelDensity.from_igpg(tiny_igpg(), share=1.0), draws=True, needs_examples=True),
+    "static_hypernetwork": Promise(lambda: tiny_static(), draws=False, needs_examples=True, saves=True),
+    "diffusion": Promise(lambda: tiny_diffusion(), draws=True, saves=True),
+    "gaussian": Promise(lambda: GaussianWeights.from_igpg(tiny_igpg()), draws=True, needs_examples=True),
+    "noisy": Promise(lambda: NoisyCheckpoint.from_igpg(tiny_igpg()), draws=True, needs_examples=True),
+    "interpolation": Promise(lambda: Interpolation.from_igpg(tiny_igpg()), draws=True, needs_examples=True),
+    "aligned-interpolation": Promise(
+        lambda: AlignedInterpolation.from_igpg(tiny_igpg()), draws=True, needs_examples=True
+    ),
 }
 
 
@@ -147,6 +166,40 @@ def tiny_igpg() -> IGPG:
     classes = torch.stack([described[i // 3] for i in range(6)])
     model.fingerprint = Fingerprint(model.tokenizer, [FingerprintGroup(spec, codes, classes, rows)])
     return model
+
+
+@cache
+def tiny_static() -> StaticHypernetwork:
+    config = StaticHypernetworkConfig(embedding_size=3, block=4, task_size=4, image_features=8, image_width=8)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        return moved(StaticHypernetwork(config, tiny_igpg().validity, name="tiny")).eval()
+
+
+@cache
+def tiny_diffusion() -> LatentDiffusion:
+    model = tiny_igpg()
+    config = DiffusionConfig(width=16, depth=1, steps=3, channels=1, image_features=16, image_width=8)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        diffusion = LatentDiffusion(config, model.tokenizer, model.validity, name="tiny-diffusion")
+        for name, parameter in diffusion.named_parameters():
+            if not name.startswith("tokenizer."):
+                parameter.data.add_(0.2 * torch.randn_like(parameter))
+    texts = ("cnn(depth=1,width=4)", "mlp(depth=1,width=4)")
+    diffusion.measure_latents({resolved(text): networks(resolved(text)) for text in texts})
+    diffusion.fingerprint = model.fingerprint
+    return diffusion.eval()
+
+
+@cache
+def tiny_ghn() -> GHN:
+    config = GHNConfig(classes=3, width=8, decoder="coordinate", rank=4, kernel=5)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        model = moved(GHN(config, make_validity((1, 8, 8), 3), name="tiny-ghn"))
+    assert isinstance(model, GHN)
+    return model.eval()
 
 
 @cache
@@ -490,6 +543,9 @@ class TestGenerator:
     )
     def test_bad_requests_are_ours_to_refuse(self, kind, architecture, options):
         model = GENERATORS[kind].make()
+        if GENERATORS[kind].any_architecture and architecture == "cnn(depth=2,width=4,classes=3)":
+            assert model.generate_many(architecture, support=examples())
+            return
         with streams_untouched(), pytest.raises(InputError) as caught:
             model.generate_many(architecture, **{"support": examples(), **options})
         message = str(caught.value)
@@ -505,6 +561,16 @@ def likelihood(model: torch.nn.Module, spec: ArchitectureSpec, without: tuple[st
 
     A new kind of learned generator adds its own branch.
     """
+    if isinstance(model, StaticHypernetwork):
+        support = examples()
+        return model.episode_loss(spec, support.images, *support.flat())[0]
+    if isinstance(model, LatentDiffusion):
+        return denoising_error(model, spec, without)
+    if isinstance(model, GHN):
+        images, labels = examples().flat()
+        built = spec if "architecture" in without else resolved("resnet(depth=8,width=4)")
+        (weights,) = model([graph_of(built)])
+        return F.cross_entropy(torch.func.functional_call(built.initialise(0), weights, (images,)), labels)
     assert isinstance(model, IGPG), f"say how {type(model).__name__} learns"
     support = examples().images
     words = F.normalize(torch.randn(TEXT_WIDTH, generator=torch.Generator().manual_seed(0)), dim=0)
@@ -524,3 +590,20 @@ def likelihood(model: torch.nn.Module, spec: ArchitectureSpec, without: tuple[st
         )
     assert sampled.shape == codes.shape
     return likely
+
+
+def denoising_error(model: LatentDiffusion, spec: ArchitectureSpec, without: tuple[str, ...]) -> torch.Tensor:
+    words = F.normalize(torch.randn(TEXT_WIDTH, generator=torch.Generator().manual_seed(0)), dim=0)
+    classes = model.images.describe(examples().images)
+    condition = stack_conditions(
+        [words, None, words, None],
+        [classes, classes, None, None],
+        text_width=TEXT_WIDTH,
+        shape=(3, classes.shape[1]),
+        prompts=[model.first_guess(spec, examples().images)[0]] * 2 + [None, None],
+    ).without(*without)
+    x = model.rescale(spec, model.tokenizer.embed_codes(model.tokenizer.encode(spec, networks(spec, 4))))
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    t = model.schedule.times(torch.linspace(0.1, 0.9, 4))
+    noisy, wanted = model.schedule.noisy(x, noise, t)
+    return (model(model.described(spec, condition), noisy, t) - wanted).square().mean()

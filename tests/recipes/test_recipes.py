@@ -16,9 +16,17 @@ from weightloom.conditioning import encode_text
 from weightloom.errors import DataUnavailableError
 from weightloom.generators.load import load_generator
 from weightloom.io import read_yaml
-from weightloom.tasks import dataset_info
-from weightloom.training.recipe import GeneratorRecipe, PlainRecipe
-from weightloom.training.run import check_recipe, train_recipe
+from weightloom.tasks import dataset_info, parse_task
+from weightloom.training.ghn import make_ghn
+from weightloom.training.igpg import check_recipe
+from weightloom.training.recipe import (
+    DiffusionRecipe,
+    GeneratorRecipe,
+    GHNRecipe,
+    PlainRecipe,
+    StaticHypernetworkRecipe,
+)
+from weightloom.training.run import train_recipe
 from weightloom.zoo import ZooRecipe, build_zoo
 from weightloom.zoo.build import _jobs
 
@@ -28,12 +36,24 @@ RAW = {file.stem: yaml.safe_load(file.read_text()) for file in FILES}
 ZOOS = sorted(name for name, raw in RAW.items() if raw["kind"] == "zoo")
 GENERATORS = sorted(name for name, raw in RAW.items() if raw["kind"] == "generator")
 STAGED = [name for name in GENERATORS if RAW[name]["generator"] == "igpg"]
-"""Generators that are trained stage by stage; the others make themselves from a zoo."""
+"""Priors that are trained stage by stage."""
+STATIC = [name for name in GENERATORS if RAW[name]["generator"] == "static_hypernetwork"]
+"""Generators that are trained on episodes."""
+DIFFUSIONS = [name for name in GENERATORS if RAW[name]["generator"] == "diffusion"]
+"""Diffusions, trained stage by stage too."""
+HYPERNETWORKS = [name for name in GENERATORS if RAW[name]["generator"] == "ghn"]
+"""Generators that are trained on a task's images and need no zoo; the others make themselves from one."""
 
 
 def model_of(name):
     if name in ZOOS:
         return ZooRecipe
+    if name in STATIC:
+        return StaticHypernetworkRecipe
+    if name in DIFFUSIONS:
+        return DiffusionRecipe
+    if name in HYPERNETWORKS:
+        return GHNRecipe
     return GeneratorRecipe if name in STAGED else PlainRecipe
 
 
@@ -87,6 +107,14 @@ def test_a_generator_recipe_makes_sense_on_its_zoo(name):
     assert trained & recipe.encoder.tasks.keys(), "its dataset encoder sees the class counts of the zoo"
 
 
+@pytest.mark.parametrize("name", HYPERNETWORKS)
+def test_a_hypernetwork_recipe_makes_sense(name):
+    recipe = read_yaml(FOLDER / f"{name}.yaml", GHNRecipe)
+    model, settings = make_ghn(recipe, parse_task(recipe.task))
+    assert sum(p.numel() for p in model.parameters()) > 10_000 and settings.meta_batch >= 1
+    assert model.validity.tasks == (str(parse_task(recipe.task)),)
+
+
 # -------------------------------------------------------------------------------------- at tiny size
 
 
@@ -110,11 +138,21 @@ def shrunk_zoo(name):
 def shrunk_generator(name):
     """The same stages and sizes of models, with next to no tasks, steps or images."""
     raw = copy.deepcopy(RAW[name])
-    if name not in STAGED:
-        return raw
     loop = {"steps": 2, "log_every": 1, "save_every": 2}
+    if name in STATIC:
+        tasks = {classes: 1 for classes in raw["tasks"] if classes <= 10}
+        return {**raw, "tasks": tasks, "shots": 2, "queries": 8, "loop": {**raw["loop"], **loop}}
+    if name not in STAGED + DIFFUSIONS:
+        return raw
     raw["encoder"] |= {"tasks_at_once": 1, "shots": 2, "queries": 8}
     raw["tokenizer"] |= {"networks": 2, "images": 8}
+    if name in DIFFUSIONS:
+        raw["denoiser"] |= {"wordings": 1, "supports": 1, "evaluate_every": 2}
+        raw["denoiser"].setdefault("objective", {}).update({"networks": 2, "queries": 4})
+        raw["encoder"]["tasks"] = {classes: 1 for classes in raw["encoder"]["tasks"] if classes <= 10}
+        for part in ("encoder", "tokenizer", "denoiser"):
+            raw[part]["loop"] = {**raw[part]["loop"], **loop}
+        return raw
     raw["memories"] = {"steps": 1, "batch_size": 8}
     raw["prior"] |= {"wordings": 1, "supports": 1, "evaluate_every": 2}
     raw["prior"].setdefault("objective", {}).update({"networks": 2, "queries": 4})
@@ -153,7 +191,22 @@ def test_a_zoo_is_built(built, name):
     assert all(record.dataset == "digits" and 0 <= record.accuracy <= 1 for record in trained)
 
 
-@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("name", HYPERNETWORKS)
+def test_a_hypernetwork_is_trained_and_predicts(name, tmp_path):
+    raw = copy.deepcopy(RAW[name]) | {"task": "digits@8c1", "evaluate_every": 2, "evaluate_networks": 1}
+    raw["objective"] |= {"networks": 2, "meta_batch": 1, "images": 8}
+    raw["config"] |= {"width": 16, "block": 8, "kernel": 3}
+    raw["loop"] |= {"steps": 2, "log_every": 1, "save_every": 2}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(raw))
+    train_recipe(recipe, None, tmp_path / "generator")
+    generator = load_generator(tmp_path / "generator")
+    task = parse_task("digits@8c1")
+    sample = generator.generate("vit(depth=1,width=8)", support=task.support(4))
+    assert sample.module(task.data("test").batch(torch.arange(8))[0]).shape == (8, 10)
+
+
+@pytest.mark.parametrize("name", [name for name in GENERATORS if name not in HYPERNETWORKS])
 def test_a_generator_is_trained_and_generates(built, name, tmp_path):
     try:
         encode_text(["digits"])

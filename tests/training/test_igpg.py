@@ -100,7 +100,8 @@ def test_on_fresh_tasks_the_head_does_not_matter(prior, banks, populations, monk
 
     def loss(spoil):
         monkeypatch.setattr(objective, "expected", lambda *arguments: spoil(real(*arguments)))
-        return float(objective._with_closed_heads(spec, condition, tasks, torch_generator("q", 1))[0])
+        found, _ = objective._with_closed_heads(spec, condition, tasks, torch_generator("q", 1))
+        return float(found.detach())
 
     def head(flats):
         return torch.cat([flats[:, :trunk], torch.randn(len(flats), flats.shape[1] - trunk)], dim=1)

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from weightloom.errors import SpecError, UnknownNameError
+from weightloom.errors import InputError, SpecError, UnknownNameError
 from weightloom.generators import generators
 from weightloom.generators.random_init import RandomInit
 from weightloom.training.run import train_recipe
+from weightloom.training.trainers import trainers
 from weightloom.zoo import Zoo
 
 
@@ -55,4 +56,16 @@ def test_what_makes_no_sense_is_refused(zoo: Path, tmp_path: Path) -> None:
         train_recipe(write(tmp_path, options="{quiet: 1}"), zoo, tmp_path / "out")
     with pytest.raises(SpecError, match="optionss"):
         train_recipe(write(tmp_path, optionss="{}"), zoo, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_file_of_the_room_can_register_how_its_family_is_trained() -> None:
+    assert {"diffusion", "ghn", "igpg", "static_hypernetwork"} <= set(trainers.names()) <= set(generators)
+
+
+def test_without_a_zoo_only_what_needs_none_is_trained(zoo: Path, tmp_path: Path) -> None:
+    for kind in ("from-zoo", "static_hypernetwork"):
+        options = {"tasks": "{3: 1}", "loop": "{steps: 1}"} if kind != "from-zoo" else {}
+        with pytest.raises(InputError, match=f"'{kind}' generator learns from a zoo"):
+            train_recipe(write(tmp_path, generator=kind, **options), None, tmp_path / "out")
     assert not (tmp_path / "out").exists()

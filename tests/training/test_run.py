@@ -9,19 +9,21 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import weightloom.training.run as room
+import weightloom.training.igpg as room
 from weightloom.errors import DataUnavailableError, InputError, SpecError, UnknownNameError
+from weightloom.generators import Validity
 from weightloom.io import read_json, write_json
 from weightloom.tasks import parse_task
 from weightloom.tokenizers import architecture_key
+from weightloom.training.igpg import check_recipe, make_igpg, train_generator
 from weightloom.training.recipe import GeneratorRecipe
-from weightloom.training.run import (
-    check_recipe,
+from weightloom.training.stages import (
+    VALIDATION_FIRST,
     make_fingerprint,
-    make_igpg,
-    train_generator,
     validation_probe,
+    validation_tasks,
     zero_shot_probe,
+    zoo_tasks,
 )
 from weightloom.zoo import Zoo
 
@@ -305,11 +307,23 @@ def test_choices_are_made_on_tasks_that_nothing_learned_from(model, banks, popul
     bank, _ = banks(made)
     made.fingerprint = make_fingerprint(made, populations, bank)
     source = zoo.about()["recipe"]
-    tasks = room._tasks(source, {3: 2}, room.VALIDATION_FIRST)[3]
+    tasks = zoo_tasks(source, {3: 2}, VALIDATION_FIRST)[3]
     probed = validation_probe(made, tasks, images=40)
     assert probed.keys() == {f"validation_{name}" for name in ("sample", "first_guess", "closed_form")}
     assert all(0 <= value <= 1 for value in probed.values())
     assert validation_probe(made, tasks, images=40) == probed
+
+
+def test_validation_is_for_class_counts_that_the_generator_makes(zoo):
+    source = zoo.about()["recipe"]
+
+    def counts(least, most):
+        validity = Validity(architectures=(), input=(1, 8, 8), min_classes=least, max_classes=most)
+        return [task.num_classes for task in validation_tasks(source, validity)]
+
+    assert (
+        counts(2, 10) == [4] * 5 + [10] * 5 and counts(3, 5) == [4] * 5 + [5] * 5 and counts(3, 3) == [3] * 5
+    )
 
 
 def test_a_population_without_accuracies_has_a_fingerprint(model, banks, populations):

@@ -180,6 +180,7 @@ def _task(text: str) -> Answer:
 
 
 def _generator(name: str | Path) -> Answer:
+    from weightloom.generators.base import ANY_ARCHITECTURE
     from weightloom.generators.load import load_generator
 
     model = load_generator(name)
@@ -202,7 +203,10 @@ def _generator(name: str | Path) -> Answer:
         say(f"{d['name']}: a generator ({d['method']})", style="bold")
         facts(
             [
-                ("makes", "; ".join(map(short_text, d["architectures"]))),
+                (
+                    "makes",
+                    "; ".join(a if a == ANY_ARCHITECTURE else short_text(a) for a in d["architectures"]),
+                ),
                 ("for images", " x ".join(map(str, d["input"]))),
                 ("classes", f"{d['classes'][0]} to {d['classes'][1]}"),
                 ("trained on", ", ".join(d["tasks"]) or None),

@@ -8,6 +8,7 @@ import typer
 
 from weightloom import __version__
 from weightloom.cli import data, zoo
+from weightloom.cli.audit import audit
 from weightloom.cli.evaluate import evaluate
 from weightloom.cli.failures import SafeGroup
 from weightloom.cli.finetune import finetune
@@ -16,7 +17,7 @@ from weightloom.cli.info import info
 from weightloom.cli.teaching import command, parts_of
 from weightloom.cli.train import train
 
-ORDER = ("generate", "evaluate", "finetune", "zoo", "train", "data", "info")
+ORDER = ("generate", "evaluate", "finetune", "zoo", "train", "audit", "data", "info")
 _HELP = """Generate the weights of neural networks instead of training them.
 
 Every command has --json (one object on stdout; progress goes to stderr) and --help with examples.
@@ -73,6 +74,7 @@ for _name, _function in (
     ("evaluate", evaluate),
     ("finetune", finetune),
     ("train", train),
+    ("audit", audit),
     ("info", info),
 ):
     command(app, _name)(_function)

@@ -1,4 +1,4 @@
-"""``weightloom train``: a generator from a recipe and a zoo. A thin wrapper around the training room."""
+"""``weightloom train``: a generator from a recipe, and from a zoo where it needs one. A thin wrapper."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ def train(
     recipe: Annotated[
         str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a published recipe.")
     ],
-    zoo: Annotated[Path, typer.Option("--zoo", metavar="DIR", help="The zoo to learn from.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the generator is written.")],
+    zoo: Annotated[
+        Path | None,
+        typer.Option("--zoo", metavar="DIR", help="The zoo to learn from; graph hypernetworks need none."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train a generator on a zoo.
+    """Train a generator.
 
     An interrupted training goes on from its last kept state when the same command is given again.
 
@@ -37,8 +40,9 @@ def train(
     from weightloom.training.run import train_recipe
     from weightloom.zoo import Zoo
 
-    zoo = zoo.expanduser()
-    Zoo(zoo)  # a folder that is no zoo is found before anything is read
+    if zoo is not None:
+        zoo = zoo.expanduser()
+        Zoo(zoo)  # a folder that is no zoo is found before anything is read
     try:
         with progress() as move:
             train_recipe(path, zoo, out, move)

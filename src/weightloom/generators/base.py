@@ -34,6 +34,9 @@ generators: Registry[type[Generator]] = Registry("generator")
 
 MAX_SAMPLES = 4096
 
+ANY_ARCHITECTURE = "any architecture"
+"""In a validity's architectures: every one that can be built."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -120,7 +123,10 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Validity:
-    """What a generator can be asked for. ``architectures`` are spec texts without a class count."""
+    """What a generator can be asked for.
+
+    ``architectures`` are spec texts without a class count, or :data:`ANY_ARCHITECTURE` alone.
+    """
 
     architectures: tuple[str, ...]
     input: tuple[int, int, int]
@@ -134,7 +140,7 @@ class Validity:
         if spec.input != self.input:
             wanted, got = ("x".join(map(str, shape or ())) for shape in (self.input, spec.input))
             raise UnsupportedRequestError(f"this generator makes networks for {wanted} images, not {got}")
-        if key not in self.architectures:
+        if self.architectures != (ANY_ARCHITECTURE,) and key not in self.architectures:
             raise UnsupportedRequestError(
                 f"this generator was not trained for {_without_input(key)}; it makes: "
                 + "; ".join(_without_input(a) for a in self.architectures)

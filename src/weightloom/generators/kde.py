@@ -2,11 +2,12 @@
 
 Only the best share of a task's checkpoints count (S_KDE30: 30 per cent). A draw is one of them plus
 Gaussian noise whose bandwidth is set for each latent number by its own spread: the whole network stays
-one network, where drawing every latent number by itself would mix many.
+one network, where drawing every latent number by itself would mix many. With ``candidates`` every sample is
+the best of so many draws on the request's examples.
 
 Shapes: M samples, N checkpoints kept, P values of a network, T tokens, Z latent width.
-Sources: S_KDE30 of hyper-representations (arXiv 2209.14733), section 3.2; bandwidths by Scott (1992) and
-Silverman (1986) for one dimension.
+Sources: S_KDE30 of hyper-representations (arXiv 2209.14733), section 3.2; subsampling as in SANE (arXiv
+2406.09997), section 3.3; bandwidths by Scott (1992) and Silverman (1986) for one dimension.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from torch import Tensor
 
 from weightloom.conditioning import SupportEncoder
 from weightloom.errors import SpecError
-from weightloom.generators.base import Request, Validity, generators, sample_generators
+from weightloom.fitting import recalibrate
+from weightloom.generators.base import Request, Validity, generators, sample_generators, support_scores
 from weightloom.generators.fingerprint import Fingerprint
 from weightloom.generators.nearest import Neighbours, ZooGenerator, require_positive
 
@@ -53,6 +55,7 @@ class KernelDensity(ZooGenerator):
         tasks: int = 3,
         share: float = 0.3,
         bandwidth: Bandwidth = "scott",
+        candidates: int = 1,
         name: str | None = None,
     ) -> None:
         """
@@ -60,6 +63,7 @@ class KernelDensity(ZooGenerator):
             tasks: of how many nearest tasks.
             share: best share of each task's checkpoints, by the zoo's accuracy; at least one is kept.
             bandwidth: the rule of thumb.
+            candidates: draws a sample, of which the one with the lowest loss on the examples is given.
             fingerprint, images, validity, name: as in :class:`ZooGenerator`.
 
         Raises:
@@ -71,6 +75,7 @@ class KernelDensity(ZooGenerator):
         if bandwidth not in ("scott", "silverman"):
             raise SpecError(f"bandwidth must be scott or silverman, not {bandwidth!r}")
         self.tasks, self.share, self.bandwidth = require_positive("tasks", tasks), share, bandwidth
+        self.candidates = require_positive("candidates", candidates)
 
     def kept(self, found: Neighbours) -> list[int]:
         """Rows of the best checkpoints: best of each task apart, so that an easy task drives no other out."""
@@ -90,19 +95,35 @@ class KernelDensity(ZooGenerator):
         latents = tokenizer.embed_codes(found.group.codes[rows])  # (N, T, Z)
         factor = bandwidth_factor(self.bandwidth, len(rows))
         width = factor * latents.std(0, correction=1) if len(rows) > 1 else torch.zeros_like(latents[0])
-        drawn, reports = [], []
+        made, reports = [], []
         for noise in sample_generators(request):
-            at = int(torch.randint(len(rows), (1,), generator=noise))
-            move = width * torch.randn(width.shape, generator=noise).to(width)
-            drawn.append(latents[at] + move)
+            drawn, places = [], []
+            for _ in range(self.candidates):
+                places.append(int(torch.randint(len(rows), (1,), generator=noise)))
+                move = width * torch.randn(width.shape, generator=noise).to(width)
+                # One by one: a batched product may round differently, and a batch has to equal its singles.
+                drawn.append(
+                    tokenizer.decode_latents(request.architecture, (latents[places[-1]] + move)[None])
+                )
+            chosen = self.chosen(request, torch.cat(drawn))
+            made.append(drawn[chosen])
+            best = found.group.rows[rows[places[chosen]]]
             reports.append(
                 {
-                    "checkpoint": found.group.rows[rows[at]].get("id"),
-                    "checkpoint_task": found.group.rows[rows[at]]["task"],
+                    "checkpoint": best.get("id"),
+                    "checkpoint_task": best["task"],
                     "checkpoints": len(rows),
                     "bandwidth": factor,
+                    "candidates": self.candidates,
                 }
             )
-        # One by one: a batched product may round differently, and a batch has to equal its singles.
-        decoded = [tokenizer.decode_latents(request.architecture, one[None]) for one in drawn]
-        return torch.cat(decoded), reports
+        return torch.cat(made), reports
+
+    def chosen(self, request: Request, flats: Tensor) -> int:
+        """Which of (K, P) draws does best on the examples, with batch norms as the request wants them."""
+        if len(flats) == 1 or request.support is None:
+            return 0
+        if request.batch_norm == "support":
+            flats = recalibrate(request.architecture, flats, request.support.flat()[0])
+        scores = support_scores(request.architecture, flats, request.support)
+        return min(range(len(scores)), key=lambda place: scores[place]["support_loss"])

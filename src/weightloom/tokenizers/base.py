@@ -206,12 +206,30 @@ class WeightTokenizer(nn.Module, ABC):
             key,
         )
 
-    def forward(self, spec: ArchitectureSpec, flats: Tensor) -> TokenizerOutput:
-        """One training pass over (N, P) raw networks."""
+    def forward(
+        self,
+        spec: ArchitectureSpec,
+        flats: Tensor,
+        *,
+        input_noise: float = 0.0,
+        latent_noise: float = 0.0,
+        stream: torch.Generator | None = None,
+    ) -> TokenizerOutput:
+        """One training pass over (N, P) raw networks.
+
+        With noise (p-diff, arXiv 2402.13144, section 2.3), in units of the zoo's spread on what is encoded
+        and of the latents' own scale on what is decoded, the clean tokens are to be rebuilt all the same.
+        """
         _, chunking, bound = self.bind(spec)
         tokens = chunking.to_tokens(bound.normalise(flats))  # (N, T, K)
         described = self.describe(spec)
-        latents, codes, penalty = self.encode_tokens(tokens, described)
+        seen = tokens
+        if input_noise:
+            noise = torch.randn(tokens.shape, generator=stream).to(tokens)
+            seen = tokens + input_noise * noise * chunking.mask
+        latents, codes, penalty = self.encode_tokens(seen, described)
+        if latent_noise:
+            latents = latents + latent_noise * torch.randn(latents.shape, generator=stream).to(latents)
         return TokenizerOutput(tokens, self.decode_tokens(latents, described), chunking.mask, codes, penalty)
 
     def to_flats(self, spec: ArchitectureSpec, tokens: Tensor) -> Tensor:

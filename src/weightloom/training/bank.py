@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,9 +17,19 @@ from torch import Tensor
 from weightloom.architectures import ArchitectureSpec
 from weightloom.conditioning import Condition, SupportEncoder, encode_text, stack_conditions
 from weightloom.conditioning.text import TEXT_WIDTH
-from weightloom.generators.igpg import IGPG
 from weightloom.tasks import DatasetTask, TaskData
+from weightloom.tokenizers import WeightTokenizer
 from weightloom.training.loop import Progress
+
+
+class Guessing(Protocol):
+    """A generator that starts from a first guess at the network, coded by its tokenizer."""
+
+    tokenizer: WeightTokenizer
+
+    def first_guess(self, spec: ArchitectureSpec, support: Tensor) -> tuple[Tensor, str, bool]:
+        """(T, D) codes for a support set, what they are in words, whether the head is a closed form."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -61,7 +72,7 @@ def build_bank(
 
 
 def banked_condition(
-    model: IGPG,
+    model: Guessing,
     spec: ArchitectureSpec,
     tasks: Sequence[BankedTask],
     generator: torch.Generator,

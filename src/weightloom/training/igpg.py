@@ -1,4 +1,5 @@
-"""What IGPG's prior minimises: the codes of real checkpoints, and the loss of the networks it makes itself.
+"""IGPG's training stage by stage, and what its prior minimises: the codes of real checkpoints, and the loss
+of the networks it makes itself.
 
 The functional part decodes expected latents and runs the networks on their tasks' images. On tasks of the zoo
 they are whole networks; on tasks outside it, of which there are far more than a zoo holds, the prior answers
@@ -13,23 +14,48 @@ gradient, Bertinetto et al. (arXiv 1805.08136), section 3.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from weightloom.architectures import ArchitectureSpec
-from weightloom.conditioning import Condition
-from weightloom.errors import SpecError
+from weightloom.conditioning import Condition, SupportEncoder, encode_text
+from weightloom.errors import SpecError, WeightloomError
 from weightloom.fitting import discriminant, run_networks, trunk_features
 from weightloom.fitting.train import draw_batch
-from weightloom.generators.igpg import IGPG
-from weightloom.seeding import torch_generator
-from weightloom.tokenizers import architecture_key
-from weightloom.training.bank import BankedTask, banked_condition
-from weightloom.training.tokenizer import Population
+from weightloom.generators.backbones import build_backbone
+from weightloom.generators.igpg import IGPG, IGPGConfig
+from weightloom.io import read_yaml
+from weightloom.seeding import seed_for, torch_generator
+from weightloom.tokenizers import WeightTokenizer, architecture_key, tokenizers
+from weightloom.training.bank import BankedTask, banked_condition, build_bank
+from weightloom.training.loop import Progress, run_loop
+from weightloom.training.recipe import GeneratorRecipe
+from weightloom.training.stages import (
+    claim,
+    keep_memories,
+    make_fingerprint,
+    round_parameters,
+    source_of,
+    spans,
+    train_encoder,
+    train_tokenizer,
+    validation_probe,
+    validation_tasks,
+    zero_shot_probe,
+    zoo_tasks,
+)
+from weightloom.training.tokenizer import Population, load_populations
+from weightloom.training.trainers import open_zoo, trainers
+from weightloom.zoo import Zoo
+
+FRESH_FIRST = 1_000_000
+"""Index of the first task drawn for the functional loss: far beyond those that a zoo trains on."""
 
 _GENERATED_NORMS_EVERY = 16
 """Steps from one with generated batch-norm statistics to the next: their large losses drown the others."""
@@ -201,3 +227,152 @@ def _loss(answers: Tensor, labels: Tensor) -> tuple[Tensor, float]:
     """Cross-entropy of (B, Q, C) answers and the share that is right; labels (B, Q)."""
     loss = F.cross_entropy(answers.flatten(0, 1), labels.flatten())
     return loss, float((answers.argmax(-1) == labels).float().mean())
+
+
+# ------------------------------------------------------------------------------------ the stages
+
+
+@trainers.register(IGPG.kind)
+def train_from_recipe(recipe_path: Path, zoo: Path | None, out: Path, progress: Progress) -> IGPG:
+    """See :data:`weightloom.training.trainers.Trainer`."""
+    return train_generator(read_yaml(recipe_path, GeneratorRecipe), open_zoo(zoo, IGPG.kind), out, progress)
+
+
+def train_generator(recipe: GeneratorRecipe, zoo: Zoo, out: Path, progress: Progress) -> IGPG:
+    """The stages one after another; see :func:`weightloom.training.run.train_recipe`.
+
+    Raises:
+        DataUnavailableError: the sentence encoder is not installed.
+    """
+    work = out / "work"
+    source = source_of(zoo)
+    check_recipe(recipe, source)
+    encode_text(["Can sentences be read here?"])  # the prior's stage needs it, hours from now
+    populations = load_populations(zoo)
+    for stage, made_from in _origins(recipe, source).items():
+        claim(work / stage, made_from)
+    encoder = train_encoder(recipe, IGPGConfig(**recipe.prior.config), source, work / "encoder", progress)
+    tokenizer = train_tokenizer(recipe, populations, work / "tokenizer", progress)
+    memories = keep_memories(
+        recipe.memories, tokenizer, populations, work / "memories", progress, seed=recipe.seed
+    )
+    model = make_igpg(recipe, source, tokenizer, encoder)
+    train_prior(recipe, source, model, populations, memories, work / "prior", progress)
+    round_parameters(model)
+    model.config = replace(model.config, correction=recipe.prior.correction)
+    model.save_pretrained(out)
+    return model
+
+
+def check_recipe(recipe: GeneratorRecipe, source: dict[str, Any]) -> None:
+    """Raise :class:`SpecError` unless every stage's options make sense, before any stage takes its time."""
+    family = tokenizers.get(recipe.tokenizer.kind)
+
+    def prior() -> None:
+        config = IGPGConfig(**recipe.prior.config)
+        if config.channels != source["channels"]:
+            raise SpecError(
+                f"the prior reads images of {config.channels} channels, the zoo has {source['channels']}"
+            )
+        with torch.device("meta"):
+            build_backbone(config.backbone, width=config.width, depth=config.depth, heads=config.heads)
+            SupportEncoder(channels=config.channels, features=config.image_features, width=config.image_width)
+
+    checks: dict[str, Callable[[], object]] = {
+        "tokenizer": lambda: family.config_type(**recipe.tokenizer.config),  # type: ignore[attr-defined]
+        "objective": lambda: PriorSettings(**recipe.prior.objective),
+        "prior": prior,
+    }
+    for what, check in checks.items():
+        try:
+            check()
+        except WeightloomError:
+            raise
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise SpecError(f"the recipe's {what}: {error}") from None
+
+
+def _origins(recipe: GeneratorRecipe, source: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What each stage is made from; how often it is logged and kept changes nothing."""
+    # Without defaults: an option that a later version adds does not make another recipe of this one.
+    said = recipe.model_dump(mode="json", exclude_defaults=True)
+    for part in ("encoder", "tokenizer", "prior"):
+        for name in ("log_every", "save_every"):
+            said[part]["loop"].pop(name, None)
+    said["prior"].pop("evaluate_every", None)
+    config = IGPGConfig(**recipe.prior.config)
+    images = {"channels": config.channels, "features": config.image_features, "width": config.image_width}
+    tasks = {key: source[key] for key in ("datasets", "salt", "size", "channels")}
+    origins = {
+        "encoder": {"encoder": said["encoder"], "images": images, "tasks": tasks},
+        "tokenizer": {"tokenizer": said["tokenizer"], "zoo": source},
+        "memories": {"tokenizer": said["tokenizer"], "memories": said.get("memories", {}), "zoo": source},
+        "prior": {key: said.get(key, {}) for key in ("encoder", "tokenizer", "memories", "prior")}
+        | {"zoo": source},
+    }
+    return {stage: {**origin, "seed": recipe.seed} for stage, origin in origins.items()}
+
+
+def make_igpg(
+    recipe: GeneratorRecipe, source: dict, tokenizer: WeightTokenizer, encoder: SupportEncoder
+) -> IGPG:  # type: ignore[type-arg]
+    """An untrained prior around a trained tokenizer and dataset encoder."""
+    validity = spans(source, tokenizer, *recipe.prior.fresh)
+    try:
+        config = IGPGConfig(**recipe.prior.config)
+    except TypeError as error:
+        raise SpecError(f"the recipe's prior: {error}") from None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for("prior", recipe.seed))
+        model = IGPG(config, tokenizer, validity, name=recipe.name)
+    model.images.load_state_dict(encoder.state_dict())
+    model.images.requires_grad_(False)
+    return model
+
+
+def train_prior(
+    recipe: GeneratorRecipe,
+    source: dict,  # type: ignore[type-arg]
+    model: IGPG,
+    populations: list[Population],
+    memories: dict[ArchitectureSpec, dict[str, Tensor]],
+    folder: Path,
+    progress: Progress,
+) -> None:
+    """The prior, and the fingerprint of the zoo that it learned from."""
+    settings = recipe.prior
+    shots = (16, 8, 16)
+    seen = {record.task: record.parsed_task() for p in populations for record in p.records}
+    options = {"wordings": settings.wordings, "supports": settings.supports, "shots": shots}
+    bank = build_bank(model.images, list(seen.values()), **options, seed=recipe.seed, progress=progress)  # type: ignore[arg-type]
+    fresh: dict[int, list[BankedTask]] = {}
+    for classes, tasks in zoo_tasks(source, settings.fresh, FRESH_FIRST).items():
+        made = build_bank(
+            model.images, tasks, wordings=2, supports=1, shots=(16,), seed=recipe.seed + 1, progress=progress
+        )
+        fresh[classes] = list(made.values())
+    model.fingerprint = make_fingerprint(model, populations, bank, memories)
+    try:
+        objective_settings = PriorSettings(**settings.objective)
+    except TypeError as error:
+        raise SpecError(f"the recipe's objective: {error}") from None
+    objective = PriorObjective(model, populations, bank, fresh, objective_settings, seed=recipe.seed)
+    unseen = validation_tasks(source, model.validity)
+
+    def evaluate(step: int) -> dict[str, float]:
+        return zero_shot_probe(model, populations) | validation_probe(model, unseen)
+
+    model.train()
+    model.images.eval()
+    model.tokenizer.eval()
+    run_loop(
+        "prior",
+        model,
+        objective,
+        settings.loop.settings(),
+        folder=folder,
+        evaluate=evaluate,
+        evaluate_every=settings.evaluate_every or max(1, settings.loop.steps // 8),
+        progress=progress,
+    )
+    model.eval()

@@ -45,6 +45,8 @@ class TokenizerRecipe(_Strict):
     networks: Annotated[int, Field(ge=1, le=4096)] = 16
     images: Annotated[int, Field(ge=2, le=65536)] = 64
     functional_weight: Annotated[float, Field(ge=0)] = 1.0
+    input_noise: Annotated[float, Field(ge=0, le=10)] = 0.0
+    latent_noise: Annotated[float, Field(ge=0, le=10)] = 0.0
 
 
 class EncoderRecipe(_Strict):
@@ -105,14 +107,67 @@ class PlainRecipe(_Strict):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-class GeneratorRecipe(_Strict):
-    """A generator trained on a zoo, stage by stage: dataset encoder, weight tokenizer, prior."""
+class StaticHypernetworkRecipe(_Strict):
+    """A static hypernetwork, trained on episodes of ``tasks`` (by class count) of a zoo's recipe."""
 
     kind: Literal["generator"]
-    generator: Literal["igpg"]
+    generator: Literal["static_hypernetwork"]
+    name: Name
+    seed: int = 0
+    config: dict[str, Any] = Field(default_factory=dict)
+    tasks: Annotated[TaskCounts, Field(min_length=1)]
+    shots: Annotated[int, Field(ge=2, le=1024)] = 8
+    queries: Annotated[int, Field(ge=2, le=65536)] = 64
+    loop: LoopRecipe
+
+
+class StagedRecipe(_Strict):
+    """A generator trained on a zoo, stage by stage: first a dataset encoder and a weight tokenizer."""
+
+    kind: Literal["generator"]
+    generator: str
     name: Name
     seed: int = 0
     encoder: EncoderRecipe
     tokenizer: TokenizerRecipe
+
+
+class GeneratorRecipe(StagedRecipe):
+    """IGPG: dataset encoder, weight tokenizer, memories, prior."""
+
+    generator: Literal["igpg"]
     memories: MemoryRecipe = MemoryRecipe()
     prior: PriorRecipe
+
+
+class DenoiserRecipe(_Strict):
+    """The denoiser of a latent diffusion: sizes and schedule, objective, training."""
+
+    config: dict[str, Any] = Field(default_factory=dict)
+    objective: dict[str, Any] = Field(default_factory=dict)
+    loop: LoopRecipe
+    wordings: Annotated[int, Field(ge=1, le=1000)] = 6
+    supports: Annotated[int, Field(ge=1, le=1000)] = 3
+    evaluate_every: Annotated[int, Field(ge=0)] = 0
+
+
+class DiffusionRecipe(StagedRecipe):
+    """A latent diffusion: dataset encoder, weight tokenizer, denoiser."""
+
+    generator: Literal["diffusion"]
+    denoiser: DenoiserRecipe
+
+
+class GHNRecipe(_Strict):
+    """A graph hypernetwork, trained on one task's images and on random architectures; it needs no zoo."""
+
+    kind: Literal["generator"]
+    generator: Literal["ghn"]
+    name: Name
+    seed: int = 0
+    task: str
+    config: dict[str, Any] = Field(default_factory=dict)
+    objective: dict[str, Any] = Field(default_factory=dict)
+    loop: LoopRecipe
+    evaluate_every: Annotated[int, Field(ge=0)] = 0
+    evaluate_networks: Annotated[int, Field(ge=1, le=1000)] = 8

@@ -162,11 +162,14 @@ class TokenizerObjective:
         networks: int = 16,
         images: int = 64,
         functional_weight: float = 1.0,
+        input_noise: float = 0.0,
+        latent_noise: float = 0.0,
         seed: int = 0,
         steps: int = 1000,
     ) -> None:
         self.tokenizer, self.populations = tokenizer, populations
         self.networks, self.images, self.functional_weight = networks, images, functional_weight
+        self.input_noise, self.latent_noise = input_noise, latent_noise
         self.seed, self.steps = seed, steps
 
     def __call__(self, step: int) -> tuple[Tensor, dict[str, float]]:
@@ -179,7 +182,13 @@ class TokenizerObjective:
             self.tokenizer.noise = torch_generator("gumbel", self.seed, step)
             self.tokenizer.temperature = annealed_temperature(step, self.steps)
         self.tokenizer.train()
-        output = self.tokenizer(population.spec, flats)
+        output = self.tokenizer(
+            population.spec,
+            flats,
+            input_noise=self.input_noise,
+            latent_noise=self.latent_noise,
+            stream=torch_generator("augmentation", self.seed, step),
+        )
         error = output.weight_error()
         loss = error + output.penalty
         numbers = {"weight_error": float(error.detach())}

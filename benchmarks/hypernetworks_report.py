@@ -1,0 +1,179 @@
+"""The results page of the hypernetworks, from what the benchmarks wrote.
+
+`python benchmarks/hypernetworks_report.py` reads benchmarks/results/hypernetworks-*.json and writes
+docs/results/hypernetworks.md. A table whose file is missing is said to be not measured yet.
+"""
+
+from __future__ import annotations
+
+import statistics
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from weightloom.io import read_json, write_text
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "results" / "hypernetworks.md"
+ORDER = (
+    *("mnist plain", "mnist blocks", "mnist coordinates"),
+    *("cifar10 plain", "cifar10 blocks, 64", "cifar10 blocks, 16", "cifar10 coordinates"),
+    *("LSTM", "HyperLSTM", "LayerNorm LSTM", "LayerNorm HyperLSTM"),
+    *("torch LSTM", "HyperLSTM, layer norm", "step by step"),
+    *("static_hypernetwork", "igpg-tiny", "closed form", "nearest checkpoint"),
+)
+"""Rows of the tables."""
+
+
+def collect(name: str, value: str) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+    """Settings, and the rows of each variant over its seeds."""
+    held = read_json(RESULTS / f"hypernetworks-{name}.json")
+    found: dict[str, list[dict[str, Any]]] = {}
+    for key, row in held["rows"].items():
+        assert value in row
+        found.setdefault(key.rpartition(", seed ")[0], []).append(row)
+    order = sorted(
+        found, key=lambda key: next((n for n, start in enumerate(ORDER) if key.startswith(start)), 99)
+    )
+    return held["settings"], {key: found[key] for key in order}
+
+
+def spread(rows: list[dict[str, Any]], value: str, form: Callable[[float], str]) -> str:
+    """Mean ± standard deviation of ``value``."""
+    values = [row[value] for row in rows]
+    mean = form(statistics.fmean(values))
+    return f"{mean} ± {form(statistics.stdev(values))}" if len(values) > 1 else mean
+
+
+def paragraph(words: str) -> list[str]:
+    """Lines of a paragraph, and the empty one after it."""
+    return [*textwrap.wrap(words, 110, break_long_words=False, break_on_hyphens=False), ""]
+
+
+def page() -> str:
+    """The page's text."""
+    lines = [
+        "# Results of hypernetworks",
+        "",
+        *paragraph(
+            "Written by `python benchmarks/hypernetworks_report.py` from "
+            "`benchmarks/results/hypernetworks-*.json`. "
+            "Sizes are small, for two CPU cores: read them as first figures, not as a repetition "
+            "of the paper's. "
+            "± is the standard deviation over the seeds."
+        ),
+    ]
+    parts: list[tuple[str, str, Callable[[], list[str]]]] = [
+        ("images", "Static hypernetworks on images", _images_table),
+        ("text", "Dynamic hypernetworks on text", _text_table),
+        ("speed", "Speed of HyperLSTM", _speed_table),
+        ("tasks", "Networks for held-out tasks", _tasks_table),
+    ]
+    for name, title, make in parts:
+        options = " --generator runs/static-tiny" if name == "tasks" else ""
+        lines += [f"## {title}", "", f"`python benchmarks/hypernetworks.py {name}{options}`", ""]
+        there = (RESULTS / f"hypernetworks-{name}.json").exists()
+        lines += [*(make() if there else ["not measured yet"]), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _images_table() -> list[str]:
+    settings, found = collect("images", "error")
+    lines = [
+        *paragraph(
+            f"Adam, cosine, batches of {settings['batch']}; MNIST {2 * settings['steps']:,} steps "
+            f"with the paper's "
+            f"small network (its second kernel is generated), CIFAR-10 {settings['steps']:,} "
+            f"steps with a residual "
+            f"network of depth {settings['depth']} and width 16 (all 3 x 3 kernels but the first "
+            f"are generated). "
+            f"Error on {settings['test_images']:,} test images. The number beside *blocks* is the "
+            f"width of an "
+            "embedding."
+        ),
+        "| network | parameters | error | seeds |",
+        "|---|--:|--:|--:|",
+    ]
+    for name, rows in found.items():
+        error = spread(rows, "error", lambda v: f"{100 * v:.2f}")
+        lines.append(f"| {name} | {rows[0]['parameters']:,} | {error} % | {len(rows)} |")
+    return lines
+
+
+def _text_table() -> list[str]:
+    settings, found = collect("text", "bits")
+    lines = [
+        *paragraph(
+            f"{settings['corpus'].rpartition('@')[0]} (10.8 million characters, one address in "
+            f"ten held out), at "
+            f"most {settings['budget']:,} parameters each, {settings['steps']:,} steps of 32 pieces of "
+            f"{settings['length']} characters "
+            f"({settings['steps'] * 32 * settings['length'] / 1e6:.1f} million in "
+            "all), the same for all. *rate* is Adam's learning rate, which falls along a cosine. Bits a "
+            "character on 192,000 held-out characters."
+        ),
+        *paragraph(
+            "The rate is not tuned for each core, and so short a training favours what learns fast at the "
+            "start: the plain LSTM's gap says more of that than of where it would end."
+        ),
+        "| core | units | parameters | bits a character | seeds | CPU seconds a run |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for name, rows in found.items():
+        seconds = statistics.fmean(row["cpu_seconds"] for row in rows)
+        lines.append(
+            f"| {name} | {rows[0]['hidden']} | {rows[0]['parameters']:,} | "
+            f"{spread(rows, 'bits', lambda v: f'{v:.3f}')} | {len(rows)} | {seconds:.0f} |"
+        )
+    return lines
+
+
+def _speed_table() -> list[str]:
+    settings, found = collect("speed", "forward")
+    base = statistics.fmean(row["forward_and_backward"] for row in found["torch LSTM"])
+    lines = [
+        *paragraph(
+            f"CPU seconds on one thread, the best of {settings['repeats']}: {settings['steps']} steps, batch "
+            f"{settings['batch']}, {settings['inputs']} inputs, {settings['hidden']} units, "
+            f"{settings['hyper']} units "
+            "in the hyper cell."
+        ),
+        "| | forward | forward and backward | over torch's LSTM |",
+        "|---|--:|--:|--:|",
+    ]
+    for name, rows in found.items():
+        both = statistics.fmean(row["forward_and_backward"] for row in rows)
+        forward = statistics.fmean(row["forward"] for row in rows)
+        lines.append(f"| {name} | {forward:.2f} | {both:.2f} | {both / base:.2f} |")
+    return lines
+
+
+def _tasks_table() -> list[str]:
+    settings, found = collect("tasks", "accuracy")
+    lines = [
+        *paragraph(
+            "The generator of `recipes/static-tiny.yaml`, trained on tasks of the recipe "
+            "`recipes/zoo-tiny.yaml` "
+            f"that are not held out. Accuracy on up to {settings['test_images']:,} test images, "
+            f"{settings['shots']} examples a class; means over the recipe's architectures, "
+            f"{settings['tasks']} "
+            "tasks of ten and as many of four classes in each column, and the seeds of the examples."
+        ),
+    ]
+    splits = list(dict.fromkeys(name.split("; ")[1] for name in found))
+    lines += ["| | " + " | ".join(splits) + " |", "|---" + "|--:" * len(splits) + "|"]
+    for method in dict.fromkeys(name.split("; ")[0] for name in found):
+        means = []
+        for split in splits:
+            rows = [
+                row for name, rows in found.items() if name.split("; ")[:2] == [method, split] for row in rows
+            ]
+            means.append(f"{statistics.fmean(row['accuracy'] for row in rows):.3f}")
+        lines.append(f"| {method} | " + " | ".join(means) + " |")
+    return lines
+
+
+if __name__ == "__main__":
+    write_text(PAGE, page())

@@ -1,0 +1,377 @@
+"""Latent diffusion of weights: noise becomes the latents of a weight tokenizer, which decodes them.
+
+The autoencoder is a weight tokenizer (whole networks, token by token); latents are rescaled to unit spread
+before anything is diffused, and held within what a latent can be afterwards. A denoiser that sees all tokens
+of a network is told time, instruction, examples, class and architecture, and where there are examples the
+latents of a first guess (a closed-form head on the zoo's mean trunk); each but time may be missing, and
+classifier-free guidance goes beyond the conditional answer. Knows nothing of training.
+
+Shapes: B requests, M samples, T tokens of a network, Z latent width, C classes, F features of a class, W
+width, P values of a network.
+Sources: latent diffusion of weights, p-diff (arXiv 2402.13144), sections 2.2 to 2.4; classifier-free guidance
+(arXiv 2207.12598), equation 6. Ours: tokens of whole networks instead of one flat vector of a few layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from weightloom.architectures import ArchitectureSpec
+from weightloom.conditioning import (
+    TEXT_WIDTH,
+    Condition,
+    SlotEncoder,
+    SupportEncoder,
+    encode_text,
+    stack_conditions,
+)
+from weightloom.conditioning.architecture import MAX_CLASSES, parameter_key, token_places
+from weightloom.errors import CheckpointError, DataUnavailableError, SpecError, WeightloomError
+from weightloom.fitting import closed_form_network
+from weightloom.generators.base import (
+    Generator,
+    Request,
+    Validity,
+    generators,
+    merge_reports,
+    sample_generators,
+)
+from weightloom.generators.fingerprint import Fingerprint
+from weightloom.generators.schedules import SCHEDULES, Schedule, build_schedule
+from weightloom.io import load_tensors, read_json, save_tensors, write_json
+from weightloom.tokenizers import WeightTokenizer, architecture_key, load_tokenizer
+from weightloom.tokenizers.base import load_strictly, narrowed
+from weightloom.tokenizers.blocks import TokenRefiner
+from weightloom.weights import layout_of
+
+_FAR = 4.0
+"""Spreads from the mean beyond which no latent is decoded: an outlier costs a network its function."""
+_AT_ONCE = 64
+"""Networks that are denoised together."""
+_WAVES = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig:
+    """Sizes of the denoiser and of the dataset encoder, and how noise is walked back.
+
+    Attributes:
+        width, depth: of the denoiser, a :class:`weightloom.tokenizers.blocks.TokenRefiner`.
+        schedule: one of :data:`weightloom.generators.schedules.SCHEDULES`; training and generation share it.
+        steps: of the way back from noise.
+        tensors: patterns of tensors that are generated (``head.*``), all by default; the others are those of
+            the zoo's mean network.
+        image_features, image_width, channels: of the dataset encoder.
+    """
+
+    width: int = 192
+    depth: int = 4
+    schedule: str = "flow"
+    steps: int = 20
+    tensors: tuple[str, ...] = ("*",)
+    image_features: int = 128
+    image_width: int = 48
+    channels: int = 3
+
+    def __post_init__(self) -> None:
+        if not 8 <= self.width <= 8192 or self.width % 4 or not 1 <= self.depth <= 128:
+            raise SpecError("the denoiser's width must be 8 to 8192 and divisible by 4, its depth 1 to 128")
+        if self.schedule not in SCHEDULES:
+            raise SpecError(f"unknown schedule {self.schedule!r}; known: {', '.join(SCHEDULES)}")
+        if type(self.steps) is not int or not 1 <= self.steps <= 1000:
+            raise SpecError(f"steps must be a whole number from 1 to 1000, not {self.steps!r}")
+        object.__setattr__(self, "tensors", tuple(self.tensors))
+        if not self.tensors or not all(isinstance(pattern, str) for pattern in self.tensors):
+            raise SpecError("tensors must be patterns of names such as head.*, at least one")
+
+
+@generators.register("diffusion")
+class LatentDiffusion(nn.Module, Generator):
+    """Latent diffusion of whole networks, conditional and unconditional.
+
+    Without instruction and examples it draws from all that the zoo holds of the architecture. ``guidance`` of
+    the request's sampling above 1 weighs the condition more; its other options do not concern a diffusion.
+    """
+
+    kind: ClassVar[str] = "diffusion"
+
+    def __init__(
+        self,
+        config: DiffusionConfig,
+        tokenizer: WeightTokenizer,
+        validity: Validity,
+        *,
+        name: str = "diffusion",
+    ) -> None:
+        """
+        Raises:
+            SpecError: more classes than can be told apart, or a pattern that fits no tensor.
+            DataUnavailableError: the schedule needs a library that is not installed.
+        """
+        super().__init__()
+        if validity.max_classes > MAX_CLASSES:
+            raise SpecError(f"diffusion makes classifiers of at most {MAX_CLASSES} classes")
+        self.config, self.validity, self.name = config, validity, name
+        self.tokenizer = tokenizer.requires_grad_(False).eval()
+        self.schedule: Schedule = build_schedule(config.schedule)
+        self.images = SupportEncoder(
+            channels=config.channels, features=config.image_features, width=config.image_width
+        )
+        w, z = config.width, tokenizer.latent_width
+        self.slots = SlotEncoder(width=w, known=tokenizer.slots.known)
+        self.instruction = nn.Linear(TEXT_WIDTH, w)
+        self.dataset = nn.Sequential(nn.Linear(2 * config.image_features, w), nn.SiLU(), nn.Linear(w, w))
+        self.label = nn.Embedding(MAX_CLASSES, w)
+        self.whole = nn.Linear(w, w)
+        self.to_head = nn.Linear(w, w)
+        self.no_instruction = nn.Parameter(torch.zeros(w))
+        self.no_dataset = nn.Parameter(torch.zeros(w))
+        self.no_architecture = nn.Parameter(torch.zeros(w))
+        self.guess = nn.Linear(z, w)
+        self.no_guess = nn.Parameter(torch.zeros(w))
+        self.time = nn.Sequential(nn.Linear(2 * _WAVES, w), nn.SiLU(), nn.Linear(w, w))
+        self.denoiser = TokenRefiner(z, z, width=w, depth=config.depth, attention=True)
+        # The untrained denoiser adds next to nothing: its samples are Gaussian latents.
+        self.denoiser.outward.weight.data.mul_(0.05)
+        self.denoiser.outward.bias.data.zero_()
+        for key, trunk in tokenizer.slots.known.items():
+            # Places of a network: its trunk's tokens and one for all of its head's.
+            self.register_buffer(f"mean_{parameter_key(key)}", torch.zeros(trunk + 1, z))
+            self.register_buffer(f"spread_{parameter_key(key)}", torch.ones(trunk + 1, z))
+        self.fingerprint: Fingerprint | None = None
+
+    # ---------------------------------------------------------------- latents
+
+    @torch.no_grad()
+    def measure_latents(self, groups: Mapping[ArchitectureSpec, Tensor]) -> None:
+        """Set the scale of latents from raw networks (N, P) by resolved architecture.
+
+        Architectures that differ in their class count share a scale. A latent number that never varies keeps
+        its one value in everything that is generated.
+        """
+        parts: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        for spec, flats in groups.items():
+            latents = self.tokenizer.embed_codes(self.tokenizer.encode(spec, flats))
+            parts.setdefault(architecture_key(spec), []).append((latents, self._places(spec)))
+        for key, held in parts.items():
+            mean, spread = self._scale(key)
+            count = torch.zeros(len(mean), 1)
+            total, square = torch.zeros_like(mean), torch.zeros_like(mean)
+            for latents, places in held:
+                # (N, T, Z) summed over networks, then over the tokens of each place
+                total.index_add_(0, places, latents.sum(0))
+                square.index_add_(0, places, latents.square().sum(0))
+                count.index_add_(0, places, torch.full((len(places), 1), float(len(latents))))
+            mean.copy_(total / count)
+            variance = (square / count - mean.square()).clamp_min(0)
+            spread.copy_(torch.where(variance > 1e-8, variance.sqrt(), 0.0))
+
+    def _scale(self, key: str) -> tuple[Tensor, Tensor]:
+        return self.get_buffer(f"mean_{parameter_key(key)}"), self.get_buffer(f"spread_{parameter_key(key)}")
+
+    def _places(self, spec: ArchitectureSpec) -> Tensor:
+        """(T,) the place of every token."""
+        _, chunking, _ = self.tokenizer.bind(spec)
+        return token_places(chunking.slots, self.tokenizer.slots.known[architecture_key(spec)])
+
+    def rescale(self, spec: ArchitectureSpec, latents: Tensor) -> Tensor:
+        """The tokenizer's latents (..., T, Z) to zero mean and unit spread."""
+        mean, spread = (part[self._places(spec)] for part in self._scale(architecture_key(spec)))
+        return torch.where(spread > 0, (latents - mean) / spread.clamp_min(1e-8), 0.0)
+
+    def restore(self, spec: ArchitectureSpec, x: Tensor) -> Tensor:
+        """The inverse of :meth:`rescale`."""
+        mean, spread = (part[self._places(spec)] for part in self._scale(architecture_key(spec)))
+        return mean + spread * x
+
+    def latent_mask(self, spec: ArchitectureSpec) -> Tensor:
+        """(T, Z) bool: latent numbers that vary, of tokens that hold something to be generated."""
+        _, spread = self._scale(architecture_key(spec))
+        _, chunking, _ = self.tokenizer.bind(spec)
+        wanted = torch.cat([self.generated(spec), torch.zeros(1, dtype=torch.bool)])
+        return (spread[self._places(spec)] > 0) & wanted[chunking.gather].any(-1)[:, None]
+
+    def generated(self, spec: ArchitectureSpec) -> Tensor:
+        """(P,) bool: the values that are generated.
+
+        Raises:
+            SpecError: no tensor fits the config's patterns.
+        """
+        layout = layout_of(spec)
+        chosen = [any(fnmatchcase(slot.name, p) for p in self.config.tensors) for slot in layout.slots]
+        if not any(chosen):
+            names = ", ".join(slot.name for slot in layout.slots[:8])
+            raise SpecError(
+                f"no tensor of {spec} fits {' or '.join(self.config.tensors)}; it has {names}, ..."
+            )
+        return torch.tensor(chosen)[layout.slot_of_value]
+
+    def to_flats(self, spec: ArchitectureSpec, x: Tensor) -> Tensor:
+        """Rescaled latents (M, T, Z) to raw networks (M, P); differentiable."""
+        flats = self.tokenizer.decode_latents(spec, self.restore(spec, x.clamp(-_FAR, _FAR)))
+        chosen = self.generated(spec)
+        return flats if bool(chosen.all()) else torch.where(chosen, flats, self.tokenizer.centre(spec))
+
+    # ---------------------------------------------------------------- condition
+
+    def condition(
+        self, spec: ArchitectureSpec, instructions: Sequence[str | None], supports: Sequence[Tensor | None]
+    ) -> Condition:
+        """Encode B requests for one architecture; a support set is (C, S, channels, height, width)."""
+        assert spec.classes is not None
+        written = [text for text in instructions if text is not None]
+        vectors = iter(encode_text(written)) if written else iter(())
+        return stack_conditions(
+            [None if text is None else next(vectors) for text in instructions],
+            [None if support is None else self.images.describe(support) for support in supports],
+            text_width=TEXT_WIDTH,
+            shape=(spec.classes, 2 * self.config.image_features),
+            prompts=[None if support is None else self.first_guess(spec, support)[0] for support in supports],
+        )
+
+    @torch.no_grad()
+    def first_guess(self, spec: ArchitectureSpec, support: Tensor) -> tuple[Tensor, str, bool]:
+        """What a diffusion is told of a support set (C, S, channels, height, width) as a whole network.
+
+        Returns:
+            (T, D) codes of the closed-form network, what they are in words, and that they are a closed form.
+        """
+        rms = self.tokenizer.head_rms(spec)
+        flat = closed_form_network(spec, self.tokenizer.centre(spec), support, head_rms=rms)
+        return self.tokenizer.encode(spec, flat[None])[0], "closed form", True
+
+    def described(self, spec: ArchitectureSpec, condition: Condition) -> Tensor:
+        """(B, T, W): what is known of every token before any noise."""
+        _, chunking, _ = self.tokenizer.bind(spec)
+        if condition.has_architecture:
+            tokens = self.slots(chunking.slots, architecture_key(spec))
+        else:
+            tokens = self.no_architecture.expand(chunking.num_tokens, -1)
+        seen = condition.has_classes[:, None, None]
+        classes = torch.where(seen, self.dataset(condition.classes), self.no_dataset)
+        classes = classes + self.label.weight[: condition.num_classes]  # (B, C, W)
+        words = torch.where(
+            condition.has_instruction[:, None], self.instruction(condition.instruction), self.no_instruction
+        )
+        index = chunking.slots.class_index
+        own = self.to_head(classes)[:, index.clamp_min(0)] * (index >= 0)[:, None]  # (B, T, W)
+        told = tokens + own + (words + self.whole(classes.mean(1)))[:, None]
+        if condition.prompt is None:
+            return told + self.no_guess
+        latents = self.rescale(spec, self.tokenizer.embed_codes(condition.prompt))  # (B, T, Z)
+        guess = self.guess(latents.clamp(-_FAR, _FAR))
+        return told + torch.where(condition.guessed[:, None, None], guess, self.no_guess)
+
+    # ---------------------------------------------------------------- denoising
+
+    def forward(self, described: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """What the schedule wants predicted of noisy latents (B, T, Z) at times (B,): (B, T, Z)."""
+        rate = 1000.0 ** -(torch.arange(_WAVES, device=x.device) / _WAVES)
+        angle = 1000 * t[:, None] * rate  # (B, waves)
+        time = self.time(torch.cat([angle.sin(), angle.cos()], dim=-1))
+        return self.schedule.plain(x, t) + self.denoiser(x, described + time[:, None])
+
+    @torch.no_grad()
+    def sample_latents(
+        self,
+        spec: ArchitectureSpec,
+        condition: Condition,
+        streams: Sequence[torch.Generator],
+        *,
+        guidance: float = 1.0,
+    ) -> Tensor:
+        """(B, T, Z) rescaled latents; request b draws from ``streams[b]`` alone."""
+        mask = self.latent_mask(spec)
+        noise = torch.stack([torch.randn(mask.shape, generator=stream) for stream in streams])
+        told = self.described(spec, condition)
+        untold = None
+        if guidance != 1.0:
+            untold = self.described(spec, condition.without("instruction", "dataset"))
+
+        def predict(x: Tensor, t: Tensor) -> Tensor:
+            x = x * mask  # a scheduler may have put noise where nothing varies
+            answer = self(told, x, t)
+            if untold is not None:
+                free = self(untold, x, t)
+                answer = free + guidance * (answer - free)
+            return answer * mask
+
+        return self.schedule.walk(predict, noise, self.config.steps, streams) * mask
+
+    @torch.no_grad()
+    def sample_flats(self, request: Request) -> tuple[Tensor, list[dict[str, Any]]]:
+        """Draw latents for every sample, decode them."""
+        spec = request.architecture
+        support = None if request.support is None else request.support.images
+        condition = self.condition(spec, [request.instruction], [support])
+        streams, made = sample_generators(request), []
+        guidance = request.sampling.guidance
+        for start in range(0, len(streams), _AT_ONCE):
+            own = streams[start : start + _AT_ONCE]
+            x = self.sample_latents(spec, condition.repeat(len(own)), own, guidance=guidance)
+            made.append(self.to_flats(spec, x))
+        told = [
+            word
+            for word, given in (("instruction", request.instruction), ("examples", request.support))
+            if given is not None
+        ]
+        common = {
+            "schedule": self.config.schedule,
+            "steps": self.config.steps,
+            "guidance": guidance,
+            "told": told,
+            "tokens": len(self._places(spec)),
+        }
+        return torch.cat(made), merge_reports(request.num_samples, common)
+
+    # ---------------------------------------------------------------- files
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a directory that :meth:`from_pretrained` reads: config, weights, tokenizer, fingerprint."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save(folder / "tokenizer")
+        own = {k: v for k, v in self.state_dict().items() if not k.startswith("tokenizer.")}
+        save_tensors(folder / "model.safetensors", narrowed(own), {"kind": self.kind})
+        if self.fingerprint is not None:
+            self.fingerprint.save(folder)
+        settings = {"config": asdict(self.config), "validity": asdict(self.validity)}
+        write_json(folder / "config.json", {"kind": self.kind, "name": self.name, **settings})
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> LatentDiffusion:
+        """Read a directory that :meth:`save_pretrained` wrote.
+
+        Raises:
+            CheckpointError: a file is missing, broken, or not what the config says.
+            DataUnavailableError: its schedule needs a library that is not installed.
+        """
+        folder = Path(folder)
+        held = read_json(folder / "config.json")
+        try:
+            limits = dict(held["validity"])
+            for key in ("architectures", "input", "tasks"):
+                limits[key] = tuple(limits[key])
+            config, validity = DiffusionConfig(**held["config"]), Validity(**limits)
+            # Modules draw their start from the global stream, which is put back.
+            with torch.random.fork_rng(devices=[]):
+                tokenizer = load_tokenizer(folder / "tokenizer")
+                model = cls(config, tokenizer, validity, name=str(held["name"]))
+        except (DataUnavailableError, CheckpointError):
+            raise
+        except (KeyError, TypeError, WeightloomError) as error:
+            raise CheckpointError(
+                folder / "config.json", f"not the config of a diffusion generator ({error})"
+            ) from None
+        tensors, _ = load_tensors(folder / "model.safetensors")
+        own = {f"tokenizer.{k}": v for k, v in tokenizer.state_dict().items()}
+        load_strictly(model, {**tensors, **own}, folder / "model.safetensors")
+        model.fingerprint = Fingerprint.load(folder, tokenizer)
+        return model.eval()

@@ -1,0 +1,462 @@
+"""GHN: the weights of any network in one forward pass over its computation graph.
+
+The graph's nodes become states (``nn/graph.py``), the states tensors (``nn/tensor_decoder.py``), and each
+kind of tensor is brought to its own range, so that the predicted network can be trained through. Given a
+module instead of a spec, it returns a copy of it with predicted weights. It is trained by the loss of the
+networks that it predicts (``training/ghn.py``) and knows nothing of how.
+
+Shapes: M samples, P values of a network, N nodes, D width, C classes, B images.
+Sources: GHN-2, Knyazev et al. (arXiv 2110.13100); GHN-3, Knyazev et al. (arXiv 2303.04143).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from weightloom import __version__
+from weightloom.architectures.capture import capture_graph, copy_with, graph_of
+from weightloom.architectures.graph import NORM_KINDS, WEIGHT_KINDS, GraphTensor, ModuleGraph, Shape4
+from weightloom.errors import CheckpointError, InputError, SpecError, UnsupportedRequestError, WeightloomError
+from weightloom.generators.base import (
+    ANY_ARCHITECTURE,
+    Generator,
+    Request,
+    Validity,
+    generators,
+    merge_reports,
+)
+from weightloom.io import dump_json, load_tensors, read_json, save_tensors, shapes_of, write_json
+from weightloom.nn.graph import GatedGraphNetwork, GraphBatch, GraphTransformer, NodeEncoder
+from weightloom.nn.tensor_decoder import CoordinateDecoder, TensorDecoder, TilingDecoder
+from weightloom.weights import layout_of, require_finite
+
+_MOST_RECALIBRATION = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class GHNConfig:
+    """Sizes and choices; the defaults are GHN-2's for CIFAR-10.
+
+    Attributes:
+        classes: C, the rows of every head.
+        width: D of a node's state.
+        backbone: ``gated`` (GHN-2), ``transformer`` (GHN-3), or ``mlp``, which sees no edges (a baseline).
+        depth, heads: of the transformer.
+        passes: of the gated network, forward and backward each.
+        virtual_edges: the longest path that counts; 1 for real edges only.
+        shapes: a node knows the shape of its weight.
+        decoder: ``tiling`` repeats a block, ``coordinate`` makes every channel from its number.
+        block: channels of the tiled block.
+        rank: terms of the coordinate decoder.
+        kernel: largest kernel side that is decoded.
+        normalise: each kind of tensor is brought to its range.
+        state_norm: layer norm of the states before decoding.
+    """
+
+    classes: int
+    width: int = 32
+    backbone: Literal["gated", "transformer", "mlp"] = "gated"
+    depth: int = 3
+    heads: int = 8
+    passes: int = 1
+    virtual_edges: int = 50
+    shapes: bool = True
+    decoder: Literal["tiling", "coordinate"] = "tiling"
+    block: int = 64
+    rank: int = 32
+    kernel: int = 11
+    normalise: bool = True
+    state_norm: bool = True
+
+    def __post_init__(self) -> None:
+        least = {
+            "classes": 2, "width": 4, "depth": 1, "heads": 1, "passes": 1, "virtual_edges": 1, "block": 1,
+            "rank": 1, "kernel": 1,
+        }  # fmt: skip
+        for name, low in least.items():
+            value = getattr(self, name)
+            if type(value) is not int or not low <= value <= 100_000:
+                raise SpecError(f"{name} must be a whole number from {low} to 100000, not {value!r}")
+        if self.backbone not in ("gated", "transformer", "mlp"):
+            raise SpecError(f"backbone is gated, transformer or mlp, not {self.backbone!r}")
+        if self.decoder not in ("tiling", "coordinate"):
+            raise SpecError(f"decoder is tiling or coordinate, not {self.decoder!r}")
+
+
+@dataclass(frozen=True)
+class ModuleSample:
+    """A copy of a caller's module with predicted weights, in eval mode.
+
+    Attributes:
+        module: the new module; it shares nothing with the one that was handed in.
+        graph: the computation graph that was read.
+        report: generator, seconds, how batch norms were set, and which parameters were kept or never used.
+    """
+
+    module: nn.Module
+    graph: ModuleGraph
+    report: dict[str, Any]
+
+    @cached_property
+    def state_dict(self) -> dict[str, Tensor]:
+        """The weights by name, buffers included."""
+        return {name: value.detach().clone() for name, value in self.module.state_dict().items()}
+
+    def save(self, path: str | Path) -> Path:
+        """Write the state dict as safetensors with its report in the header.
+
+        Raises:
+            CheckpointError: the file cannot be written, or tensors are not finite.
+        """
+        require_finite(self.state_dict, "this sample")
+        metadata = {"weightloom": __version__, "report": dump_json(self.report)}
+        save_tensors(path, {k: v.contiguous() for k, v in self.state_dict.items()}, metadata)
+        return Path(path)
+
+
+@generators.register("ghn")
+class GHN(nn.Module, Generator):
+    """A graph hypernetwork. Nothing is drawn: every seed gives the same weights.
+
+    Example:
+        >>> validity = make_validity((3, 8, 8), 2)
+        >>> model = GHN(GHNConfig(classes=2, width=8, block=8, kernel=3), validity)
+        >>> net = nn.Sequential(nn.Conv2d(3, 20, 3), nn.BatchNorm2d(20), nn.Flatten(), nn.Linear(720, 2))
+        >>> sample = model.generate(net)
+        >>> sample.module(torch.zeros(1, 3, 8, 8)).shape, sample.module is net
+        (torch.Size([1, 2]), False)
+    """
+
+    kind: ClassVar[str] = "ghn"
+
+    def __init__(self, config: GHNConfig, validity: Validity, *, name: str = "ghn") -> None:
+        super().__init__()
+        self.config, self.validity, self.name = config, validity, name
+        c = config
+        self.encode = NodeEncoder(c.width, shapes=c.shapes)
+        self.backbone: nn.Module
+        if c.backbone == "gated":
+            self.backbone = GatedGraphNetwork(c.width, passes=c.passes, virtual_edges=c.virtual_edges)
+        elif c.backbone == "transformer":
+            self.backbone = GraphTransformer(
+                c.width, depth=c.depth, heads=c.heads, virtual_edges=c.virtual_edges
+            )
+        else:
+            self.backbone = nn.Sequential(
+                nn.Linear(c.width, c.width), nn.ReLU(), nn.Linear(c.width, c.width), nn.ReLU()
+            )
+        self.norm: nn.Module = nn.LayerNorm(c.width) if c.state_norm else nn.Identity()
+        centred = c.backbone == "transformer"
+        self.decode: TensorDecoder = (
+            TilingDecoder(c.width, classes=c.classes, block=c.block, kernel=c.kernel, centred=centred)
+            if c.decoder == "tiling"
+            else CoordinateDecoder(c.width, classes=c.classes, rank=c.rank, kernel=c.kernel)
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.encode.kinds.weight.device
+
+    # ------------------------------------------------------------------------------- prediction
+
+    def embed(self, graphs: Sequence[ModuleGraph]) -> Tensor:
+        """(N, D) states of all nodes, graph after graph."""
+        batch = GraphBatch(graphs, device=self.device)
+        x = self.encode(batch)
+        x = self.backbone(x) if self.config.backbone == "mlp" else self.backbone(x, batch)
+        states: Tensor = self.norm(x)
+        return states
+
+    def embed_graph(self, graph: ModuleGraph) -> Tensor:
+        """(D,) the mean state of a graph's nodes: what its network's properties are predicted from."""
+        return self.embed([graph]).mean(0)
+
+    def forward(self, graphs: Sequence[ModuleGraph]) -> list[dict[str, Tensor]]:
+        """The predicted parameters of each graph by name, differentiable; one pass for all of them.
+
+        Raises:
+            UnsupportedRequestError: a head has another number of classes than the generator was trained for.
+        """
+        states = self.embed(graphs)
+        found: list[dict[str, Tensor]] = [{} for _ in graphs]
+        # Tensors of one shape are decoded together, whatever graph they are of.
+        groups: dict[tuple[Any, ...], list[tuple[int, int, GraphTensor]]] = defaultdict(list)
+        start = 0
+        for number, graph in enumerate(graphs):
+            heads, head_biases = set(graph.heads), set(graph.head_biases)
+            for index, node in enumerate(graph.nodes):
+                for tensor in node.tensors:
+                    if tensor.role not in ("weight", "bias"):
+                        continue
+                    assert node.shape is not None, node
+                    key: tuple[Any, ...]
+                    if index in heads or index in head_biases:
+                        self._check_classes(node.name, node.shape[0])
+                        key = ("head", node.shape[1:], node.transposed)
+                        if index in head_biases:
+                            key = ("head_bias",)
+                    elif node.kind in WEIGHT_KINDS:
+                        key = ("weight", node.shape, node.transposed)
+                    elif node.kind == "position":
+                        key = ("position", node.shape)
+                    elif node.kind in NORM_KINDS or node.kind == "scale":
+                        key = ("gain" if tensor.role == "weight" else "bias", node.shape[0])
+                    else:
+                        key = ("bias", node.shape[0])
+                    groups[key].append((number, start + index, tensor))
+            start += len(graph)
+        for (what, *details), members in groups.items():
+            rows = torch.tensor([row for _, row, _ in members], device=states.device)
+            made = self._decoded(what, details, states[rows])
+            for (number, _, tensor), value in zip(members, made, strict=True):
+                found[number][tensor.name] = value.reshape(tensor.shape)
+        return found
+
+    def _check_classes(self, name: str, rows: int) -> None:
+        if rows != self.config.classes:
+            raise UnsupportedRequestError(
+                f"generator {self.name} predicts heads of {self.config.classes} classes, but layer "
+                f"{name.removesuffix('.weight')!r} has {rows}; replace it by one of {self.config.classes}"
+            )
+
+    def _decoded(self, what: str, details: list[Any], states: Tensor) -> Tensor:
+        """(K, ...) tensors of one group, in their ranges (table 2 of the paper)."""
+        normalise = self.config.normalise
+        if what in ("gain", "bias"):
+            values = self.decode.vectors(states, details[0])[:, 0 if what == "gain" else 1]
+            if not normalise:
+                return values
+            return 2 * torch.sigmoid(values / 2) if what == "gain" else torch.tanh(0.2 * values)
+        if what == "head_bias":
+            values = self.decode.head_bias(states)
+            return torch.tanh(0.2 * values) if normalise else values
+        if what == "position":
+            return self.decode.weight(states, details[0])
+        shape: Shape4
+        if what == "head":
+            into = details[0][0] * details[0][1] * details[0][2]
+            values = self.decode.head(states, into)  # (K, C, I)
+            shape, transposed = (self.config.classes, into, 1, 1), details[1]
+        else:
+            shape, transposed = details
+            values = self.decode.weight(states, shape)
+        if normalise:
+            values = values * fan_in_scale(shape)
+        return values.transpose(1, 2) if transposed else values
+
+    # ------------------------------------------------------------------------------- specs
+
+    @torch.no_grad()
+    def sample_flats(self, request: Request) -> tuple[Tensor, list[dict[str, Any]]]:
+        """(M, P), all alike; running statistics are those of a fresh batch norm."""
+        spec = request.architecture
+        graph = graph_of(spec)
+        (state,) = self([graph])
+        layout = layout_of(spec)
+        for slot in layout.slots:
+            if slot.is_buffer:
+                fresh = torch.ones if slot.is_variance else torch.zeros
+                state[slot.name] = fresh(slot.shape, device=self.device)
+        flat = layout.flatten(state).cpu()
+        return flat.repeat(request.num_samples, 1), merge_reports(request.num_samples, {"nodes": len(graph)})
+
+    # ------------------------------------------------------------------------------- modules
+
+    def generate(self, architecture: Any, **options: Any) -> Any:
+        """A network's weights in one pass: of a spec (a :class:`~weightloom.Sample`) or of any module.
+
+        For a module takes the arguments of :meth:`generate_module`, for a spec or its text those of
+        :meth:`Generator.generate_many`, and raises the same errors.
+        """
+        if isinstance(architecture, nn.Module):
+            return self.generate_module(architecture, **options)
+        return super().generate(architecture, **options)
+
+    @torch.no_grad()
+    def generate_module(
+        self,
+        module: nn.Module,
+        *,
+        input: Sequence[int] | None = None,
+        graph: ModuleGraph | None = None,
+        images: Tensor | None = None,
+        batch_norm: Literal["images", "generated", "batch"] = "images",
+        partial: bool = False,
+    ) -> ModuleSample:
+        """A copy of ``module`` with predicted weights; ``module`` itself stays as it is.
+
+        Args:
+            module: a classifier that takes one batch of pictures.
+            input: (channels, height, width) to trace it with; the generator's own if left out.
+            graph: its graph, where it has been captured already.
+            images: (B, channels, height, width) without labels, for batch-norm statistics.
+            batch_norm: ``images`` measures the statistics on ``images`` (without any they stay mean 0 and
+                variance 1, and the report says so), ``generated`` leaves them so, ``batch`` makes batch norms
+                use the batch that they see, in eval mode as well; they lose their running statistics.
+            partial: keep the parameters that cannot be predicted, and list them in the report.
+
+        Raises:
+            UnsupportedLayerError: layers whose weights cannot be predicted, unless ``partial``.
+            UnsupportedRequestError: a head for another number of classes.
+            InputError: the module cannot be traced, or the images do not fit.
+        """
+        if batch_norm not in ("images", "generated", "batch"):
+            raise InputError(f"batch_norm is 'images', 'generated' or 'batch', not {batch_norm!r}")
+        started = time.perf_counter()
+        if graph is None:
+            graph = capture_graph(module, input or self.validity.input, partial=partial)
+        shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
+        for node in graph.nodes:
+            for tensor in node.tensors:
+                if tensor.role in ("weight", "bias") and shapes.get(tensor.name) != tensor.shape:
+                    raise InputError(f"the graph is of another module: {tensor.name!r} does not fit")
+        (predicted,) = self([graph])
+        largest = [value.detach().abs().amax() for value in predicted.values()]
+        if not all(bool(torch.isfinite(value)) for value in largest):
+            require_finite(predicted, f"generator {self.name}")  # says which
+
+        fresh = {t.name: t for node in graph.nodes for t in node.tensors if t.name not in predicted}
+
+        def tensor_of(name: str, old: Tensor, is_buffer: bool) -> Tensor:
+            device = self.device if old.is_meta else old.device
+            if name in predicted:  # a copy: tensors of one shape were decoded as one
+                return predicted[name].to(device=device, dtype=old.dtype, copy=True).contiguous()
+            if name in fresh:
+                start = torch.ones_like if fresh[name].role == "variance" else torch.zeros_like
+                return start(old, device=device)
+            return old.detach().clone()
+
+        made = copy_with(module, tensor_of).eval()
+        norms = _predicted_norms(made, graph)
+        how = "none"
+        if norms:
+            how = "generated"
+            if batch_norm == "batch":
+                how = "of each batch"
+                for norm in norms:
+                    norm.track_running_stats = False
+                    norm.running_mean = norm.running_var = norm.num_batches_tracked = None
+            elif batch_norm == "images" and images is not None:
+                measure_norms(made, norms, images)
+                how = "re-estimated on images"
+        report = {
+            "generator": self.name,
+            "kind": self.kind,
+            "valid_for": {"tasks": list(self.validity.tasks), "classes": self.config.classes},
+            "nodes": len(graph),
+            "predicted": sum(value.numel() for value in predicted.values()),
+            "batch_norm": how,
+            "kept": dict(graph.kept),
+            "unused": list(graph.unused),
+            "seconds": time.perf_counter() - started,
+        }
+        return ModuleSample(made, graph, report)
+
+    # ------------------------------------------------------------------------------- files
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a directory that :meth:`from_pretrained` reads: config and weights."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        own = {name: value.contiguous() for name, value in self.state_dict().items()}
+        save_tensors(folder / "model.safetensors", own, {"kind": self.kind})
+        held = {"config": asdict(self.config), "validity": asdict(self.validity)}
+        write_json(folder / "config.json", {"kind": self.kind, "name": self.name, **held})
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> GHN:
+        """Read a directory that :meth:`save_pretrained` wrote.
+
+        Raises:
+            CheckpointError: a file is missing, broken, or not what the config says.
+        """
+        folder = Path(folder)
+        held = read_json(folder / "config.json")
+        try:
+            limits = dict(held["validity"])
+            for key in ("architectures", "input", "tasks"):
+                limits[key] = tuple(limits[key])
+            with torch.device("meta"):
+                model = cls(GHNConfig(**held["config"]), Validity(**limits), name=str(held["name"]))
+        except (KeyError, TypeError, WeightloomError) as error:
+            raise CheckpointError(
+                folder / "config.json", f"not the config of a graph hypernetwork ({error})"
+            ) from None
+        expected = shapes_of(model.state_dict())
+        tensors, _ = load_tensors(folder / "model.safetensors", expected=expected)
+        model.load_state_dict(tensors, assign=True)
+        return model.requires_grad_(True).eval()
+
+
+def make_validity(input: tuple[int, int, int], classes: int, tasks: tuple[str, ...] = ()) -> Validity:
+    """Any architecture, for one shape of pictures and one number of classes."""
+    return Validity(
+        architectures=(ANY_ARCHITECTURE,), input=input, min_classes=classes, max_classes=classes, tasks=tasks
+    )
+
+
+def fan_in_scale(shape: Shape4) -> float:
+    """What a weight of unit variance is multiplied by: sqrt(beta / fan-in), He et al. (arXiv 1502.01852).
+
+    beta is 1 for depthwise convolutions and for kernels wider than high, 2 otherwise.
+
+    Example:
+        >>> fan_in_scale((8, 2, 2, 2)), fan_in_scale((8, 1, 2, 2))
+        (0.5, 0.5)
+    """
+    _, into, high, wide = shape
+    beta = 1 if high * wide > 1 and (into == 1 or high < wide) else 2
+    scale: float = (beta / (into * high * wide)) ** 0.5
+    return scale
+
+
+def _predicted_norms(module: nn.Module, graph: ModuleGraph) -> list[nn.modules.batchnorm._BatchNorm]:
+    """The batch norms that the graph holds, with running statistics."""
+    held = {t.name for node in graph.nodes for t in node.tensors if t.role == "mean"}
+    return [
+        child
+        for name, child in module.named_modules()
+        if isinstance(child, nn.modules.batchnorm._BatchNorm)
+        and f"{name}.running_mean".removeprefix(".") in held
+    ]
+
+
+@torch.no_grad()
+def measure_norms(
+    module: nn.Module, norms: Sequence[nn.modules.batchnorm._BatchNorm], images: Tensor, batch: int = 256
+) -> None:
+    """Set the running statistics of ``norms`` to their mean over batches of unlabelled images, in place.
+
+    Raises:
+        InputError: the images are none, too few, or do not fit the module.
+    """
+    if images.ndim != 4 or len(images) < 2 or not images.is_floating_point():
+        raise InputError(
+            f"batch norms need at least 2 images (B, C, H, W) of floats, not {tuple(images.shape)}"
+        )
+    kept = [norm.momentum for norm in norms]
+    parameter = next(module.parameters())
+    try:
+        for norm in norms:
+            norm.momentum = None  # a plain mean over the batches
+            norm.train()
+        for part in images[:_MOST_RECALIBRATION].tensor_split(
+            -(-min(len(images), _MOST_RECALIBRATION) // batch)
+        ):
+            module(part.to(device=parameter.device, dtype=parameter.dtype))
+    except RuntimeError as error:
+        raise InputError(f"the images do not fit the module: {str(error).splitlines()[0][:200]}") from None
+    finally:
+        for norm, momentum in zip(norms, kept, strict=True):
+            norm.momentum = momentum
+            norm.eval()

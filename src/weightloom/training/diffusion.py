@@ -1,0 +1,274 @@
+"""What a latent diffusion minimises, and its training stage by stage.
+
+The loss is the error of what the schedule wants predicted, over the latents of the zoo's checkpoints, and
+where it is asked for the loss of the network that the prediction implies: behaviour decides, and small errors
+of latents that matter little should not cost as much as those that matter.
+
+Shapes: B networks of a step, T tokens, Z latent width, P values of a network.
+Sources: denoising objective, Ho et al. (arXiv 2006.11239), equation 14, or flow matching (arXiv 2210.02747),
+equation 23; latent noise augmentation, p-diff (arXiv 2402.13144), section 2.3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from weightloom.architectures import ArchitectureSpec
+from weightloom.conditioning import Condition, SupportEncoder, encode_text
+from weightloom.errors import SpecError
+from weightloom.fitting import run_networks
+from weightloom.fitting.train import draw_batch
+from weightloom.generators.diffusion import DiffusionConfig, LatentDiffusion
+from weightloom.io import read_yaml
+from weightloom.seeding import seed_for, torch_generator
+from weightloom.tokenizers import WeightTokenizer, tokenizers
+from weightloom.training.bank import BankedTask, banked_condition, build_bank
+from weightloom.training.loop import Progress, run_loop
+from weightloom.training.recipe import DiffusionRecipe
+from weightloom.training.stages import (
+    claim,
+    make_fingerprint,
+    round_parameters,
+    source_of,
+    spans,
+    train_encoder,
+    train_tokenizer,
+    validation_probe,
+    validation_tasks,
+    zero_shot_probe,
+)
+from weightloom.training.tokenizer import Population, load_populations
+from weightloom.training.trainers import open_zoo, trainers
+from weightloom.zoo import Zoo
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionSettings:
+    """What a step is made of.
+
+    Attributes:
+        networks: B.
+        latent_noise: Gaussian noise on the latents before anything else, in their spreads.
+        functional_weight: of the implied network's own loss; 0 does without.
+        queries: images that it is measured on.
+        drop_instruction, drop_dataset, drop_all, drop_architecture: how often a part of the condition is left
+            out; what is never left out cannot be missing later, and guidance needs ``drop_all``.
+    """
+
+    networks: int = 16
+    latent_noise: float = 0.0
+    functional_weight: float = 0.0
+    queries: int = 32
+    drop_instruction: float = 0.3
+    drop_dataset: float = 0.1
+    drop_all: float = 0.1
+    drop_architecture: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.networks <= 4096 or not 1 <= self.queries <= 65536:
+            raise SpecError("networks must be from 1 to 4096, queries from 1 to 65536")
+        if not 0 <= self.latent_noise <= 10 or not 0 <= self.functional_weight <= 1e6:
+            raise SpecError("latent_noise must be from 0 to 10, functional_weight not negative")
+        drops = (self.drop_instruction, self.drop_dataset, self.drop_all, self.drop_architecture)
+        if not all(0 <= drop <= 1 for drop in drops):
+            raise SpecError("what is dropped is dropped in a share from 0 to 1")
+
+
+class DiffusionObjective:
+    """Loss of one step over B checkpoints of one architecture and class count, drawn at random."""
+
+    def __init__(
+        self,
+        model: LatentDiffusion,
+        populations: list[Population],
+        bank: dict[str, BankedTask],
+        settings: DiffusionSettings,
+        *,
+        seed: int = 0,
+    ) -> None:
+        self.model, self.populations, self.bank = model, populations, bank
+        self.settings, self.seed = settings, seed
+        with torch.no_grad():
+            self.latents = [
+                model.rescale(p.spec, model.tokenizer.embed_codes(model.tokenizer.encode(p.spec, p.flats)))
+                for p in populations
+            ]
+
+    def __call__(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        settings, model = self.settings, self.model
+        stream = torch_generator("diffusion", self.seed, step)
+        number = int(torch.randint(len(self.populations), (1,), generator=stream))
+        population = self.populations[number]
+        rows = torch.randint(len(population.records), (settings.networks,), generator=stream)
+        tasks = [self.bank[population.records[row].task] for row in rows.tolist()]
+        condition = self.condition(population.spec, tasks, stream)
+        spec, mask = population.spec, model.latent_mask(population.spec)
+        x = self.latents[number][rows]  # (B, T, Z)
+        if settings.latent_noise:
+            x = x + settings.latent_noise * torch.randn(x.shape, generator=stream)
+        noise = torch.randn(x.shape, generator=stream) * mask
+        x = x * mask
+        t = model.schedule.times(torch.rand(len(x), generator=stream))
+        noisy, wanted = model.schedule.noisy(x, noise, t)
+        predicted = model(model.described(spec, condition), noisy, t)
+        error = ((predicted - wanted).square() * mask).sum() / (mask.sum() * len(x))
+        numbers = {"error": float(error.detach())}
+        if not settings.functional_weight:
+            return error, numbers
+        implied = model.schedule.clean(noisy, predicted, t) * mask
+        loss, right = self.functional(spec, implied, tasks, stream)
+        numbers |= {"functional": float(loss.detach()), "query_accuracy": right}
+        return error + settings.functional_weight * loss, numbers
+
+    def functional(
+        self, spec: ArchitectureSpec, implied: Tensor, tasks: list[BankedTask], stream: torch.Generator
+    ) -> tuple[Tensor, float]:
+        """Loss and accuracy of implied networks on train images, whatever noise they were implied from.
+
+        From noise alone the mean of what fits the condition is implied: it has to work too.
+        """
+        flats = self.model.to_flats(spec, implied)
+        images, labels = draw_batch([task.data for task in tasks], self.settings.queries, stream)
+        answers = run_networks(spec, flats, images, training=True)  # (B, Q, C), statistics of the batch
+        loss = F.cross_entropy(answers.flatten(0, 1), labels.flatten())
+        return loss, float((answers.argmax(-1) == labels).float().mean())
+
+    def condition(
+        self, spec: ArchitectureSpec, tasks: list[BankedTask], stream: torch.Generator
+    ) -> Condition:
+        """One condition a task, wording and support set drawn at random, parts left out at random."""
+        settings = self.settings
+        condition = banked_condition(
+            self.model,
+            spec,
+            tasks,
+            stream,
+            drop_instruction=settings.drop_instruction,
+            drop_dataset=settings.drop_dataset,
+            drop_all=settings.drop_all,
+        )
+        if float(torch.rand((), generator=stream)) < settings.drop_architecture:
+            condition = condition.without("architecture")
+        return condition
+
+
+# ------------------------------------------------------------------------------------- stages
+
+
+@trainers.register(LatentDiffusion.kind)
+def train_from_recipe(recipe_path: Path, zoo: Path | None, out: Path, progress: Progress) -> LatentDiffusion:
+    """See :data:`weightloom.training.trainers.Trainer`."""
+    recipe = read_yaml(recipe_path, DiffusionRecipe)
+    return train_diffusion(recipe, open_zoo(zoo, LatentDiffusion.kind), out, progress)
+
+
+def train_diffusion(recipe: DiffusionRecipe, zoo: Zoo, out: Path, progress: Progress) -> LatentDiffusion:
+    """Dataset encoder, weight tokenizer, denoiser; resumable at every stage.
+
+    Raises:
+        SpecError: the recipe makes no sense.
+        InputError: ``out`` holds stages of another recipe or zoo, or the zoo was not built from a recipe.
+        DataUnavailableError: the sentence encoder or the schedule's library is not installed.
+        TrainingError: a loss stays not finite.
+    """
+    source = source_of(zoo)
+    config, settings = _checked(recipe, source)
+    encode_text(["Can sentences be read here?"])  # the denoiser's stage needs it, later
+    populations = load_populations(zoo)
+    work = out / "work"
+    said = recipe.model_dump(mode="json", exclude_defaults=True)
+    for part in ("encoder", "tokenizer", "denoiser"):
+        for name in ("log_every", "save_every"):
+            said[part]["loop"].pop(name, None)
+    said["denoiser"].pop("evaluate_every", None)
+    tasks = {key: source[key] for key in ("datasets", "salt", "size", "channels")}
+    claim(work / "encoder", {"encoder": said["encoder"], "tasks": tasks, "seed": recipe.seed})
+    claim(work / "tokenizer", {"tokenizer": said["tokenizer"], "zoo": source, "seed": recipe.seed})
+    claim(work / "denoiser", {"recipe": said, "zoo": source})
+    encoder = train_encoder(recipe, config, source, work / "encoder", progress)
+    tokenizer = train_tokenizer(recipe, populations, work / "tokenizer", progress)
+    model = _untrained(recipe, config, source, tokenizer, encoder)
+    model.measure_latents({p.spec: p.flats for p in populations})
+    for population in populations:
+        model.generated(population.spec)  # a pattern that fits nothing is found before any training
+    _train_denoiser(recipe, settings, source, model, populations, work / "denoiser", progress)
+    round_parameters(model)
+    model.save_pretrained(out)
+    return model
+
+
+def _checked(recipe: DiffusionRecipe, source: dict[str, Any]) -> tuple[DiffusionConfig, DiffusionSettings]:
+    family = tokenizers.get(recipe.tokenizer.kind)
+    try:
+        family.config_type(**recipe.tokenizer.config)  # type: ignore[attr-defined]
+        settings = DiffusionSettings(**recipe.denoiser.objective)
+        config = DiffusionConfig(**recipe.denoiser.config)
+    except TypeError as error:
+        raise SpecError(f"the recipe's options: {error}") from None
+    if config.channels != source["channels"]:
+        raise SpecError(
+            f"the denoiser reads images of {config.channels} channels, the zoo has {source['channels']}"
+        )
+    return config, settings
+
+
+def _untrained(
+    recipe: DiffusionRecipe,
+    config: DiffusionConfig,
+    source: dict[str, Any],
+    tokenizer: WeightTokenizer,
+    encoder: SupportEncoder,
+) -> LatentDiffusion:
+    validity = spans(source, tokenizer)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for("denoiser", recipe.seed))
+        model = LatentDiffusion(config, tokenizer, validity, name=recipe.name)
+    model.images.load_state_dict(encoder.state_dict())
+    model.images.requires_grad_(False)
+    return model
+
+
+def _train_denoiser(
+    recipe: DiffusionRecipe,
+    settings: DiffusionSettings,
+    source: dict[str, Any],
+    model: LatentDiffusion,
+    populations: list[Population],
+    folder: Path,
+    progress: Progress,
+) -> None:
+    options = recipe.denoiser
+    tasks = {record.task: record.parsed_task() for p in populations for record in p.records}
+    bank = build_bank(
+        model.images,
+        list(tasks.values()),  # type: ignore[arg-type]
+        wordings=options.wordings,
+        supports=options.supports,
+        shots=(16, 8, 16),
+        seed=recipe.seed,
+        progress=progress,
+    )
+    model.fingerprint = make_fingerprint(model, populations, bank)
+    unseen = validation_tasks(source, model.validity)
+
+    def evaluate(step: int) -> dict[str, float]:
+        model.eval()
+        return zero_shot_probe(model, populations) | validation_probe(model, unseen)
+
+    run_loop(
+        "denoiser",
+        model,
+        DiffusionObjective(model, populations, bank, settings, seed=recipe.seed),
+        options.loop.settings(),
+        folder=folder,
+        evaluate=evaluate,
+        evaluate_every=options.evaluate_every or max(1, options.loop.steps // 4),
+        progress=progress,
+    )
+    model.eval()

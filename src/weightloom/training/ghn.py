@@ -1,0 +1,244 @@
+"""Training a graph hypernetwork by the loss of the networks that it predicts.
+
+A step draws a few random architectures and one batch of images, predicts all their weights in one pass, and
+goes down the mean of their losses. No trained network is needed, and none is ever trained.
+
+Shapes: K architectures of a step, B images, C classes.
+Source: Knyazev et al. (arXiv 2110.13100), equation 2 and section 3.3 (meta-batches); the penalty of GHN-3
+(arXiv 2303.04143), equation 3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from weightloom.architectures import ArchitectureSpec
+from weightloom.architectures.capture import graph_of
+from weightloom.architectures.deepnet import DeepNetSpec
+from weightloom.architectures.genotype import SPACES
+from weightloom.errors import SpecError
+from weightloom.fitting import accuracy, recalibrate
+from weightloom.generators.ghn import GHN, GHNConfig, make_validity
+from weightloom.io import read_yaml
+from weightloom.seeding import seed_for, torch_generator
+from weightloom.tasks import DatasetTask, Task, TaskData, parse_task
+from weightloom.training.loop import Progress, run_loop
+from weightloom.training.recipe import GHNRecipe
+from weightloom.training.stages import claim
+from weightloom.training.trainers import trainers
+
+VALIDATION_IMAGES = 1000
+CALIBRATION_IMAGES = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class GHNSettings:
+    """What a step is made of.
+
+    Attributes:
+        space: which architectures (``architectures/genotype.py``).
+        networks: how many of them there are to draw from.
+        meta_batch: K.
+        images: B.
+        augment: pictures are shifted by up to an eighth, and flipped half of the time.
+        flip: whether a mirrored picture is of the same class.
+        norm_penalty: what the mean norm of the predicted tensors is added to the loss with.
+    """
+
+    space: str = "tiny"
+    networks: int = 100_000
+    meta_batch: int = 4
+    images: int = 64
+    augment: bool = True
+    flip: bool = True
+    norm_penalty: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.space not in SPACES:
+            raise SpecError(f"space is one of {', '.join(SPACES)}, not {self.space!r}")
+        if min(self.networks, self.meta_batch) < 1 or self.images < 2 or self.norm_penalty < 0:
+            raise SpecError(
+                "networks and meta_batch must be at least 1, images at least 2, norm_penalty not negative"
+            )
+
+
+_Buffer = tuple[str, tuple[int, ...], torch.dtype]
+
+
+@lru_cache(maxsize=2048)
+def _template(spec: ArchitectureSpec) -> tuple[nn.Module, tuple[_Buffer, ...]]:
+    """The module's structure in training mode, and its buffers; nothing is allocated."""
+    with torch.device("meta"):
+        module = spec.build().train()
+    return module, tuple((name, tuple(b.shape), b.dtype) for name, b in module.named_buffers())
+
+
+def logits_of(spec: ArchitectureSpec, weights: dict[str, Tensor], images: Tensor) -> Tensor:
+    """(B, C) of the network with these weights; its batch norms use the batch."""
+    module, buffers = _template(spec)
+    fresh = {name: torch.zeros(shape, dtype=dtype, device=images.device) for name, shape, dtype in buffers}
+    found: Tensor = functional_call(module, {**weights, **fresh}, (images,), tie_weights=False)
+    return found
+
+
+class GHNObjective:
+    """Loss of one step; everything that is drawn comes from the address (seed, step)."""
+
+    def __init__(self, model: GHN, data: TaskData, settings: GHNSettings, *, seed: int = 0) -> None:
+        self.model, self.data, self.settings, self.seed = model, data, settings, seed
+        self.classes, self.input = model.config.classes, model.validity.input
+        held = torch.randperm(len(data), generator=torch_generator("ghn-validation", seed))
+        self.validation, self.training = held[:VALIDATION_IMAGES], held[VALIDATION_IMAGES:]
+
+    def specs(self, stream: torch.Generator) -> list[DeepNetSpec]:
+        """K training architectures."""
+        drawn = torch.randint(self.settings.networks, (self.settings.meta_batch,), generator=stream)
+        return [self.spec("train", index) for index in drawn.tolist()]
+
+    def spec(self, split: str, index: int) -> DeepNetSpec:
+        """A random network for the images of the task."""
+        return DeepNetSpec(
+            space=self.settings.space, split=split, index=index, classes=self.classes, input=self.input
+        )
+
+    def batch(self, stream: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(B, C, H, W) images, shifted and flipped, and (B,) labels."""
+        chosen = torch.randint(len(self.training), (self.settings.images,), generator=stream)
+        images, labels = self.data.batch(self.training[chosen])
+        if self.settings.augment:
+            images = shifted(images, stream, flip=self.settings.flip)
+        return images.to(self.model.device), labels.to(self.model.device)
+
+    def __call__(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        """The mean loss of K predicted networks on one batch."""
+        stream = torch_generator("ghn", self.seed, step)
+        specs = self.specs(stream)
+        images, labels = self.batch(stream)
+        predicted = self.model([graph_of(spec) for spec in specs])
+        losses, right = [], 0.0
+        for spec, weights in zip(specs, predicted, strict=True):
+            logits = logits_of(spec, weights, images)
+            losses.append(held_back(F.cross_entropy(logits, labels), self.classes))
+            right += float((logits.argmax(1) == labels).float().mean()) / len(specs)
+        loss = torch.stack(losses).mean()
+        if self.settings.norm_penalty:
+            norms = [value.norm() for weights in predicted for value in weights.values()]
+            loss = loss + self.settings.norm_penalty * torch.stack(norms).sum() / len(specs)
+        return loss, {"accuracy": right}
+
+    def evaluate(self, split: str, count: int) -> dict[str, float]:
+        """Mean and best zero-shot accuracy of ``count`` networks on images that are held back."""
+        scores = zero_shot(
+            self.model,
+            [self.spec(split, index) for index in range(count)],
+            self.data.batch(self.training[:CALIBRATION_IMAGES])[0],
+            *self.data.batch(self.validation),
+        )
+        return {f"{split}_mean": sum(scores) / len(scores), f"{split}_max": max(scores)}
+
+
+def held_back(loss: Tensor, classes: int) -> Tensor:
+    """The loss with a gradient that grows no further beyond twice the loss of chance.
+
+    A network without norms whose outputs explode would otherwise decide the direction of the whole step.
+
+    Example:
+        >>> [round(float(held_back(torch.tensor(x), 10)), 2) for x in (2.3, 460.5)]
+        [2.3, 4.61]
+    """
+    most = 2 * math.log(classes)
+    return loss * (most / loss.detach().clamp(min=most))
+
+
+def shifted(images: Tensor, stream: torch.Generator, *, flip: bool) -> Tensor:
+    """Images (B, C, H, W) moved by up to an eighth of their side, and mirrored half the time."""
+    count, _, high, wide = images.shape
+    reach = max(high // 8, 1)
+    moves = torch.randint(2 * reach + 1, (count, 2), generator=stream)
+    padded = F.pad(images, [reach] * 4, value=-1.0)
+    rows = moves[:, :1] + torch.arange(high)  # (B, H)
+    columns = moves[:, 1:] + torch.arange(wide)  # (B, W)
+    mirrored = torch.rand(count, 1, generator=stream) < 0.5 * flip
+    columns = torch.where(mirrored, columns.flip(1), columns)
+    picture = torch.arange(count)[:, None, None]
+    # (B, C, H', W') indexed by (B, H, W) -> (B, H, W, C) -> (B, C, H, W)
+    return padded[picture, :, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
+
+
+@torch.no_grad()
+def zero_shot(
+    model: GHN, specs: Sequence[ArchitectureSpec], calibration: Tensor, images: Tensor, labels: Tensor
+) -> list[float]:
+    """Accuracy of each predicted network, its batch norms measured on unlabelled ``calibration`` images."""
+    scores = []
+    for spec in specs:
+        flat = model.generate_many(spec)[0].flat
+        flat = recalibrate(spec, flat[None], calibration)
+        scores.append(float(accuracy(spec, flat, images, labels)[0]))
+    return scores
+
+
+@trainers.register(GHN.kind)
+def train_from_recipe(recipe_path: Path, zoo: Path | None, out: Path, progress: Progress) -> GHN:
+    """See :data:`weightloom.training.trainers.Trainer`; a zoo is not needed and not read."""
+    recipe = read_yaml(recipe_path, GHNRecipe)
+    claim(out / "work" / "ghn", _origin(recipe))
+    return train_ghn(recipe, out, progress)
+
+
+def _origin(recipe: GHNRecipe) -> dict[str, Any]:
+    """What the training is made from; how often it is logged, kept and measured changes nothing."""
+    said = recipe.model_dump(mode="json", exclude_defaults=True)
+    for name in ("log_every", "save_every"):
+        said["loop"].pop(name, None)
+    return {key: value for key, value in said.items() if not key.startswith("evaluate_")}
+
+
+def train_ghn(recipe: GHNRecipe, out: Path, progress: Progress = lambda *_: None) -> GHN:
+    """Train the recipe's hypernetwork on its task; resumable, saved in ``out``.
+
+    Raises:
+        SpecError: options that make no sense.
+        TrainingError: the loss stays not finite.
+    """
+    task = parse_task(recipe.task)
+    model, settings = make_ghn(recipe, task)
+    objective = GHNObjective(model, task.data("train"), settings, seed=recipe.seed)
+    model.train()
+    run_loop(
+        "graph hypernetwork",
+        model,
+        objective,
+        recipe.loop.settings(),
+        folder=out / "work" / "ghn",
+        evaluate=lambda step: objective.evaluate("val", recipe.evaluate_networks),
+        evaluate_every=recipe.evaluate_every,
+        progress=progress,
+    )
+    model.eval()
+    model.save_pretrained(out)
+    return model
+
+
+def make_ghn(recipe: GHNRecipe, task: Task) -> tuple[GHN, GHNSettings]:
+    """An untrained hypernetwork for the recipe's task, and its settings."""
+    assert isinstance(task, DatasetTask)
+    try:
+        config = GHNConfig(classes=task.num_classes, **recipe.config)
+        settings = GHNSettings(**recipe.objective)
+    except TypeError as error:
+        raise SpecError(f"the recipe's options: {error}") from None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for("ghn", recipe.seed))
+        model = GHN(config, make_validity(task.input_shape, task.num_classes, (str(task),)), name=recipe.name)
+    return model, settings

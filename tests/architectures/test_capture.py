@@ -1,0 +1,243 @@
+"""From a module to its graph: kinds, edges, owners, refusals, and nothing of the caller's changed."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from weightloom.architectures import architecture_families, architectures, parse_architecture
+from weightloom.architectures.capture import _export, capture_graph, copy_with, graph_of_trace
+from weightloom.architectures.graph import KINDS, NORM_KINDS, WEIGHT_KINDS
+from weightloom.errors import InputError, UnsupportedLayerError
+
+TEXTS = [text for family in architecture_families() for text in architectures.get(family).example_texts()]
+
+
+def built(text):
+    spec = parse_architecture(text)
+    spec = spec.resolve(classes=spec.classes or 10, input=spec.input or (3, 32, 32))
+    with torch.device("meta"):
+        return spec.build(), spec.input
+
+
+def kinds(graph):
+    return [node.kind for node in graph.nodes]
+
+
+class Made(nn.Module):
+    """A module of named parts and a function of them."""
+
+    def __init__(self, function, **parts):
+        super().__init__()
+        self.function = function
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_every_family_of_ours_is_captured_whole(text):
+    module, shape = built(text)
+    graph = capture_graph(module, shape)
+    names = {n for n, _ in module.named_parameters()} | {n for n, _ in module.named_buffers()}
+    assert graph.owner.keys() == names and not graph.unused and not graph.kept
+    assert graph.nodes[0].kind == "input" and set(kinds(graph)) <= set(KINDS)
+    assert [graph.nodes[i].name for i in graph.heads] == ["head.weight"]
+    assert [graph.nodes[i].name for i in graph.head_biases] == ["head.bias"]
+    reached = graph.distances[0]
+    assert (reached[1:] > 0).all(), "every operation is reached from the picture"
+    assert all(source < target for source, target in graph.edges)
+    for name, parameter in module.named_parameters():
+        node = graph.nodes[graph.owner[name]]
+        held = next(t for t in node.tensors if t.name == name)
+        assert held.shape == tuple(parameter.shape)
+        if node.kind in WEIGHT_KINDS:
+            assert torch.Size(node.shape).numel() == parameter.numel()
+        if node.kind in NORM_KINDS:
+            assert node.shape[0] == parameter.numel()
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_torch_export_gives_the_same_graph(text):
+    module, shape = built(text)
+    recorded, exported = (
+        capture_graph(module, shape),
+        graph_of_trace(_export(module, shape), module),
+    )
+    assert recorded.how == "recorded" and exported.how == "torch.export"
+    assert (recorded.nodes, recorded.edges) == (exported.nodes, exported.edges)
+
+
+def test_a_residual_network_by_hand():
+    """input -> conv -> bn -> (conv -> bn) + shortcut -> mean -> head."""
+    net = Made(
+        lambda m, x: m.head(((y := F.relu(m.first(x))) + m.norm(m.second(y))).mean((2, 3))),
+        first=nn.Conv2d(3, 4, 3, bias=False), second=nn.Conv2d(4, 4, 3, padding=1, bias=False),
+        norm=nn.BatchNorm2d(4), head=nn.Linear(4, 2),
+    )  # fmt: skip
+    graph = capture_graph(net, (3, 8, 8))
+    assert kinds(graph) == ["input", "conv", "conv", "batch_norm", "sum", "global_avg", "conv", "bias"]
+    assert graph.edges == ((0, 1), (1, 2), (1, 4), (2, 3), (3, 4), (4, 5), (5, 6), (6, 7))
+    assert graph.distances[1].tolist() == [0, 0, 1, 2, 1, 2, 3, 4]
+    assert graph.nodes[1].shape == (4, 3, 3, 3) and graph.nodes[6].shape == (2, 4, 1, 1)
+    assert [t.role for t in graph.nodes[3].tensors] == ["weight", "bias", "mean", "variance", "counter"]
+
+
+def test_kinds_of_convolutions():
+    net = nn.Sequential(
+        nn.Conv2d(4, 4, 3, groups=4, bias=False),
+        nn.Conv2d(4, 8, 3, groups=2, dilation=2, bias=False),
+        nn.Conv2d(8, 8, 3, dilation=2, bias=False),
+        nn.Flatten(2),
+        nn.Conv1d(8, 2, 5, bias=False),
+    )
+    graph = capture_graph(net, (4, 20, 20))
+    assert kinds(graph)[1:] == ["group_conv", "dilated_conv", "conv", "conv"]
+    assert [node.shape for node in graph.nodes[1:]] == [
+        (4, 1, 3, 3),
+        (8, 2, 3, 3),
+        (8, 8, 3, 3),
+        (2, 8, 1, 5),
+    ]
+
+
+def test_gates_tokens_positions_scales_and_attention():
+    def forward(m, x):
+        y = m.patch(x).flatten(2).transpose(1, 2)  # (B, 4, 2, 2) -> (B, 4, 4) -> (B, 4, 4)
+        y = torch.cat([m.token.expand(len(y), 1, 4), y], 1) + m.position
+        y = y + m.gamma * m.attend(y, y, y, need_weights=False)[0]
+        z = y.mean(1)
+        return m.head(z * torch.sigmoid(m.gate(z)))
+
+    net = Made(
+        forward, patch=nn.Conv2d(3, 4, 4, 4), token=nn.Parameter(torch.zeros(1, 1, 4)),
+        position=nn.Parameter(torch.zeros(1, 5, 4)), gamma=nn.Parameter(torch.ones(4)),
+        attend=nn.MultiheadAttention(4, 2, batch_first=True), gate=nn.Linear(4, 4), head=nn.Linear(4, 2),
+    )  # fmt: skip
+    graph = capture_graph(net.eval(), (3, 8, 8))
+    owner = {name: graph.nodes[index].kind for name, index in graph.owner.items()}
+    assert owner["token"] == owner["position"] == "position" and owner["gamma"] == "scale"
+    assert owner["attend.in_proj_weight"] == "conv" and owner["attend.in_proj_bias"] == "bias"
+    assert {"attention", "gate", "concat", "sum", "global_avg"} <= set(kinds(graph))
+    attention = kinds(graph).index("attention")
+    assert graph.predecessors[attention] == (graph.owner["attend.in_proj_bias"],)
+
+
+def test_hand_written_attention_is_found_by_its_softmax():
+    def forward(m, x):
+        y = x.flatten(2).transpose(1, 2)  # (B, 3, 4, 4) -> (B, 16, 3)
+        weights = F.dropout(torch.softmax(m.q(y) @ m.k(y).transpose(1, 2), -1), 0.1, m.training)
+        return m.head((weights @ m.v(y)).mean(1))
+
+    parts = {name: nn.Linear(3, 3, bias=False) for name in ("q", "k", "v")}
+    graph = capture_graph(Made(forward, head=nn.Linear(3, 2), **parts), (3, 4, 4))
+    attention = kinds(graph).index("attention")
+    assert {graph.nodes[i].name for i in graph.predecessors[attention]} == {
+        "q.weight",
+        "k.weight",
+        "v.weight",
+    }
+
+
+def test_shared_weights_have_one_owner_and_a_node_at_each_use():
+    conv = nn.Conv2d(3, 3, 3, padding=1)
+    net = nn.Sequential(conv, nn.ReLU(), conv, nn.Flatten(), nn.Linear(48, 2))
+    graph = capture_graph(net, (3, 4, 4))
+    uses = [node for node in graph.nodes if node.name == "0.weight"]
+    assert len(uses) == 2 and uses[0].tensors and not uses[1].tensors and uses[0].shape == uses[1].shape
+    assert graph.owner["0.weight"] == 1
+
+
+def test_unsupported_layers_are_named_all_at_once():
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.PReLU(), nn.ConvTranspose2d(4, 4, 3), nn.Flatten(), nn.Linear(256, 2)
+    )
+    net[0].weight.requires_grad_(False)
+    with pytest.raises(UnsupportedLayerError) as caught:
+        capture_graph(net, (3, 8, 8))
+    assert [(name, kind) for name, kind, _ in caught.value.layers] == [
+        ("0", "Conv2d"), ("1", "PReLU"), ("2", "ConvTranspose2d"),
+    ]  # fmt: skip
+    message = str(caught.value)
+    assert "3 layers" in message and "frozen" in message and "partial=True" in message and "\n" not in message
+    graph = capture_graph(net, (3, 8, 8), partial=True)
+    assert {name for name, _ in graph.kept} == {"0.weight", "1.weight", "2.weight", "2.bias"}
+    assert graph.owner.keys() == {"0.bias", "4.weight", "4.bias"}
+
+
+def test_parameters_that_are_never_used_are_told_and_no_fault():
+    net = Made(lambda m, x: m.head(x.flatten(1)), head=nn.Linear(12, 2), auxiliary=nn.Linear(12, 2))
+    graph = capture_graph(net, (3, 2, 2))
+    assert graph.unused == ("auxiliary.weight", "auxiliary.bias") and len(graph) == 3
+
+
+def test_nothing_of_the_callers_is_changed():
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(), nn.Linear(144, 2)
+    ).train()
+    net[4].eval()
+    before, modes = copy.deepcopy(net.state_dict()), [m.training for m in net.modules()]
+    tensors, stream = [id(t) for t in net.parameters()], torch.get_rng_state()
+    capture_graph(net, (3, 8, 8))
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+    assert modes == [m.training for m in net.modules()] and tensors == [id(t) for t in net.parameters()]
+    assert torch.equal(stream, torch.get_rng_state())
+    assert not any(p.is_inference() or p.grad is not None for p in net.parameters())
+
+
+def test_copies_keep_sharing_and_copy_no_old_weights():
+    conv = nn.Conv2d(3, 3, 3)
+    net = nn.Sequential(conv, nn.BatchNorm2d(3), conv)
+    twin = copy_with(net, lambda name, old, is_buffer: torch.ones_like(old))
+    assert twin[0] is twin[2] and twin[0] is not conv and bool((twin[0].weight == 1).all())
+    assert isinstance(twin[0].weight, nn.Parameter) and "running_mean" in dict(twin[1].named_buffers())
+    assert not bool((conv.weight == 1).all())
+
+
+def test_where_the_recorder_fails_torch_export_is_asked():
+    """A constant that insists on the CPU cannot meet tensors on the meta device."""
+    net = Made(lambda m, x: m.head(x.flatten(1) * torch.arange(12, device="cpu")), head=nn.Linear(12, 2))
+    graph = capture_graph(net, (3, 2, 2))
+    assert graph.how == "torch.export" and kinds(graph) == ["input", "conv", "bias"]
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "words"),
+    [
+        (nn.Linear(5, 2), (3, 4, 4), "3x4x4"),
+        (nn.Linear(4, 2), (), "whole numbers"),
+        (nn.Linear(4, 2), (3, 0, 4), "whole numbers"),
+        (Made(lambda m, x: m.w * 2, w=nn.Parameter(torch.ones(2))), (3, 4, 4), "does not depend"),
+        (Made(lambda m, x: x if x.sum().item() > 0 else -x), (3, 4, 4), "cannot be traced"),
+        (nn.LazyLinear(3), (3, 4, 4), "no shape yet"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_what_cannot_be_traced_is_one_sentence(module, shape, words):
+    with pytest.raises(InputError, match=words) as caught:
+        capture_graph(module, shape)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_structure_ignores_widths_and_names_and_sees_connections():
+    def structure(text):
+        module, shape = built(text)
+        return capture_graph(module, shape).structure
+
+    assert structure("resnet(depth=8,width=4)") == structure("resnet(depth=8,width=12)")
+    assert structure("resnet(depth=8,width=4)") != structure("resnet(depth=14,width=4)")
+    assert structure("cnn(depth=3,kernel=3)") != structure("cnn(depth=3,kernel=5)")
+    order = [
+        Made(lambda m, x: m.a(x) + F.relu(m.b(m.a(x))), a=nn.Conv2d(3, 3, 1), b=nn.Conv2d(3, 3, 3, padding=1))
+    ]
+    order += [Made(lambda m, x: F.relu(m.b(y)) + y if (y := m.a(x)) is not None else y, a=nn.Conv2d(3, 3, 1),
+                   b=nn.Conv2d(3, 3, 3, padding=1))]  # fmt: skip
+    first, second = (capture_graph(net, (3, 4, 4)) for net in order)
+    assert len(first) == len(second) + 2, "a layer that is called twice is two nodes"
+    assert first.structure != second.structure

@@ -1,0 +1,186 @@
+"""GHN: any module in, a copy with predicted weights out; exact, refused in a sentence, or listed as kept."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from weightloom.architectures.capture import capture_graph, graph_of
+from weightloom.architectures.deepnet import DeepNetSpec
+from weightloom.errors import (
+    CheckpointError,
+    InputError,
+    SpecError,
+    UnsupportedLayerError,
+    UnsupportedRequestError,
+)
+from weightloom.generators.ghn import GHN, GHNConfig, fan_in_scale, make_validity
+from weightloom.generators.load import load_generator
+
+CONFIGS = {
+    "ghn-2": {"backbone": "gated", "decoder": "tiling", "block": 8},
+    "ghn-3": {"backbone": "transformer", "depth": 2, "heads": 2, "decoder": "tiling", "block": 8},
+    "coordinate": {"backbone": "gated", "decoder": "coordinate", "rank": 4},
+    "mlp": {"backbone": "mlp", "decoder": "coordinate", "rank": 4},
+}
+
+
+def make(name="coordinate", classes=3, **changes):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        config = GHNConfig(**{"classes": classes, "width": 8, "kernel": 3, **CONFIGS[name], **changes})
+        return GHN(config, make_validity((3, 16, 16), classes, ("cifar10",)), name="tiny").eval()
+
+
+def convnet(width=20, classes=3):
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3, bias=False), nn.BatchNorm2d(width), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(width, classes),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_a_module_of_any_width_gets_all_its_weights(name):
+    model = make(name)
+    for width in (1, 5, 7, 10, 19, 31, 33, 100):
+        net = convnet(width)
+        sample = model.generate(net)
+        assert sample.module(torch.zeros(2, 3, 16, 16)).shape == (2, 3) and not sample.module.training
+        assert sample.report["predicted"] == sum(p.numel() for p in net.parameters())
+        for a, b in zip(net.parameters(), sample.module.parameters(), strict=True):
+            assert a.shape == b.shape and b.requires_grad and not torch.equal(a, b)
+
+
+def test_the_callers_module_is_untouched_and_shares_nothing():
+    net = convnet().train()
+    before, tensors = copy.deepcopy(net.state_dict()), [id(p) for p in net.parameters()]
+    sample = make().generate(net, images=torch.randn(8, 3, 16, 16))
+    for value in sample.module.state_dict().values():
+        value.zero_()
+    assert net.training and all(m.training for m in net.modules())
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+    assert tensors == [id(p) for p in net.parameters()]
+
+
+def test_predictions_are_deterministic_and_do_not_depend_on_old_weights_or_company():
+    model, a, b = make("ghn-2"), convnet(), convnet()
+    first, second = (model.generate(net).state_dict for net in (a, b))
+    assert all(torch.equal(first[k], v) for k, v in second.items())
+    graphs = [capture_graph(net, (3, 16, 16)) for net in (convnet(6), a, convnet(9))]
+    with torch.no_grad():
+        together = model(graphs)[1]
+    assert all(torch.allclose(first[k], v, atol=1e-5) for k, v in together.items())
+
+
+def test_each_kind_of_tensor_keeps_to_its_range():
+    weights = make("ghn-2").generate(convnet(30)).state_dict
+    assert float(weights["1.weight"].min()) > 0 and float(weights["1.weight"].max()) < 2
+    assert float(weights["5.bias"].abs().max()) < 1
+    assert 0.3 < float(weights["0.weight"].std()) / (2 / 27) ** 0.5 < 3
+    assert fan_in_scale((8, 1, 3, 3)) == pytest.approx(1 / 3) and fan_in_scale((8, 4, 1, 1)) == pytest.approx(
+        0.5**0.5
+    )
+    assert fan_in_scale((8, 4, 1, 7)) == pytest.approx(28**-0.5)
+    free = make("ghn-2", normalise=False).generate(convnet(30)).state_dict
+    assert float(free["0.weight"].std()) > 2 * float(weights["0.weight"].std())
+
+
+def test_batch_norms_are_fresh_measured_or_of_the_batch():
+    model, net, images = make(), convnet(), 3 + 2 * torch.randn(300, 3, 16, 16)
+    nn.init.constant_(net[1].running_mean, 7.0)
+    fresh, measured = model.generate(net), model.generate(net, images=images)
+    assert fresh.report["batch_norm"] == "generated" and not bool(fresh.module[1].running_mean.any())
+    assert measured.report["batch_norm"] == "re-estimated on images"
+    seen = measured.module[0](images)
+    assert torch.allclose(measured.module[1].running_mean, seen.mean((0, 2, 3)), atol=1e-3)
+    assert measured.module[1].momentum == net[1].momentum
+    batch = model.generate(net, images=images, batch_norm="batch").module
+    alone = measured.module
+    assert torch.allclose(batch(images), alone(images), atol=1e-2)
+    assert not torch.allclose(batch(images[:4]), alone(images[:4]), atol=1e-3)
+    with pytest.raises(InputError, match="batch_norm is"):
+        model.generate(net, batch_norm="support")
+    with pytest.raises(InputError, match="at least 2 images"):
+        model.generate(net, images=images[0])
+    with pytest.raises(InputError, match="do not fit"):
+        model.generate(net, images=images[:, :2])
+
+
+def test_layers_that_cannot_be_predicted_are_named_or_kept():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.PReLU(), nn.Flatten(), nn.Linear(4 * 196, 3))
+    net[3].bias.requires_grad_(False)
+    with pytest.raises(UnsupportedLayerError, match=r"1 \(PReLU.*3 \(Linear, frozen"):
+        make().generate(net)
+    sample = make().generate(net, partial=True)
+    assert sample.report["kept"].keys() == {"1.weight", "3.bias"}
+    assert torch.equal(sample.module[1].weight, net[1].weight) and torch.equal(
+        sample.module[3].bias, net[3].bias
+    )
+    assert sample.module[1].weight is not net[1].weight and not sample.module[3].bias.requires_grad
+    assert not torch.equal(sample.module[0].weight, net[0].weight)
+
+
+def test_shared_weights_stay_shared():
+    conv = nn.Conv2d(3, 3, 3, padding=1)
+    sample = make().generate(nn.Sequential(conv, nn.ReLU(), conv, nn.Flatten(), nn.Linear(768, 3)))
+    assert sample.module[0] is sample.module[2]
+
+
+def test_other_class_counts_and_other_graphs_are_refused():
+    model = make()
+    with pytest.raises(UnsupportedRequestError, match=r"3 classes, but layer '5' has 10"):
+        model.generate(convnet(classes=10))
+    with pytest.raises(InputError, match="another module"):
+        model.generate(convnet(4), graph=capture_graph(convnet(5), (3, 16, 16)))
+    with pytest.raises(InputError, match="cannot be traced"):
+        model.generate(nn.Linear(5, 3))
+    with pytest.raises(SpecError, match="backbone"):
+        GHNConfig(classes=3, backbone="rnn")
+    with pytest.raises(SpecError, match="width"):
+        GHNConfig(classes=3, width=0)
+
+
+def test_specs_and_their_modules_get_the_same_weights():
+    model = make("ghn-3")
+    spec = DeepNetSpec(split="test", index=2, classes=3, input=(3, 16, 16))
+    sample = model.generate(spec)
+    other = model.generate(spec.initialise(0), graph=graph_of(spec))
+    assert all(torch.allclose(sample.state_dict[k], v, atol=1e-5) for k, v in other.state_dict.items())
+
+
+def test_modules_without_memory_are_filled():
+    with torch.device("meta"):
+        net = convnet()
+    sample = make().generate(net)
+    assert {str(value.device) for value in sample.state_dict.values()} == {"cpu"}
+    assert sample.module(torch.zeros(1, 3, 16, 16)).shape == (1, 3)
+
+
+def test_half_precision_modules_stay_so():
+    sample = make().generate(convnet().to(torch.bfloat16))
+    assert {p.dtype for p in sample.module.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_it_comes_back_from_its_files(name, tmp_path):
+    model, net = make(name), convnet()
+    model.save_pretrained(tmp_path)
+    again = load_generator(tmp_path)
+    assert again.config == model.config and again.validity == model.validity
+    first, second = model.generate(net).state_dict, again.generate(net).state_dict
+    assert all(torch.equal(first[k], v) for k, v in second.items())
+    saved = model.generate(net).save(tmp_path / "net.safetensors")
+    assert saved.stat().st_size > 0
+    (tmp_path / "model.safetensors").write_bytes(b"no")
+    with pytest.raises(CheckpointError):
+        load_generator(tmp_path)
+
+
+def test_an_embedding_is_the_mean_of_the_nodes():
+    model = make("ghn-2")
+    graph = capture_graph(convnet(), (3, 16, 16))
+    assert model.embed_graph(graph).shape == (8,)
+    assert torch.allclose(model.embed_graph(graph), model.embed([graph]).mean(0))

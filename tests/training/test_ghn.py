@@ -1,0 +1,152 @@
+"""Training a graph hypernetwork: what a step is, that it learns, resumes, and comes back from its files."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import yaml
+
+from weightloom.architectures.capture import graph_of
+from weightloom.errors import InputError, SpecError
+from weightloom.fitting import run_networks
+from weightloom.generators.ghn import GHN
+from weightloom.generators.load import load_generator
+from weightloom.tasks import parse_task
+from weightloom.training.ghn import (
+    GHNObjective,
+    GHNSettings,
+    held_back,
+    logits_of,
+    make_ghn,
+    shifted,
+    zero_shot,
+)
+from weightloom.training.recipe import GHNRecipe
+from weightloom.training.run import train_recipe
+from weightloom.weights import layout_of
+
+TINY = {
+    "kind": "generator",
+    "generator": "ghn",
+    "name": "tiny",
+    "task": "digits@8c1",
+    "config": {"width": 8, "decoder": "coordinate", "rank": 8, "kernel": 5},
+    "objective": {"networks": 4, "meta_batch": 2, "images": 16, "flip": False},
+    "loop": {"steps": 4, "learning_rate": 0.003, "warmup": 2, "log_every": 2, "save_every": 2},
+    "evaluate_every": 4,
+    "evaluate_networks": 2,
+}
+
+
+def objective(**changes):
+    recipe = GHNRecipe(**{**TINY, **changes})
+    task = parse_task(recipe.task)
+    model, settings = make_ghn(recipe, task)
+    return GHNObjective(model, task.data("train"), settings, seed=recipe.seed)
+
+
+def test_a_step_depends_on_its_number_alone():
+    first, second = objective(), objective()
+    first(7)
+    a, b = first(3), second(3)
+    assert torch.equal(a[0], b[0]) and a[1] == b[1] and not torch.equal(a[0], first(4)[0])
+    assert first.specs(torch.Generator().manual_seed(0)) == second.specs(torch.Generator().manual_seed(0))
+
+
+def test_validation_images_are_never_trained_on():
+    one = objective()
+    assert not set(one.validation.tolist()) & set(one.training.tolist())
+    assert len(one.validation) + len(one.training) == len(one.data)
+    assert all(spec.split == "train" for spec in one.specs(torch.Generator()))
+
+
+def test_logits_are_those_of_the_network_in_training_mode():
+    one = objective()
+    spec = one.spec("test", 1)
+    (weights,) = one.model([graph_of(spec)])
+    images = torch.randn(6, 1, 8, 8)
+    state = {name: value.detach() for name, value in weights.items()}
+    for slot in layout_of(spec).slots:
+        if slot.is_buffer:
+            state[slot.name] = torch.ones(slot.shape) if slot.is_variance else torch.zeros(slot.shape)
+    flat = layout_of(spec).flatten(state)[None]
+    wanted = run_networks(spec, flat, images, training=True)[0]
+    assert torch.allclose(logits_of(spec, weights, images), wanted, atol=1e-4)
+
+
+def test_it_learns():
+    """Eighty steps on two networks of the digits: the loss falls below that of chance (2.30)."""
+    one = objective(
+        config={"width": 32, "backbone": "transformer", "depth": 2, "heads": 4, "block": 16, "kernel": 5},
+        objective={"networks": 2, "meta_batch": 2, "images": 64, "flip": False},
+    )
+    optimiser = torch.optim.AdamW(one.model.parameters(), lr=2e-3)
+    losses = []
+    for step in range(80):
+        loss, _ = one(step)
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(one.model.parameters(), 1.0)
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    assert sum(losses[-10:]) / 10 < 2.15
+
+
+def test_exploding_networks_do_not_decide_the_step():
+    loss = torch.tensor([1.0, 1e6], requires_grad=True)
+    sum(held_back(x, 10) for x in loss.unbind()).backward()
+    assert loss.grad is not None and loss.grad.tolist() == pytest.approx([1.0, 4.6e-6], rel=0.01)
+
+
+def test_pictures_are_moved_and_mirrored_by_their_own_stream():
+    images = torch.arange(2 * 3 * 8 * 8, dtype=torch.float32).reshape(2, 3, 8, 8).repeat(50, 1, 1, 1)
+    kept = images.clone()
+    made = shifted(images, torch.Generator().manual_seed(0), flip=True)
+    assert made.shape == images.shape and torch.equal(images, kept)
+    assert torch.equal(made, shifted(images, torch.Generator().manual_seed(0), flip=True))
+    middle = {tuple(one[0, 3, 3:5].tolist()) for one in made}
+    assert any(a > b for a, b in middle) and any(a < b for a, b in middle), "some are mirrored"
+    still = shifted(images, torch.Generator().manual_seed(0), flip=False)
+    assert all(one[0, 3, 3] < one[0, 3, 4] for one in still)
+    assert len(middle) > 6, "places differ"
+
+
+def test_settings_are_checked():
+    for wrong in ({"space": "large"}, {"meta_batch": 0}, {"images": 1}, {"norm_penalty": -1.0}):
+        with pytest.raises(SpecError):
+            GHNSettings(**wrong)
+    with pytest.raises(SpecError, match="options"):
+        objective(config={"wide": 3})
+
+
+def test_a_recipe_is_trained_resumed_and_found_again(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(TINY))
+    whole = train_recipe(file, None, tmp_path / "whole")
+    assert isinstance(whole, GHN)
+
+    def stop(what, step, steps):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_recipe(file, None, tmp_path / "parts", stop)
+    resumed = train_recipe(file, None, tmp_path / "parts")
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    again = load_generator(tmp_path / "whole")
+    spec = whole.generate("resnet(depth=8,width=6,classes=10)").architecture
+    assert torch.equal(whole.generate(spec).flat, again.generate(spec).flat)
+    assert again.validity.tasks == ("digits@8c1",)
+    log = (tmp_path / "whole" / "work" / "ghn" / "log.jsonl").read_text()
+    assert "val_mean" in log and "accuracy" in log
+    file.write_text(yaml.safe_dump({**TINY, "seed": 1}))
+    with pytest.raises(InputError, match="another recipe"):
+        train_recipe(file, None, tmp_path / "whole")
+
+
+def test_zero_shot_accuracies_are_shares():
+    one = objective()
+    images, labels = one.data.batch(one.validation[:50])
+    scores = zero_shot(one.model, [one.spec("test", i) for i in range(2)], images, images, labels)
+    assert len(scores) == 2 and all(0 <= score <= 1 for score in scores)
