@@ -25,6 +25,7 @@ CASES = [
     "tinycnn(variant=medium,classes=10,input=3x32x32)",
     "vit(depth=2,width=8)",
     "vit(depth=1,width=8,pool=token,norm=none,heads=2)",
+    "deepnet(split=train,index=3,width=8)",
 ]
 
 
