@@ -34,7 +34,7 @@ from weightloom.generators.load import load_generator
 from weightloom.generators.nearest import NearestCheckpoint
 from weightloom.io import write_json
 from weightloom.seeding import torch_generator
-from weightloom.tasks import DatasetTask
+from weightloom.tasks import DatasetTask, parse_task
 from weightloom.tokenizers import architecture_key
 from weightloom.training.tokenizer import (
     Population,
@@ -370,6 +370,10 @@ def table_speed(model: IGPG, zoo: Zoo, options: argparse.Namespace) -> dict[str,
                 times["prior"].append(size / (middle - start))
                 times["decoder"].append(size / (end - middle))
                 times["together"].append(size / (end - start))
+                support = parse_task("digits").support(16, seed=repeat)
+                start = time.process_time()
+                model.generate_many(spec, support=support, num_samples=batch, seed=repeat)
+                times["request"].append(size / (time.process_time() - start))
             table[f"{family(spec)} batch {batch}"] = {k: summary(v) for k, v in times.items()}
     backbone, width = model.backbone, model.config.width
     x = torch.randn(1, 512, width)

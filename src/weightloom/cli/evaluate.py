@@ -37,7 +37,7 @@ def evaluate(
 ) -> None:
     """Measure a network on test images: accuracy, accuracy by class, confusions.
 
-    Without --task and --data, a generated network is measured on the task that it was generated for.
+    Without --task and --data, a network is measured on the named task that it was generated for.
 
     Examples:
         weightloom evaluate digits.safetensors --task digits

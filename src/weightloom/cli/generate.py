@@ -168,6 +168,7 @@ def generate(
         "task": None if target is None else str(target),
         "num_parameters": parameters,
         "num_samples": len(made),
+        "first_guess": chosen.report.get("first_guess"),
         "batch_norm": chosen.report.get("batch_norm"),
         "seed": seed,
         "seconds": seconds,
@@ -262,6 +263,7 @@ def _show(result: dict[str, Any], task: Task | None) -> None:
             ("instruction", result["instruction"]),
             ("architecture", result["architecture"]),
             ("task", None if task is None else f"{task}: {task.describe()}"),
+            ("starts from", result["first_guess"]),
             ("batch-norm statistics", norms if norms != "none" else None),
         ]
     )

@@ -180,7 +180,7 @@ def read_picture(file: Path, size: int, channels: int) -> tuple[np.ndarray, byte
                 picture = ImageOps.fit(picture, (size, size), Image.Resampling.BILINEAR)
                 pixels = np.array(picture, dtype=np.uint8)
     except Exception as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        why = (str(error).splitlines() or [type(error).__name__])[0].partition(" <_io.")[0][:120]
         raise InputError(f"{file}: this image cannot be read ({why})") from error
     pixels = pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)  # (H, W[, 3]) -> (C, H, W)
     return np.ascontiguousarray(pixels), hashlib.sha256(content).digest()
