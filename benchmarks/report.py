@@ -519,7 +519,7 @@ def speed_section(held: Mapping[str, Any]) -> str:
         [
             f"Values (batch-norm statistics included) for each second of processor time, {held['threads']} "
             "thread(s). *Request* is all of it for an unseen task of ten classes with 16 examples each: the "
-            "first guess, the closed-form heads, batch norms measured anew and the scores on the examples too.",
+            "first guess, the closed-form heads, batch norms measured anew and the scores on examples too.",
             markdown(("architecture", "batch", "prior", "decoder", "together", "request"), lines),
             f"The key-value cache at 512 tokens: {pm(held['cache_speed_up_at_512'], 1)} times as fast as "
             "running the whole sequence anew at each token.",
