@@ -178,9 +178,15 @@ def test_it_is_trained_and_comes_back(zoo, recipe, tmp_path, rng_untouched):
     spec, support = record.spec(), record.parsed_task().support(4)
     a, b = (m.generate(spec, support=support) for m in (model, again))
     assert torch.equal(a.flat, b.flat)
-    log = [json.loads(line) for line in (tmp_path / "out/work/tokenizer/log.jsonl").read_text().splitlines()]
+    log = [
+        json.loads(line)
+        for line in (tmp_path / "out" / "work" / "tokenizer" / "log.jsonl").read_text().splitlines()
+    ]
     assert 0 < log[-1]["zoo_rebuilt"] < 3, "the accuracy of rebuilt networks is logged"
-    log = [json.loads(line) for line in (tmp_path / "out/work/denoiser/log.jsonl").read_text().splitlines()]
+    log = [
+        json.loads(line)
+        for line in (tmp_path / "out" / "work" / "denoiser" / "log.jsonl").read_text().splitlines()
+    ]
     assert {"error", "functional", "seen_ratio", "validation_sample"} <= log[-1].keys()
 
 
