@@ -12,33 +12,18 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from weightloom.conditioning import SupportEncoder
-from weightloom.generators.base import Request, Validity, generators, merge_reports
-from weightloom.generators.fingerprint import Fingerprint
-from weightloom.generators.nearest import ZooGenerator, mean_accuracy, require_positive
+from weightloom.generators.base import Request, generators, merge_reports
+from weightloom.generators.nearest import TasksGenerator, mean_accuracy
 
 
 @generators.register("average")
-class AverageCheckpoint(ZooGenerator):
+class AverageCheckpoint(TasksGenerator):
     """Mean raw weights, batch-norm variances as they are; every checkpoint of a task counts alike.
 
     The same for every seed and sample: nothing is drawn.
     """
 
     kind: ClassVar[str] = "average"
-
-    def __init__(
-        self,
-        fingerprint: Fingerprint,
-        images: SupportEncoder,
-        validity: Validity,
-        *,
-        tasks: int = 1,
-        name: str | None = None,
-    ) -> None:
-        """``tasks``: of how many nearest tasks; the rest as in :class:`ZooGenerator`."""
-        super().__init__(fingerprint, images, validity, name=name)
-        self.tasks = require_positive("tasks", tasks)
 
     def sample_flats(self, request: Request) -> tuple[Tensor, list[dict[str, Any]]]:
         """(M, P): the same mean M times."""

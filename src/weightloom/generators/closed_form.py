@@ -1,4 +1,4 @@
-"""Baseline: the zoo's mean trunk with a head in closed form. IGPG's first guess, as a generator of its own.
+"""Baseline: the zoo's mean trunk with a head in closed form. One of IGPG's first guesses, as a generator.
 
 A linear discriminant on the features that the zoo's mean network has for the support set: whatever IGPG is
 worth on a new task, it is worth above this.

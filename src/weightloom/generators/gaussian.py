@@ -10,34 +10,19 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from weightloom.conditioning import SupportEncoder
-from weightloom.generators.base import Request, Validity, generators, merge_reports, sample_generators
-from weightloom.generators.fingerprint import Fingerprint
-from weightloom.generators.nearest import ZooGenerator, require_positive
+from weightloom.generators.base import Request, generators, merge_reports, sample_generators
+from weightloom.generators.nearest import TasksGenerator
 from weightloom.weights.mixing import gaussian
 
 
 @generators.register("gaussian")
-class GaussianWeights(ZooGenerator):
+class GaussianWeights(TasksGenerator):
     """Independent Gaussians over the checkpoints of the nearest tasks.
 
     One checkpoint alone has no spread, and is given as it is.
     """
 
     kind: ClassVar[str] = "gaussian"
-
-    def __init__(
-        self,
-        fingerprint: Fingerprint,
-        images: SupportEncoder,
-        validity: Validity,
-        *,
-        tasks: int = 1,
-        name: str | None = None,
-    ) -> None:
-        """``tasks``: of how many nearest tasks; the rest as in :class:`ZooGenerator`."""
-        super().__init__(fingerprint, images, validity, name=name)
-        self.tasks = require_positive("tasks", tasks)
 
     def sample_flats(self, request: Request) -> tuple[Tensor, list[dict[str, Any]]]:
         """(M, P) draws."""

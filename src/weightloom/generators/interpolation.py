@@ -12,16 +12,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from weightloom.conditioning import SupportEncoder
-from weightloom.generators.base import Request, Validity, generators, sample_generators
-from weightloom.generators.fingerprint import Fingerprint
-from weightloom.generators.nearest import ZooGenerator, require_positive
+from weightloom.generators.base import Request, generators, sample_generators
+from weightloom.generators.nearest import TasksGenerator
 from weightloom.weights import align
 from weightloom.weights.mixing import interpolate
 
 
 @generators.register("interpolation")
-class Interpolation(ZooGenerator):
+class Interpolation(TasksGenerator):
     """Two checkpoints of the nearest tasks, mixed in a share drawn evenly from 0 to 1.
 
     One checkpoint alone is given as it is.
@@ -29,19 +27,6 @@ class Interpolation(ZooGenerator):
 
     kind: ClassVar[str] = "interpolation"
     aligned: ClassVar[bool] = False
-
-    def __init__(
-        self,
-        fingerprint: Fingerprint,
-        images: SupportEncoder,
-        validity: Validity,
-        *,
-        tasks: int = 1,
-        name: str | None = None,
-    ) -> None:
-        """``tasks``: of how many nearest tasks; the rest as in :class:`ZooGenerator`."""
-        super().__init__(fingerprint, images, validity, name=name)
-        self.tasks = require_positive("tasks", tasks)
 
     def sample_flats(self, request: Request) -> tuple[Tensor, list[dict[str, Any]]]:
         """(M, P) mixtures, pair and share drawn from each sample's own stream."""

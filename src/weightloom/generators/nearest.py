@@ -100,6 +100,27 @@ class ZooGenerator(Generator):
         return self.fingerprint._flats(neighbours.group.spec)
 
 
+class TasksGenerator(ZooGenerator):
+    """A generator over the checkpoints of the ``tasks`` nearest tasks."""
+
+    def __init__(
+        self,
+        fingerprint: Fingerprint,
+        images: SupportEncoder,
+        validity: Validity,
+        *,
+        tasks: int = 1,
+        name: str | None = None,
+    ) -> None:
+        """``tasks``: of how many nearest tasks; the rest as in :class:`ZooGenerator`.
+
+        Raises:
+            SpecError: not a whole number of at least 1.
+        """
+        super().__init__(fingerprint, images, validity, name=name)
+        self.tasks = require_positive("tasks", tasks)
+
+
 def require_positive(what: str, value: int) -> int:
     """``value``, or :class:`SpecError` where it is not a whole number of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
