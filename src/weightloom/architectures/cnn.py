@@ -18,6 +18,10 @@ from weightloom.architectures.blocks import (
 from weightloom.architectures.spec import ArchitectureSpec, Whole, architecture
 
 
+_OWN = 3
+"""Convolutions with a role of their own: on small pictures those are the ones that halve."""
+
+
 @architecture("cnn")
 @dataclass(frozen=True, kw_only=True)
 class CNNSpec(ArchitectureSpec):
@@ -54,6 +58,12 @@ class CNNSpec(ArchitectureSpec):
             layers.append(average)
         layers.append(nn.Flatten())  # (B, width, high, wide) -> (B, width * high * wide)
         return nn.Sequential(*layers), self.width * high * wide
+
+    def place(self, layer: str) -> tuple[str, float]:
+        _, number, part = layer.split(".")  # body.2.conv
+        if int(number) < _OWN:
+            return f"{number}.{part}", 0.0
+        return f"deep.{part}", (int(number) - _OWN) / max(1, self.depth - _OWN - 1)
 
     @classmethod
     def example_texts(cls) -> tuple[str, ...]:

@@ -34,6 +34,15 @@ class MLPSpec(ArchitectureSpec):
             width = self.width
         return nn.Sequential(*layers), width
 
+    def place(self, layer: str) -> tuple[str, float]:
+        number = int(layer.split(".")[1])  # body.0 flattens; then a product, a norm if any, an activation
+        each = 2 if self.norm == "none" else 3
+        hidden, part = divmod(number - 1, each)
+        what = "linear" if part == 0 else "norm"
+        if hidden == 0:
+            return f"first.{what}", 0.0
+        return f"hidden.{what}", (hidden - 1) / max(1, self.depth - 2)
+
     @classmethod
     def example_texts(cls) -> tuple[str, ...]:
         return ("mlp(depth=2,width=64)", "mlp(depth=4,width=32,norm=layer,activation=gelu)")

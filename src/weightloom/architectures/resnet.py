@@ -85,6 +85,16 @@ class ResNetSpec(ArchitectureSpec):
         layers.append(GlobalAverage())
         return nn.Sequential(*layers), width
 
+    def place(self, layer: str) -> tuple[str, float]:
+        _, number, *part = layer.split(".")  # body.0.conv, or body.3.first.conv
+        if number == "0":
+            return ".".join(["stem", *part]), 0.0
+        blocks = (self.depth - 2) // 6
+        stage, block = divmod(int(number) - 1, blocks)
+        if block == 0:
+            return ".".join([f"stage{stage}.0", *part]), 0.0
+        return ".".join([f"stage{stage}.rest", *part]), (block - 1) / max(1, blocks - 2)
+
     @classmethod
     def example_texts(cls) -> tuple[str, ...]:
         return ("resnet(depth=8,width=16)", "resnet(depth=14,width=8,norm=group,activation=silu)")

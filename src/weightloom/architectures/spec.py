@@ -256,6 +256,15 @@ class ArchitectureSpec(ABC):
         """Why these options cannot go together, or None; called when each is valid by itself."""
         return None
 
+    def place(self, layer: str) -> tuple[str, float] | None:
+        """What the layer called ``layer`` does in its network, whatever the network's depth and width.
+
+        Layers of one role have one shape up to their width and may share weights; where a role has several
+        layers, the second number is where this one stands among them, from 0 (first) to 1 (last). None where
+        a family does not say; such a family cannot be made layer by layer at any depth.
+        """
+        return None
+
     @classmethod
     @abstractmethod
     def example_texts(cls) -> tuple[str, ...]:

@@ -171,3 +171,27 @@ class GHNRecipe(_Strict):
     loop: LoopRecipe
     evaluate_every: Annotated[int, Field(ge=0)] = 0
     evaluate_networks: Annotated[int, Field(ge=1, le=1000)] = 8
+
+
+class LayerwiseRecipe(_Strict):
+    """A layer-wise generator, trained on episodes of tasks and on ``architectures``; it needs no zoo.
+
+    ``datasets``, ``salt``, ``size`` and ``channels`` as in a zoo's recipe: with those of a zoo, what the zoo
+    holds out stays unseen. ``classes`` are the fewest and the most of a task.
+    """
+
+    kind: Literal["generator"]
+    generator: Literal["layerwise"]
+    name: Name
+    seed: int = 0
+    salt: Annotated[str, Field(min_length=1, max_length=200)]
+    datasets: Annotated[list[str], Field(min_length=1)]
+    size: Annotated[int, Field(ge=4, le=256)] = 16
+    channels: Literal[1, 3] = 3
+    classes: tuple[Annotated[int, Field(ge=2)], Annotated[int, Field(le=MAX_CLASSES)]] = (4, 10)
+    architectures: Annotated[list[str], Field(min_length=1)]
+    encoder: EncoderRecipe
+    config: dict[str, Any]
+    objective: dict[str, Any] = Field(default_factory=dict)
+    loop: LoopRecipe
+    evaluate_every: Annotated[int, Field(ge=0)] = 0

@@ -1,0 +1,309 @@
+"""Layer-wise generation: the weights of any depth and width of a family, all layers' codes in one pass.
+
+A transformer reads the condition (one token for the words, one a class) and then one token for each layer,
+which says what the layer does, where it stands and how wide it is. Each layer token answers with its codes,
+all of them at once; a dictionary of layers (:mod:`weightloom.tokenizers.layers`) makes the trunk from them,
+and the head is the closed form of the examples on the trunk that was made. Everything is learned through the
+networks that come out, on episodes of tasks: no checkpoint is needed. Time and number of tokens depend on the
+depth alone, not on the width. Knows nothing of training.
+
+Shapes: B requests, T layers, R codes a layer, V levels of a code, C classes, S examples a class, W width,
+F image features, M samples, P values of a network.
+Sources: layer-wise tokens, IGPG (arXiv 2504.02012), section 2.1; levels, finite scalar quantisation (arXiv
+2309.15505); a closed-form head inside a meta-learner, Bertinetto et al. (arXiv 1805.08136), section 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from weightloom.architectures import ArchitectureSpec, parse_architecture
+from weightloom.conditioning import TEXT_WIDTH, SupportEncoder, encode_text
+from weightloom.errors import CheckpointError, SpecError, UnsupportedRequestError, WeightloomError
+from weightloom.fitting import closed_form_network, discriminant, initial_flats, trunk_features
+from weightloom.generators.base import (
+    ANY_ARCHITECTURE,
+    Generator,
+    Request,
+    Sampling,
+    Validity,
+    generators,
+    merge_reports,
+    sample_generators,
+)
+from weightloom.generators.drawing import draw_codes
+from weightloom.io import load_tensors, read_json, save_tensors, write_json
+from weightloom.nn.transformer import CausalTransformer
+from weightloom.seeding import seed_for
+from weightloom.tokenizers.base import load_strictly, narrowed
+from weightloom.tokenizers.layers import LayerDictionary
+from weightloom.weights import layout_of
+
+MAX_LAYERS = 512
+"""Layers of a network that are made at most: what a prefix and a pass over all of them can bear."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerwiseConfig:
+    """Sizes. ``largest`` names every family's widest and deepest network that is learned from."""
+
+    largest: tuple[str, ...]
+    codes: int = 16
+    levels: int = 33
+    anchors: int = 3
+    width: int = 96
+    depth: int = 2
+    heads: int = 4
+    spread: float = 0.08
+    """Standard deviation of a code around its mean, at temperature 1, in units of its reach."""
+    image_features: int = 128
+    image_width: int = 48
+    channels: int = 3
+
+    def __post_init__(self) -> None:
+        limits = {"codes": 1024, "levels": 1025, "anchors": 64, "width": 8192, "depth": 128, "heads": 128,
+                  "image_features": 4096, "image_width": 4096}  # fmt: skip
+        for name, most in limits.items():
+            value = getattr(self, name)
+            if type(value) is not int or not 1 <= value <= most:
+                raise SpecError(f"{name} must be a whole number from 1 to {most}, not {value!r}")
+        if self.levels < 3 or self.levels % 2 == 0:
+            raise SpecError(f"levels must be an odd number of at least 3, not {self.levels}")
+        if not 0 < self.spread <= 1:
+            raise SpecError(f"spread must be above 0 and at most 1, not {self.spread}")
+        object.__setattr__(self, "largest", tuple(self.largest))
+
+
+@generators.register("layerwise")
+class Layerwise(nn.Module, Generator):
+    """Any depth and width of a few families, from examples and words."""
+
+    kind: ClassVar[str] = "layerwise"
+
+    def __init__(self, config: LayerwiseConfig, validity: Validity, *, name: str = "layerwise") -> None:
+        """``validity``'s architectures are ``any architecture``: the dictionary says what can be made.
+
+        Raises:
+            SpecError: a size or a largest network that makes no sense.
+        """
+        super().__init__()
+        if config.channels != validity.input[0]:
+            raise SpecError(f"the config reads {config.channels} channels, the images have {validity.input[0]}")
+        self.config, self.validity, self.name = config, validity, name
+        largest = [
+            parse_architecture(text).resolve(classes=2, input=validity.input) for text in config.largest
+        ]
+        w = config.width
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_for("layerwise"))
+            self.dictionary = LayerDictionary(largest, config.codes, config.anchors)
+            self.images = SupportEncoder(
+                channels=config.channels, features=config.image_features, width=config.image_width
+            )
+            self.images.requires_grad_(False)
+            self.backbone = CausalTransformer(width=w, depth=config.depth, heads=config.heads)
+            self.instruction = nn.Linear(TEXT_WIDTH, w)
+            self.dataset = nn.Sequential(nn.LayerNorm(2 * config.image_features),
+                                         nn.Linear(2 * config.image_features, w))  # fmt: skip
+            self.role = nn.Embedding(len(self.dictionary.roles), w)
+            self.place = nn.Linear(5, w)
+            self.no_instruction = nn.Parameter(torch.zeros(w))
+            self.no_dataset = nn.Parameter(torch.zeros(w))
+            self.no_architecture = nn.Parameter(torch.zeros(w))
+            self.out = nn.Linear(w, config.codes)
+        nn.init.zeros_(self.out.weight)  # at the start all tasks have the same trunk
+        nn.init.zeros_(self.out.bias)
+        self.shrinkage = nn.ParameterDict({f: nn.Parameter(torch.tensor(-0.8)) for f in self.families})
+        self.sharpness = nn.ParameterDict({f: nn.Parameter(torch.tensor(0.0)) for f in self.families})
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Names of the architecture families that are made."""
+        return tuple(sorted(self.dictionary.largest))
+
+    # ---------------------------------------------------------------- from a condition to codes
+
+    def means(
+        self,
+        spec: ArchitectureSpec,
+        instruction: Tensor | None,
+        classes: Tensor | None,
+        *,
+        has_architecture: bool = True,
+    ) -> Tensor:
+        """(B, T, R) means of the codes, in [-1, 1].
+
+        Args:
+            spec: the resolved architecture of all B requests.
+            instruction: (B, 384) encoded words, or None.
+            classes: (B, C, 2F) described examples, or None.
+            has_architecture: whether the layers say where they stand and how wide they are.
+        """
+        batch = len(instruction) if instruction is not None else 1 if classes is None else len(classes)
+        roles, numbers = self.dictionary.describe(spec)
+        layers = self.role(roles) + (self.place(numbers) if has_architecture else self.no_architecture)
+        words = (
+            self.no_instruction.expand(batch, 1, -1)
+            if instruction is None
+            else self.instruction(instruction)[:, None]
+        )
+        seen = self.no_dataset.expand(batch, 1, -1) if classes is None else self.dataset(classes)
+        x = torch.cat([words, seen, layers.expand(batch, -1, -1)], dim=1)  # (B, 1 + C + T, W)
+        hidden = self.backbone(x)[:, -len(layers) :]
+        return torch.tanh(self.out(hidden))
+
+    def logits(self, means: Tensor) -> Tensor:
+        """(..., V) from means (...): a discrete normal distribution over the levels of each code."""
+        levels = torch.linspace(-1, 1, self.config.levels, device=means.device)
+        return -0.5 * ((levels - means[..., None]) / self.config.spread).square()
+
+    def latents(self, codes: Tensor) -> Tensor:
+        """Codes (..., R) in 0 ... V-1 to what the dictionary reads, in [-1, 1]."""
+        half = self.config.levels // 2
+        return (codes - half) / half
+
+    # ---------------------------------------------------------------- from codes to networks
+
+    def episode_loss(
+        self, spec: ArchitectureSpec, trunks: Tensor, supports: Sequence[Tensor], queries: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy and accuracy of closed-form heads on trunks (B, P), one task each.
+
+        ``supports`` are (C, S, ...), ``queries`` (C, Q, ...) images of the same classes. Differentiable
+        through the heads. Batch norms have the statistics of all images together.
+        """
+        losses, hits = [], []
+        for trunk, support, query in zip(trunks, supports, queries, strict=True):
+            (classes, shots), count = support.shape[:2], query.shape[1]
+            images = torch.cat([support.flatten(0, 1), query.flatten(0, 1)])  # (C*S + C*Q, ...)
+            features = trunk_features(spec, trunk[None], images[None], training=True)[0]
+            known, asked = features.split([classes * shots, classes * count])
+            weight, bias = discriminant(known.unflatten(0, (classes, shots)), self._shrinkage(spec))
+            answers = self.sharpness[spec.family].exp() * F.linear(asked, weight, bias)
+            labels = torch.arange(classes).repeat_interleave(count)
+            losses.append(F.cross_entropy(answers, labels))
+            hits.append((answers.argmax(1) == labels).float().mean())
+        return torch.stack(losses).mean(), torch.stack(hits).mean()
+
+    def _shrinkage(self, spec: ArchitectureSpec) -> Tensor:
+        return torch.sigmoid(self.shrinkage[spec.family])
+
+    @torch.no_grad()
+    def with_head(self, spec: ArchitectureSpec, trunk: Tensor, support: Tensor) -> Tensor:
+        """(P,) the closed-form network of examples (C, S, ...) on a trunk (P,)."""
+        flat = closed_form_network(spec, trunk, support, shrinkage=self._shrinkage(spec))
+        layout = layout_of(spec)
+        head = layout.layers[-1]
+        assert head.kind == "head"
+        flat[-head.rows * head.cols :] *= self.sharpness[spec.family].exp()
+        return flat
+
+    @torch.no_grad()
+    def describe(self, request: Request) -> Tensor:
+        """(1, T, R): the means for one request, guidance included."""
+        words = None if request.instruction is None else encode_text([request.instruction])
+        seen = None if request.support is None else self.images.describe(request.support.images)[None]
+        told = self.means(request.architecture, words, seen)
+        guidance = request.sampling.guidance
+        if guidance == 1 or (words is None and seen is None):
+            return told
+        untold = self.means(request.architecture, None, None)
+        return (untold + guidance * (told - untold)).clamp(-1, 1)
+
+    @torch.no_grad()
+    def sample_codes(self, means: Tensor, noise: Sequence[torch.Generator], sampling: Sampling) -> Tensor:
+        """(M, T, R) codes around means (1 or M, T, R), each sample from a stream of its own."""
+        logits = self.logits(means).expand(len(noise), -1, -1, -1)  # (M, T, R, V)
+        return draw_codes(logits.flatten(1, 2), noise, sampling).unflatten(1, logits.shape[1:3])
+
+    @torch.no_grad()
+    def make(self, request: Request, codes: Tensor) -> Tensor:
+        """(M, P) networks of codes (M, T, R), with heads from the request's examples.
+
+        Without examples the heads are those of a random initialisation: nothing tells the classes apart.
+        """
+        spec, seed = request.architecture, request.seed
+        trunks = self.dictionary.decode(spec, self.latents(codes), seed=seed)
+        if request.support is not None:
+            return torch.stack([self.with_head(spec, trunk, request.support.images) for trunk in trunks])
+        head = layout_of(spec).layers[-1]
+        size = head.rows * head.cols
+        start = initial_flats(spec, [seed_for("layerwise", seed)])[0]
+        return torch.cat([trunks[:, :-size], start[-size:].expand(len(trunks), -1)], dim=1)
+
+    def sample_flats(self, request: Request) -> tuple[Tensor, list[dict[str, Any]]]:
+        """(M, P) and reports."""
+        codes = self.sample_codes(self.describe(request), sample_generators(request), request.sampling)
+        common = {
+            "sampling": asdict(request.sampling),
+            "first_guess": "layer by layer",
+            "head": "random" if request.support is None else "closed form",
+            "tokens": codes.shape[1],
+            "codes_per_token": codes.shape[2],
+        }
+        return self.make(request, codes), merge_reports(len(codes), common)
+
+    def check(self, *arguments: Any, **options: Any) -> Request:
+        """As every generator's, and what the dictionary cannot make is refused."""
+        request = super().check(*arguments, **options)
+        self.dictionary.check(request.architecture)
+        if self.dictionary.num_tokens(request.architecture) > MAX_LAYERS:
+            raise UnsupportedRequestError(f"at most {MAX_LAYERS} layers are made, not {request.architecture}")
+        return request
+
+    # ---------------------------------------------------------------- files
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``config.json`` and ``model.safetensors``, in half precision."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_tensors(folder / "model.safetensors", narrowed(self.state_dict()), {"kind": self.kind})
+        write_json(
+            folder / "config.json",
+            {
+                "kind": self.kind,
+                "name": self.name,
+                "config": asdict(self.config),
+                "validity": asdict(self.validity),
+            },
+        )
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Layerwise:
+        """Read what :meth:`save_pretrained` wrote.
+
+        Raises:
+            CheckpointError: a file is missing, broken, or not what the config says.
+        """
+        folder = Path(folder)
+        held = read_json(folder / "config.json")
+        try:
+            limits: dict[str, Any] = dict(held["validity"])
+            for key in ("architectures", "input", "tasks"):
+                limits[key] = tuple(limits[key])
+            model = cls(LayerwiseConfig(**held["config"]), Validity(**limits), name=str(held["name"]))
+        except (AttributeError, KeyError, TypeError, ValueError, WeightloomError) as error:
+            raise CheckpointError(
+                folder / "config.json", f"not the config of a layer-wise generator ({error})"
+            ) from None
+        tensors, _ = load_tensors(folder / "model.safetensors")
+        load_strictly(model, tensors, folder / "model.safetensors")
+        return model.eval()
+
+
+def any_of(shape: tuple[int, int, int], classes: tuple[int, int], tasks: Sequence[str]) -> Validity:
+    """The validity of a layer-wise generator: any architecture that its dictionary can make."""
+    return Validity(
+        architectures=(ANY_ARCHITECTURE,),
+        input=shape,
+        min_classes=classes[0],
+        max_classes=classes[1],
+        tasks=tuple(tasks),
+    )
