@@ -38,6 +38,7 @@ from weightloom.generators.ghn import GHN, GHNConfig, make_validity
 from weightloom.generators.igpg import IGPG, IGPGConfig
 from weightloom.generators.interpolation import AlignedInterpolation, Interpolation
 from weightloom.generators.kde import KernelDensity
+from weightloom.generators.layerwise import Layerwise, LayerwiseConfig, any_of
 from weightloom.generators.load import load_generator
 from weightloom.generators.nearest import NearestCheckpoint
 from weightloom.generators.noisy import NoisyCheckpoint
@@ -88,6 +89,7 @@ GENERATORS = {
     "ghn": Promise(lambda: tiny_ghn(), draws=False, saves=True, any_architecture=True),
     "kde": Promise(lambda: KernelDensity.from_igpg(tiny_igpg(), share=1.0), draws=True, needs_examples=True),
     "static_hypernetwork": Promise(lambda: tiny_static(), draws=False, needs_examples=True, saves=True),
+    "layerwise": Promise(lambda: tiny_layerwise(), draws=True, saves=True, any_architecture=True),
     "diffusion": Promise(lambda: tiny_diffusion(), draws=True, saves=True),
     "gaussian": Promise(lambda: GaussianWeights.from_igpg(tiny_igpg()), draws=True, needs_examples=True),
     "noisy": Promise(lambda: NoisyCheckpoint.from_igpg(tiny_igpg()), draws=True, needs_examples=True),
@@ -174,6 +176,15 @@ def tiny_static() -> StaticHypernetwork:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(4)
         return moved(StaticHypernetwork(config, tiny_igpg().validity, name="tiny")).eval()
+
+
+@cache
+def tiny_layerwise() -> Layerwise:
+    config = LayerwiseConfig(
+        largest=("cnn(depth=4,width=4)", "mlp(depth=3,width=16)"), codes=3, levels=9, width=16, depth=1, heads=2,
+        spread=0.3, image_features=8, image_width=8, channels=1,
+    )  # fmt: skip
+    return moved(Layerwise(config, any_of((1, 8, 8), (2, 6), ("digits",)), name="tiny")).eval()
 
 
 @cache
@@ -571,6 +582,8 @@ def likelihood(model: torch.nn.Module, spec: ArchitectureSpec, without: tuple[st
         built = spec if "architecture" in without else resolved("resnet(depth=8,width=4)")
         (weights,) = model([graph_of(built)])
         return F.cross_entropy(torch.func.functional_call(built.initialise(0), weights, (images,)), labels)
+    if isinstance(model, Layerwise):
+        return layerwise_error(model, without)
     assert isinstance(model, IGPG), f"say how {type(model).__name__} learns"
     support = examples().images
     words = F.normalize(torch.randn(TEXT_WIDTH, generator=torch.Generator().manual_seed(0)), dim=0)
@@ -590,6 +603,22 @@ def likelihood(model: torch.nn.Module, spec: ArchitectureSpec, without: tuple[st
         )
     assert sampled.shape == codes.shape
     return likely
+
+
+def layerwise_error(model: Layerwise, without: tuple[str, ...]) -> torch.Tensor:
+    words = F.normalize(torch.randn(1, TEXT_WIDTH, generator=torch.Generator().manual_seed(0)), dim=1)
+    support = examples().images
+    seen = model.images.describe(support)[None]
+    loss = torch.zeros(())
+    for text in ("cnn(depth=4,width=4)", "mlp(depth=4,width=16)"):
+        spec = resolved(text)
+        for told, shown in ((words, None), (None, seen)):
+            told = None if "instruction" in without else told
+            shown = None if "dataset" in without else shown
+            means = model.means(spec, told, shown, has_architecture="architecture" not in without)
+            trunks = model.dictionary.decode(spec, means)
+            loss = loss + model.episode_loss(spec, trunks, [support[:, :3]], [support[:, 3:]])[0]
+    return loss
 
 
 def denoising_error(model: LatentDiffusion, spec: ArchitectureSpec, without: tuple[str, ...]) -> torch.Tensor:

@@ -6,7 +6,9 @@ the most alike tasks, or what is kept of a known task where that does better) is
 what the prior starts from and improves. Then comes one token for each weight token; at each, all D codes are
 predicted together. A closed-form head is made anew on the trunk that was generated, before the head's tokens.
 Networks longer than the context are made block by block, each block seeing the prefix and the tail of
-the one before. Knows nothing of training.
+the one before. Beside this road a generator may carry a layer-wise one (:mod:`weightloom.generators.layerwise`):
+it takes over where the architecture is none of the zoo's, and where it does better on examples held back than
+what is remembered of the most alike task. Knows nothing of training.
 
 Shapes: B requests, T tokens of a network, D codes a token, V codes to choose from, C classes, W width,
 F features of a class, M samples, P values of a network.
@@ -33,7 +35,13 @@ from weightloom.conditioning import (
     stack_conditions,
 )
 from weightloom.conditioning.architecture import MAX_CLASSES
-from weightloom.errors import CheckpointError, DataUnavailableError, SpecError, WeightloomError
+from weightloom.errors import (
+    CheckpointError,
+    DataUnavailableError,
+    SpecError,
+    UnsupportedRequestError,
+    WeightloomError,
+)
 from weightloom.fitting import accuracy, closed_form_network, recalibrate
 from weightloom.generators.backbones import build_backbone
 from weightloom.generators.base import (
@@ -47,9 +55,14 @@ from weightloom.generators.base import (
 )
 from weightloom.generators.drawing import draw_codes
 from weightloom.generators.fingerprint import Fingerprint
+from weightloom.generators.layerwise import Layerwise
 from weightloom.io import load_tensors, read_json, save_tensors, write_json
+from weightloom.tasks import SupportSet
 from weightloom.tokenizers import WeightTokenizer, architecture_key, load_tokenizer
 from weightloom.tokenizers.base import load_strictly, narrowed
+
+LAYERWISE = "layerwise"
+"""Folder of the layer-wise part in a saved generator."""
 
 _REACH = 4.0
 """Codes that a unit of the shift layer moves the bump by: large moves without large weights."""
@@ -126,6 +139,28 @@ class IGPG(nn.Module, Generator):
             nn.init.zeros_(layer.weight)  # the untrained prior is spread around the first guess
             nn.init.zeros_(layer.bias)
         self.fingerprint: Fingerprint | None = None
+        self._layerwise: tuple[Layerwise, ...] = ()  # a tuple: its parameters are not this module's
+
+    @property
+    def layerwise(self) -> Layerwise | None:
+        """The generator of any depth and width beside this one, if there is one."""
+        return self._layerwise[0] if self._layerwise else None
+
+    @layerwise.setter
+    def layerwise(self, model: Layerwise | None) -> None:
+        self._layerwise = () if model is None else (model.eval(),)
+
+    def check(self, *arguments: Any, **options: Any) -> Request:
+        """As every generator's; what only the layer-wise part can make is left to it."""
+        try:
+            return super().check(*arguments, **options)
+        except UnsupportedRequestError as error:
+            if self.layerwise is None:
+                raise
+            try:
+                return self.layerwise.check(*arguments, **options)
+            except UnsupportedRequestError as other:
+                raise UnsupportedRequestError(f"{error}; {other}") from None
 
     # ---------------------------------------------------------------- condition
 
@@ -389,8 +424,35 @@ class IGPG(nn.Module, Generator):
         return torch.cat([x, x]) if guided else x
 
     @torch.no_grad()
+    def by_layers(self, request: Request) -> bool:
+        """Whether the layer-wise part answers: always for architectures that the zoo does not have, and else
+        where it does better than the memory of the most alike task, both on examples held back.
+        """
+        layerwise, spec, support = self.layerwise, request.architecture, request.support
+        if layerwise is None:
+            return False
+        if architecture_key(spec) not in self.tokenizer.statistics:
+            return True
+        if support is None:
+            return False
+        codes, _ = self._known_like(spec, self.images.describe(support.images))
+        if codes is None or support.shots < 4:
+            return True
+        half = support.shots // 2
+        part = SupportSet(images=support.images[:, :half], class_names=support.class_names)
+        rest = SupportSet(images=support.images[:, half:], class_names=support.class_names)
+        kept = recalibrate(spec, self.tokenizer.decode(spec, codes[None]), part.flat()[0])
+        sampling = replace(request.sampling, temperature=0.0)
+        made, _ = layerwise.sample_flats(replace(request, support=part, num_samples=1, sampling=sampling))
+        remembered, fresh = accuracy(spec, torch.cat([kept, made]), *rest.flat()).tolist()
+        return fresh > remembered
+
+    @torch.no_grad()
     def sample_flats(self, request: Request) -> tuple[Tensor, list[dict[str, Any]]]:
         """Draw codes for every sample, decode them."""
+        if self.by_layers(request):
+            assert self.layerwise is not None
+            return self.layerwise.sample_flats(request)
         spec = request.architecture
         assert spec.classes is not None
         support = None if request.support is None else request.support.images
@@ -416,6 +478,8 @@ class IGPG(nn.Module, Generator):
         save_tensors(folder / "model.safetensors", narrowed(own), {"kind": self.kind})
         if self.fingerprint is not None:
             self.fingerprint.save(folder)
+        if self.layerwise is not None:
+            self.layerwise.save_pretrained(folder / LAYERWISE)
         write_json(
             folder / "config.json",
             {
@@ -452,4 +516,6 @@ class IGPG(nn.Module, Generator):
         own = {f"tokenizer.{k}": v for k, v in tokenizer.state_dict().items()}
         load_strictly(model, {**tensors, **own}, folder / "model.safetensors")
         model.fingerprint = Fingerprint.load(folder, tokenizer)
+        if (folder / LAYERWISE).is_dir():
+            model.layerwise = Layerwise.from_pretrained(folder / LAYERWISE)
         return model.eval()

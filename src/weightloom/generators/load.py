@@ -49,7 +49,7 @@ def _from_hub(repository: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
 
-        patterns = ["*.json", "*.safetensors", "tokenizer/*.json", "tokenizer/*.safetensors"]
+        patterns = ["*.json", "*.safetensors", "*/*.json", "*/*.safetensors"]
         return Path(snapshot_download(repository, allow_patterns=patterns))
     except Exception as error:
         raise DataUnavailableError(
