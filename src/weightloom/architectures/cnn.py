@@ -17,7 +17,6 @@ from weightloom.architectures.blocks import (
 )
 from weightloom.architectures.spec import ArchitectureSpec, Whole, architecture
 
-
 _OWN = 3
 """Convolutions with a role of their own: on small pictures those are the ones that halve."""
 

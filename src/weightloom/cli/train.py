@@ -5,38 +5,67 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
 from weightloom.cli.failures import Interrupted
-from weightloom.cli.inputs import Json, check_place, find_recipe
-from weightloom.cli.output import emit, facts, progress, say, seconds_text
+from weightloom.cli.inputs import DataFolder, Json, TaskName, check_place, find_recipe, load_task, plain_text
+from weightloom.cli.output import emit, facts, percent, progress, say, seconds_text
+from weightloom.errors import InputError
 
 
 def train(
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a published recipe.")
+        str,
+        typer.Argument(
+            metavar="RECIPE",
+            help="A YAML file, or the name of a published recipe; with --objective reward a generator.",
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the generator is written.")],
     zoo: Annotated[
         Path | None,
-        typer.Option("--zoo", metavar="DIR", help="The zoo to learn from; graph hypernetworks need none."),
+        typer.Option("--zoo", metavar="DIR", help="The zoo to learn from; some generators need none."),
     ] = None,
+    objective: Annotated[
+        Literal["recipe", "reward"],
+        typer.Option(
+            "--objective",
+            help="reward: steer a trained generator by the accuracy of what it makes, on the tasks of "
+            "recipes/reward-tiny.yaml, or on one task with --task or --data.",
+        ),
+    ] = "recipe",
+    task: TaskName = None,
+    data: DataFolder = None,
+    arch: Annotated[
+        str, typer.Option("--arch", metavar="SPEC", help="The architecture to steer for one task.")
+    ] = "cnn(depth=3,width=16)",
+    shots: Annotated[
+        int,
+        typer.Option("--shots", help="Examples of each class; all training images give the reward."),
+    ] = 16,
+    seed: Annotated[int, typer.Option("--seed", help="Which examples, and what is drawn.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Train a generator.
+    """Train a generator, or steer one by reward.
 
     An interrupted training goes on from its last kept state when the same command is given again.
 
-    Example:
+    Examples:
         weightloom train igpg-tiny --zoo zoos/tiny --out runs/igpg-tiny
+        weightloom train igpg-tiny --objective reward --task 'mnist[3,1,7,0]+rot90' --out runs/better
         weightloom generate "Recognise handwritten digits" --task digits --generator runs/igpg-tiny
     """
     started = time.perf_counter()
-    path = find_recipe(recipe)
     out = out.expanduser()
     check_place(out, "--out")
+    if objective == "reward":
+        _steer(recipe, out, task, data, arch, shots, seed, as_json)
+        return
+    if task is not None or data is not None:
+        raise InputError("--task and --data belong to --objective reward")
+    path = find_recipe(recipe)
     from weightloom.training.run import train_recipe
     from weightloom.zoo import Zoo
 
@@ -58,3 +87,87 @@ def train(
         return
     say(f"{out} holds the trained generator", style="bold")
     facts([("recipe", path), ("zoo", zoo), ("time", seconds_text(result["seconds"]))])  # type: ignore[arg-type]
+
+
+def _steer(
+    generator: str,
+    out: Path,
+    task: str | None,
+    data: Path | None,
+    arch: str,
+    shots: int,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """``--objective reward``: one task where it is named, else the recipe's tasks."""
+    started = time.perf_counter()
+    from weightloom.architectures import parse_architecture
+    from weightloom.generators.load import load_generator
+    from weightloom.training.reward import layerwise_of, train_across
+
+    path = find_recipe("reward-tiny")
+    start = load_generator(plain_text(generator, "generator"))
+    model = layerwise_of(start)
+    target = load_task(task, data, model.validity.input)
+    result: dict[str, Any] = {"start": start.name, "recipe": path, "out": out}
+    try:
+        with progress() as move:
+            if target is None:
+                train_across(path, start, out, move)
+            else:
+                spec = parse_architecture(plain_text(arch, "architecture"))
+                result |= _one_task(model, target, spec, path, out, shots, seed, move)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"the last kept state is in {out}, and the same command goes on from there"
+        ) from None
+    result["seconds"] = time.perf_counter() - started
+    if as_json:
+        emit(result)
+        return
+    say(f"{out} holds the steered {'generator' if target is None else 'network'}", style="bold")
+    rows = [("started from", start.name), ("time", seconds_text(result["seconds"]))]
+    if target is not None:
+        rows += [
+            ("network", str(result["network"])),
+            ("accuracy before", percent(result["accuracy_before"])),
+            ("accuracy after", f"{percent(result['accuracy'])} on {result['test_images']:,} test images"),
+        ]
+    facts(rows)
+
+
+def _one_task(
+    model: Any, target: Any, spec: Any, path: Path, out: Path, shots: int, seed: int, move: Any
+) -> dict[str, Any]:
+    """Steer for one task and save the network in the middle of what was reached."""
+    from weightloom.fitting import accuracy
+    from weightloom.generators import Sample, Sampling
+    from weightloom.io import read_yaml
+    from weightloom.training.recipe import RewardRecipe
+    from weightloom.training.reward import settings_of, steer, steered_network
+
+    support = target.support(shots, seed)
+    sampling = Sampling(temperature=0.0)
+    request = model.check(spec, None, support, 1, seed, sampling)
+    settings = settings_of(read_yaml(path, RewardRecipe))
+    out.mkdir(parents=True, exist_ok=True)
+    steered = steer(model, request, target.data("train"), settings, folder=out, progress=move)
+    flat = steered_network(model, request, steered)
+    before = model.generate(spec, support=support, seed=seed, sampling=sampling)
+    images, labels = target.data("test").all()
+    after, first = (
+        accuracy(request.architecture, flat[None], images, labels),
+        accuracy(request.architecture, before.flat[None], images, labels),
+    )
+    report = {
+        **before.report,
+        "objective": "reward",
+        "task": str(target),
+        "accuracy": float(after),
+        "accuracy_before": float(first),
+        "networks_scored": steered.scored,
+        "rewards": list(steered.rewards),
+    }
+    network = Sample(request.architecture, flat, report).save(out / "network.safetensors")
+    kept = ("task", "accuracy", "accuracy_before", "networks_scored", "rewards")
+    return {"network": network, "test_images": len(images), **{name: report[name] for name in kept}}

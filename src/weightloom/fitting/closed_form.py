@@ -21,11 +21,15 @@ SHRINKAGE = 0.3
 """Share of the pooled covariance that gives way to a multiple of the identity."""
 
 
-def discriminant(features: Tensor, shrinkage: float = SHRINKAGE) -> tuple[Tensor, Tensor]:
+def discriminant(
+    features: Tensor, shrinkage: float | Tensor = SHRINKAGE, moves: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Weight (..., C, H) and bias (..., C) of a linear discriminant on features (..., C, S, H);
     differentiable.
 
-    One example a class shows no spread within classes; distances are then plain ones.
+    One example a class shows no spread within classes; distances are then plain ones. ``moves`` (..., C, H)
+    move the class means, in units of how uncertain S examples leave them: standard normal moves draw heads
+    from what the examples allow (the posterior of the means under a flat prior).
     """
     classes, shots, width = features.shape[-3:]
     means = features.mean(-2)  # (..., C, H)
@@ -37,6 +41,9 @@ def discriminant(features: Tensor, shrinkage: float = SHRINKAGE) -> tuple[Tensor
         covariance = inner.mT @ inner / (classes * (shots - 1))
         spread = covariance.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None].clamp_min(1e-6)
         shrunk = (1 - shrinkage) * covariance + shrinkage * spread * eye
+    if moves is not None:
+        root = torch.linalg.cholesky(shrunk)  # (..., H, H)
+        means = means + moves @ root.mT / shots**0.5
     middle = means.mean(-2, keepdim=True)
     weight = torch.linalg.solve(shrunk, (means - middle).mT).mT  # (..., C, H)
     return weight, -0.5 * ((means + middle) * weight).sum(-1)
@@ -49,7 +56,8 @@ def closed_form_network(
     support: Tensor,
     *,
     head_rms: float | None = None,
-    shrinkage: float = SHRINKAGE,
+    shrinkage: float | Tensor = SHRINKAGE,
+    moves: Tensor | None = None,
 ) -> Tensor:
     """(P,) network with the trunk of ``flat`` (P,) and a discriminant head for ``support`` (C, S, ch, h, w).
 
@@ -59,7 +67,7 @@ def closed_form_network(
     images = support.flatten(0, 1)  # (C, S, ...) -> (C*S, ...)
     measured = recalibrate(spec, flat[None], images)
     features = trunk_features(spec, measured, images)[0].unflatten(0, support.shape[:2])  # (C, S, H)
-    weight, bias = discriminant(features, shrinkage)
+    weight, bias = discriminant(features, shrinkage, moves)
     if head_rms is not None:
         factor = head_rms / weight.square().mean().sqrt().clamp_min(1e-8)
         weight, bias = weight * factor, bias * factor

@@ -6,9 +6,9 @@ the most alike tasks, or what is kept of a known task where that does better) is
 what the prior starts from and improves. Then comes one token for each weight token; at each, all D codes are
 predicted together. A closed-form head is made anew on the trunk that was generated, before the head's tokens.
 Networks longer than the context are made block by block, each block seeing the prefix and the tail of
-the one before. Beside this road a generator may carry a layer-wise one (:mod:`weightloom.generators.layerwise`):
-it takes over where the architecture is none of the zoo's, and where it does better on examples held back than
-what is remembered of the most alike task. Knows nothing of training.
+the one before. Beside this road a generator may carry a layer-wise one, which takes over where the
+architecture is none of the zoo's, and where it does better on examples held back than what is remembered of
+the most alike task. Knows nothing of training.
 
 Shapes: B requests, T tokens of a network, D codes a token, V codes to choose from, C classes, W width,
 F features of a class, M samples, P values of a network.

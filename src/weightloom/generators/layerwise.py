@@ -95,7 +95,9 @@ class Layerwise(nn.Module, Generator):
         """
         super().__init__()
         if config.channels != validity.input[0]:
-            raise SpecError(f"the config reads {config.channels} channels, the images have {validity.input[0]}")
+            raise SpecError(
+                f"the config reads {config.channels} channels, the images have {validity.input[0]}"
+            )
         self.config, self.validity, self.name = config, validity, name
         largest = [
             parse_architecture(text).resolve(classes=2, input=validity.input) for text in config.largest
@@ -185,20 +187,25 @@ class Layerwise(nn.Module, Generator):
             images = torch.cat([support.flatten(0, 1), query.flatten(0, 1)])  # (C*S + C*Q, ...)
             features = trunk_features(spec, trunk[None], images[None], training=True)[0]
             known, asked = features.split([classes * shots, classes * count])
-            weight, bias = discriminant(known.unflatten(0, (classes, shots)), self._shrinkage(spec))
+            weight, bias = discriminant(known.unflatten(0, (classes, shots)), self.shrink(spec))
             answers = self.sharpness[spec.family].exp() * F.linear(asked, weight, bias)
             labels = torch.arange(classes).repeat_interleave(count)
             losses.append(F.cross_entropy(answers, labels))
             hits.append((answers.argmax(1) == labels).float().mean())
         return torch.stack(losses).mean(), torch.stack(hits).mean()
 
-    def _shrinkage(self, spec: ArchitectureSpec) -> Tensor:
+    def shrink(self, spec: ArchitectureSpec) -> Tensor:
+        """Learned share of the pooled covariance that gives way to a multiple of the identity."""
         return torch.sigmoid(self.shrinkage[spec.family])
 
     @torch.no_grad()
-    def with_head(self, spec: ArchitectureSpec, trunk: Tensor, support: Tensor) -> Tensor:
-        """(P,) the closed-form network of examples (C, S, ...) on a trunk (P,)."""
-        flat = closed_form_network(spec, trunk, support, shrinkage=self._shrinkage(spec))
+    def with_head(
+        self, spec: ArchitectureSpec, trunk: Tensor, support: Tensor, moves: Tensor | None = None
+    ) -> Tensor:
+        """(P,) the closed-form network of examples (C, S, ...) on a trunk (P,); ``moves`` (C, H) as
+        :func:`weightloom.fitting.discriminant`'s.
+        """
+        flat = closed_form_network(spec, trunk, support, shrinkage=self.shrink(spec), moves=moves)
         layout = layout_of(spec)
         head = layout.layers[-1]
         assert head.kind == "head"

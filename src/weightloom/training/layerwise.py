@@ -31,7 +31,6 @@ from weightloom.training.loop import Progress, run_loop
 from weightloom.training.recipe import LayerwiseRecipe
 from weightloom.training.stages import claim, round_parameters, train_encoder, validation_tasks
 from weightloom.training.trainers import trainers
-from weightloom.zoo import Zoo
 
 FIRST_TASK = 10_000_000
 """Index of the first task drawn: beyond all that zoos, encoders and validation take."""
@@ -98,9 +97,7 @@ class EpisodeObjective:
         family = self.families[step % len(self.families)]
         spec = family[one_of(len(family))].resolve(classes=2)  # the trunk does not depend on the classes
         shots = settings.shots[one_of(len(settings.shots))]
-        tasks = [
-            self.sampler.task(FIRST_TASK + step * settings.tasks + i) for i in range(settings.tasks)
-        ]
+        tasks = [self.sampler.task(FIRST_TASK + step * settings.tasks + i) for i in range(settings.tasks)]
         drawn = [draw_episode(task, shots, settings.queries, generator) for task in tasks]
         told, seen = chance() < settings.told_instruction, chance() >= settings.drop_dataset
         has_architecture = chance() >= settings.drop_architecture

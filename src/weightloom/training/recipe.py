@@ -195,3 +195,25 @@ class LayerwiseRecipe(_Strict):
     objective: dict[str, Any] = Field(default_factory=dict)
     loop: LoopRecipe
     evaluate_every: Annotated[int, Field(ge=0)] = 0
+
+
+class RewardRecipe(_Strict):
+    """Steering by reward: ``one_task`` as :class:`weightloom.training.reward.RewardSettings`; the rest is for
+    training a prior across tasks, on ``samples`` networks of each of ``tasks`` tasks a step.
+    """
+
+    kind: Literal["reward"]
+    name: Name
+    seed: int = 0
+    one_task: dict[str, Any] = Field(default_factory=dict)
+    salt: Annotated[str, Field(min_length=1, max_length=200)]
+    datasets: Annotated[list[str], Field(min_length=1)]
+    classes: tuple[Annotated[int, Field(ge=2)], Annotated[int, Field(le=MAX_CLASSES)]] = (4, 10)
+    architectures: Annotated[list[str], Field(min_length=1)]
+    tasks: Annotated[int, Field(ge=1, le=1024)] = 4
+    samples: Annotated[int, Field(ge=2, le=4096)] = 8
+    shots: Annotated[int, Field(ge=2, le=1024)] = 16
+    queries: Annotated[int, Field(ge=1, le=65536)] = 16
+    spread: Annotated[float, Field(gt=0, le=1)] = 0.1
+    leash: Annotated[float, Field(ge=0, le=1000)] = 0.01
+    loop: LoopRecipe

@@ -1,0 +1,332 @@
+"""Steering by reward: what a layer-wise generator draws is moved toward what scores well, no gradient of any
+network needed.
+
+*One task* ("make this one better"): the distribution of the layers' codes and of the head is a normal one
+around what the generator would make; in every round a group of networks is drawn from it and scored on
+labelled images, and the distribution moves along the group-relative policy gradient, held back by a leash to
+where it started. *Across tasks*: the prior itself is trained by the same rule, on training tasks. The reward
+is accuracy unless the caller has another one.
+
+Shapes: K trunks of a round, G heads a trunk, N images of a round, T layers, R codes a layer, C classes, S
+examples a class, H features.
+Sources: group-relative advantages and the leash, Shao et al., "DeepSeekMath" (arXiv 2402.03300), section 4.1;
+score-function gradients of a normal distribution, Wierstra et al. (arXiv 1106.4487), section 2.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weightloom.architectures import ArchitectureSpec, parse_architecture
+from weightloom.errors import InputError, SpecError, TrainingError
+from weightloom.fitting import discriminant, recalibrate, trunk_features
+from weightloom.generators import Generator
+from weightloom.generators.base import Request
+from weightloom.generators.igpg import IGPG
+from weightloom.generators.layerwise import Layerwise
+from weightloom.io import load_tensors, read_yaml, save_tensors
+from weightloom.seeding import torch_generator
+from weightloom.tasks import TaskData, TaskSampler
+from weightloom.training.layerwise import FIRST_TASK, draw_episode
+from weightloom.training.loop import Progress, run_loop
+from weightloom.training.recipe import RewardRecipe
+from weightloom.training.stages import round_parameters
+from weightloom.weights import layout_of
+
+Reward = Callable[[Tensor, Tensor], Tensor]
+"""From answers (..., N, C) and labels (N,) to a number for each network (...)."""
+
+
+def accuracy_reward(answers: Tensor, labels: Tensor) -> Tensor:
+    """(...) share of right answers of (..., N, C)."""
+    return (answers.argmax(-1) == labels).float().mean(-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardSettings:
+    """How far and how fast one task is steered. A round scores ``trunks`` times ``heads`` networks."""
+
+    rounds: int = 40
+    trunks: int = 8
+    heads: int = 16
+    images: int = 400
+    code_rate: float = 0.02
+    head_rate: float = 2.0
+    spread: float = 0.1
+    """Standard deviation of the codes that are tried, in units of their reach."""
+    leash: float = 0.002
+    """How strongly the distribution is drawn back to where it started (the weight of the divergence)."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("rounds", 1), ("trunks", 2), ("heads", 2), ("images", 2)):
+            value = getattr(self, name)
+            if type(value) is not int or not least <= value <= 1_000_000:
+                raise SpecError(f"{name} must be a whole number from {least} to 1,000,000, not {value!r}")
+        for name in ("code_rate", "head_rate", "leash"):
+            if not 0 <= getattr(self, name) <= 1000:
+                raise SpecError(f"{name} must be from 0 to 1000, not {getattr(self, name)!r}")
+        if not 0 < self.spread <= 1:
+            raise SpecError(f"spread must be above 0 and at most 1, not {self.spread!r}")
+
+
+@dataclass(frozen=True)
+class Steered:
+    """Where the distribution was moved to.
+
+    Attributes:
+        means: (T, R) means of the codes before.
+        shift: (T, R) what was added to them, before the squashing to [-1, 1].
+        moves: (C, H) of the class means, in units of their uncertainty.
+        rewards: the mean reward of every round.
+        scored: how many networks were scored in all.
+    """
+
+    means: Tensor
+    shift: Tensor
+    moves: Tensor
+    rewards: tuple[float, ...]
+    scored: int
+
+    @property
+    def latents(self) -> Tensor:
+        """(T, R) means of the codes now."""
+        return _shifted(self.means, self.shift)
+
+
+def _shifted(means: Tensor, shift: Tensor) -> Tensor:
+    return torch.tanh(torch.atanh(means.clamp(-0.999, 0.999)) + shift)
+
+
+@torch.no_grad()
+def steer(
+    model: Layerwise,
+    request: Request,
+    data: TaskData,
+    settings: RewardSettings | None = None,
+    *,
+    reward: Reward = accuracy_reward,
+    folder: Path | None = None,
+    progress: Progress = lambda *_: None,
+) -> Steered:
+    """Move the distribution of ``request``'s networks toward what ``data`` rewards.
+
+    With a ``folder`` the state is kept there after every few rounds, and the run goes on from it.
+
+    Raises:
+        InputError: no examples, or fewer than 2 of a class: heads are moved by how uncertain they leave it.
+        TrainingError: a reward that is not finite; the state before that round is kept.
+    """
+    settings = settings or RewardSettings()
+    spec, support = request.architecture, request.support
+    if support is None or support.shots < 2:
+        raise InputError("steering by reward starts from examples, at least 2 of each class")
+    means = model.describe(request)[0]  # (T, R)
+    classes, width = support.num_classes, _head_width(spec)
+    shift, moves, rewards, first = torch.zeros_like(means), torch.zeros(classes, width), [], 0
+    store = None if folder is None else folder / "steering.safetensors"
+    if store is not None and store.is_file():
+        held, about = load_tensors(store)
+        shift, moves, rewards = held["shift"], held["moves"], held["rewards"].tolist()
+        if held["means"].shape != means.shape or moves.shape != (classes, width):
+            raise InputError(f"{store} is of another architecture or task; choose another folder")
+        first = int(about["rounds"])
+    size = min(settings.images, len(data))
+    half = settings.heads // 2
+    for number in range(first, settings.rounds):
+        generator = torch_generator("reward", request.seed, number)
+        order = torch.randperm(len(data), generator=generator)[:size]
+        images, labels = data.batch(order)
+        tried = torch.randn(settings.trunks, *means.shape, generator=generator)  # (K, T, R)
+        # Heads come in pairs around the mean, which halves the noise of the gradient.
+        pairs = torch.randn(settings.trunks, half, *moves.shape, generator=generator)
+        heads = torch.cat([pairs, -pairs], dim=1)  # (K, G, C, H)
+        latents = (_shifted(means, shift) + settings.spread * tried).clamp(-1, 1)
+        scores = torch.stack(
+            [
+                reward(_answers(model, spec, z, support.images, images, moves + one), labels)
+                for z, one in zip(latents, heads, strict=True)
+            ]
+        )  # (K, G)
+        if not bool(torch.isfinite(scores).all()):
+            raise TrainingError(
+                f"a reward of round {number + 1} is not finite; what was reached before is kept"
+            )
+        within = _advantage(scores - scores.mean(1, keepdim=True))
+        between = _advantage(scores.mean(1) - scores.mean())
+        ascent = torch.einsum("kg,kgch->ch", within, heads) / within.numel()
+        moves = moves + settings.head_rate * ascent - settings.leash * moves
+        ascent = torch.einsum("k,ktr->tr", between, tried) / len(between)
+        shift = shift + settings.code_rate * ascent - settings.leash * shift
+        rewards.append(float(scores.mean()))
+        if store is not None and ((number + 1) % 5 == 0 or number + 1 == settings.rounds):
+            tensors = {"means": means, "shift": shift, "moves": moves, "rewards": torch.tensor(rewards)}
+            save_tensors(store, tensors, {"rounds": str(number + 1)})
+        progress("steering", number + 1, settings.rounds)
+    scored = settings.rounds * settings.trunks * 2 * half
+    return Steered(means, shift, moves, tuple(rewards), scored)
+
+
+def _advantage(scores: Tensor) -> Tensor:
+    return scores / scores.std().clamp_min(1e-6)
+
+
+def _head_width(spec: ArchitectureSpec) -> int:
+    return layout_of(spec).layers[-1].cols - 1
+
+
+@torch.no_grad()
+def _answers(
+    model: Layerwise, spec: ArchitectureSpec, latents: Tensor, support: Tensor, images: Tensor, moves: Tensor
+) -> Tensor:
+    """(G, N, C) answers of one trunk with G heads, whose class means are moved by ``moves`` (G, C, H)."""
+    (classes, shots), seen = support.shape[:2], support.flatten(0, 1)
+    trunk = recalibrate(spec, model.dictionary.decode(spec, latents[None]), seen)
+    features = trunk_features(spec, trunk, torch.cat([seen, images]))[0]  # (C*S + N, H)
+    known, asked = features.split([len(seen), len(images)])
+    weight, bias = discriminant(known.unflatten(0, (classes, shots))[None], model.shrink(spec), moves)
+    return torch.einsum("nh,gch->gnc", asked, weight) + bias[:, None]
+
+
+@torch.no_grad()
+def steered_network(model: Layerwise, request: Request, steered: Steered) -> Tensor:
+    """(P,) the network in the middle of the steered distribution, its batch norms measured on the examples."""
+    assert request.support is not None
+    levels = model.config.levels // 2
+    latents = (steered.latents * levels).round() / levels  # what codes can say
+    trunk = model.dictionary.decode(request.architecture, latents[None], seed=request.seed)[0]
+    return model.with_head(request.architecture, trunk, request.support.images, steered.moves)
+
+
+@torch.no_grad()
+def best_of_prior(
+    model: Layerwise, request: Request, data: TaskData, settings: RewardSettings, *, images: int = 2000
+) -> tuple[Tensor, Tensor]:
+    """(T, R) latents and (C, H) moves of the best of as many networks as steering scores, drawn from the
+    distribution that it starts from and scored on ``images`` of ``data``: the same cost without learning.
+    """
+    assert request.support is not None
+    spec, means = request.architecture, model.describe(request)[0]
+    order = torch.randperm(len(data), generator=torch_generator("best of prior", request.seed))[:images]
+    batch, labels = data.batch(order)
+    best, found = -1.0, (means, torch.zeros(request.support.num_classes, _head_width(spec)))
+    for number in range(settings.rounds * settings.trunks):
+        generator = torch_generator("best of prior", request.seed, number)
+        noise = torch.randn(means.shape, generator=generator)
+        latents = (means + model.config.spread * noise).clamp(-1, 1)
+        moves = torch.randn(settings.heads, *found[1].shape, generator=generator)
+        moves[0] = 0.0
+        scores = accuracy_reward(_answers(model, spec, latents, request.support.images, batch, moves), labels)
+        if float(scores.max()) > best:
+            best, found = float(scores.max()), (latents, moves[int(scores.argmax())])
+    return found
+
+
+# ------------------------------------------------------------------------------------ across tasks
+
+
+class RewardObjective:
+    """Policy-gradient loss of one step: for a few training tasks K networks each, scored on other images."""
+
+    def __init__(
+        self, model: Layerwise, sampler: TaskSampler, specs: Sequence[ArchitectureSpec], recipe: RewardRecipe
+    ) -> None:
+        self.model, self.sampler, self.specs, self.recipe = model, sampler, list(specs), recipe
+        self.before = copy.deepcopy(model).requires_grad_(False).eval()
+
+    def __call__(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        recipe, model = self.recipe, self.model
+        generator = torch_generator("reward across", recipe.seed, step)
+        spec = self.specs[int(torch.randint(len(self.specs), (), generator=generator))].resolve(classes=2)
+        spread, loss, total = recipe.spread, torch.zeros(()), 0.0
+        for index in range(recipe.tasks):
+            task = self.sampler.task(2 * FIRST_TASK + step * recipe.tasks + index)
+            support, queries = draw_episode(task, recipe.shots, recipe.queries, generator)
+            seen = model.images.describe(support)[None]
+            means = model.means(spec, None, seen)[0]  # (T, R)
+            with torch.no_grad():
+                start = self.before.means(spec, None, seen)[0]
+                noise = torch.randn(recipe.samples, *means.shape, generator=generator)
+                tried = (means + spread * noise).clamp(-1, 1)
+                labels = torch.arange(len(support)).repeat_interleave(queries.shape[1])
+                still = torch.zeros(1, len(support), _head_width(spec))
+                scores = torch.cat(
+                    [
+                        accuracy_reward(
+                            _answers(model, spec, z, support, queries.flatten(0, 1), still), labels
+                        )
+                        for z in tried
+                    ]
+                )  # (K,)
+            likelihood = -0.5 * ((tried - means) / spread).square().sum((1, 2))  # up to a constant
+            divergence = 0.5 * ((means - start) / spread).square().sum()
+            loss = loss - (_advantage(scores - scores.mean()) * likelihood).mean() + recipe.leash * divergence
+            total += float(scores.mean())
+        return loss / recipe.tasks, {"reward": total / recipe.tasks, "divergence": float(divergence.detach())}
+
+
+def layerwise_of(generator: Generator) -> Layerwise:
+    """The layer-wise generator that ``generator`` is or carries.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = generator.layerwise if isinstance(generator, IGPG) else generator
+    if not isinstance(found, Layerwise):
+        raise InputError(f"{generator.name} has no layer-wise part; only that is steered by reward")
+    return found
+
+
+def train_across(recipe_path: Path, start: Generator, out: Path, progress: Progress) -> Generator:
+    """Train the prior of ``start`` by reward on the recipe's tasks; saves the whole generator in ``out``.
+
+    Raises:
+        InputError: ``start`` has no layer-wise part.
+        TrainingError: a loss stays not finite.
+    """
+    recipe = read_yaml(recipe_path, RewardRecipe)
+    model = layerwise_of(start)
+    shape = model.validity.input
+    sampler = TaskSampler(
+        recipe.datasets, recipe.salt, "train", recipe.classes, size=shape[1], channels=shape[0]
+    )
+    specs = [parse_architecture(text).resolve(input=shape) for text in recipe.architectures]
+    model.requires_grad_(True)
+    for module in (model.images, model.dictionary):
+        module.requires_grad_(False)  # only what decides the codes is steered
+    for table in (model.shrinkage, model.sharpness):
+        table.requires_grad_(False)
+    model.train()
+    model.images.eval()
+    run_loop(
+        "steering across tasks",
+        model,
+        RewardObjective(model, sampler, specs, recipe),
+        recipe.loop.settings(),
+        folder=out / "work",
+        progress=progress,
+    )
+    round_parameters(model)
+    model.requires_grad_(True)
+    model.images.requires_grad_(False)
+    model.eval()
+    start.save_pretrained(out)  # type: ignore[attr-defined]
+    return start
+
+
+def settings_of(recipe: RewardRecipe, **changes: Any) -> RewardSettings:
+    """The recipe's settings for one task.
+
+    Raises:
+        SpecError: one that makes no sense.
+    """
+    try:
+        return replace(RewardSettings(**recipe.one_task), **changes)
+    except TypeError as error:
+        raise SpecError(f"the recipe's one_task: {error}") from None
