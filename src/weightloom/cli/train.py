@@ -126,7 +126,7 @@ def _steer(
         emit(result)
         return
     say(f"{out} holds the steered {'generator' if target is None else 'network'}", style="bold")
-    rows = [("started from", start.name), ("time", seconds_text(result["seconds"]))]
+    rows: list[tuple[str, Any]] = [("started from", start.name), ("time", seconds_text(result["seconds"]))]
     if target is not None:
         rows += [
             ("network", str(result["network"])),

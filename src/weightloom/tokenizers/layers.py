@@ -8,8 +8,8 @@ it computes the same function, and a role of which a deep network has several la
 all sizes share what they know. Heads are not its business. Knows nothing of priors.
 
 Shapes: B networks, T tokens (layers with weights, without the head), R codes a token, A anchors, P values.
-Sources: one set of weights for all widths, Yu and Huang (arXiv 1903.05134), section 3; wider networks with the
-same function, Chen et al., "Net2Net" (arXiv 1511.05641), section 3.2.
+Sources: one set of weights for all widths, Yu and Huang (arXiv 1903.05134), section 3; wider networks with
+the same function, Chen et al., "Net2Net" (arXiv 1511.05641), section 3.2.
 """
 
 from __future__ import annotations

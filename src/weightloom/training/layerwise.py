@@ -82,7 +82,8 @@ class EpisodeObjective:
         seed: int = 0,
     ) -> None:
         self.model, self.sampler, self.settings, self.seed = model, sampler, settings, seed
-        self.families = [[s for s in specs if s.family == family] for family in sorted({s.family for s in specs})]  # fmt: skip
+        names = sorted({spec.family for spec in specs})
+        self.families = [[spec for spec in specs if spec.family == name] for name in names]
 
     def __call__(self, step: int) -> tuple[Tensor, dict[str, float]]:
         model, settings = self.model, self.settings

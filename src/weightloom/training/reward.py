@@ -196,7 +196,7 @@ def _answers(
 
 @torch.no_grad()
 def steered_network(model: Layerwise, request: Request, steered: Steered) -> Tensor:
-    """(P,) the network in the middle of the steered distribution, its batch norms measured on the examples."""
+    """(P,) the network in the middle of the steered distribution."""
     assert request.support is not None
     levels = model.config.levels // 2
     latents = (steered.latents * levels).round() / levels  # what codes can say
@@ -256,14 +256,9 @@ class RewardObjective:
                 tried = (means + spread * noise).clamp(-1, 1)
                 labels = torch.arange(len(support)).repeat_interleave(queries.shape[1])
                 still = torch.zeros(1, len(support), _head_width(spec))
-                scores = torch.cat(
-                    [
-                        accuracy_reward(
-                            _answers(model, spec, z, support, queries.flatten(0, 1), still), labels
-                        )
-                        for z in tried
-                    ]
-                )  # (K,)
+                images = queries.flatten(0, 1)  # (C, Q, ...) -> (C*Q, ...)
+                answers = [_answers(model, spec, z, support, images, still) for z in tried]
+                scores = torch.cat([accuracy_reward(one, labels) for one in answers])  # (K,)
             likelihood = -0.5 * ((tried - means) / spread).square().sum((1, 2))  # up to a constant
             divergence = 0.5 * ((means - start) / spread).square().sum()
             loss = loss - (_advantage(scores - scores.mean()) * likelihood).mean() + recipe.leash * divergence

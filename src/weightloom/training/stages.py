@@ -30,7 +30,7 @@ from weightloom.training.bank import BankedTask, Guessing
 from weightloom.training.encoder import EncoderObjective
 from weightloom.training.loop import Progress, run_loop
 from weightloom.training.memories import make_memories
-from weightloom.training.recipe import MemoryRecipe, StagedRecipe
+from weightloom.training.recipe import EncoderRecipe, MemoryRecipe, StagedRecipe
 from weightloom.training.tokenizer import (
     Population,
     TokenizerObjective,
@@ -58,6 +58,16 @@ class ImageSizes(Protocol):
 
     @property
     def image_width(self) -> int: ...
+
+
+class HasEncoder(Protocol):
+    """The part of a recipe that says how the dataset encoder is trained."""
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def encoder(self) -> EncoderRecipe: ...
 
 
 class MakesSamples(Guessing, Protocol):
@@ -134,7 +144,7 @@ def spans(source: dict[str, Any], tokenizer: WeightTokenizer, *more: int) -> Val
 
 
 def train_encoder(
-    recipe: StagedRecipe,
+    recipe: HasEncoder,
     sizes: ImageSizes,
     source: dict,  # type: ignore[type-arg]
     folder: Path,
