@@ -23,9 +23,12 @@ from weightloom.training.recipe import (
     DiffusionRecipe,
     GeneratorRecipe,
     GHNRecipe,
+    LayerwiseRecipe,
     PlainRecipe,
+    RewardRecipe,
     StaticHypernetworkRecipe,
 )
+from weightloom.training.reward import settings_of
 from weightloom.training.run import train_recipe
 from weightloom.zoo import ZooRecipe, build_zoo
 from weightloom.zoo.build import _jobs
@@ -43,9 +46,17 @@ DIFFUSIONS = [name for name in GENERATORS if RAW[name]["generator"] == "diffusio
 """Diffusions, trained stage by stage too."""
 HYPERNETWORKS = [name for name in GENERATORS if RAW[name]["generator"] == "ghn"]
 """Generators that are trained on a task's images and need no zoo; the others make themselves from one."""
+LAYERWISE = [name for name in GENERATORS if RAW[name]["generator"] == "layerwise"]
+"""Generators of any depth and width, trained on episodes; they need no zoo."""
+REWARDS = sorted(name for name, raw in RAW.items() if raw["kind"] == "reward")
+"""Settings for steering a trained generator."""
 
 
 def model_of(name):
+    if name in LAYERWISE:
+        return LayerwiseRecipe
+    if name in REWARDS:
+        return RewardRecipe
     if name in ZOOS:
         return ZooRecipe
     if name in STATIC:
@@ -206,7 +217,38 @@ def test_a_hypernetwork_is_trained_and_predicts(name, tmp_path):
     assert sample.module(task.data("test").batch(torch.arange(8))[0]).shape == (8, 10)
 
 
-@pytest.mark.parametrize("name", [name for name in GENERATORS if name not in HYPERNETWORKS])
+@pytest.mark.parametrize("name", LAYERWISE)
+def test_a_layerwise_generator_is_trained_and_generates(name, tmp_path):
+    try:
+        encode_text(["digits"])
+    except DataUnavailableError as error:
+        pytest.skip(str(error))
+    raw = copy.deepcopy(RAW[name]) | {"datasets": ["digits"], "evaluate_every": 5, "classes": [4, 5]}
+    loop = {"steps": 2, "log_every": 1, "save_every": 2}
+    raw["encoder"] |= {"tasks": {4: 1}, "tasks_at_once": 1, "shots": 2, "queries": 8}
+    raw["encoder"]["loop"] = {**raw["encoder"]["loop"], **loop}
+    raw["objective"] |= {"tasks": 1, "shots": [2], "queries": 2}
+    raw["architectures"] = raw["architectures"][:2]
+    raw["loop"] = {**raw["loop"], **loop}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(raw))
+    train_recipe(recipe, None, tmp_path / "generator")
+    generator = load_generator(tmp_path / "generator")
+    support = parse_task("digits[1,2,3,4]").support(4)
+    for text in ("cnn(depth=3,width=7)", raw["architectures"][0]):
+        sample = generator.generate(text, instruction="Read digits", support=support)
+        assert sample.module(support.images[:, 0]).shape == (4, 4)
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_the_settings_of_steering_make_sense(name):
+    recipe = read_yaml(FOLDER / f"{name}.yaml", RewardRecipe)
+    assert settings_of(recipe).rounds >= 1
+    for text in recipe.architectures:
+        assert parse_architecture(text).resolve(classes=10, input=(3, 16, 16)).num_parameters() > 0
+
+
+@pytest.mark.parametrize("name", [name for name in GENERATORS if name not in HYPERNETWORKS + LAYERWISE])
 def test_a_generator_is_trained_and_generates(built, name, tmp_path):
     try:
         encode_text(["digits"])

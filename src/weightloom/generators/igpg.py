@@ -146,8 +146,8 @@ class IGPG(nn.Module, Generator):
         """The generator of any depth and width beside this one, if there is one."""
         return self._layerwise[0] if self._layerwise else None
 
-    @layerwise.setter
-    def layerwise(self, model: Layerwise | None) -> None:
+    def carry(self, model: Layerwise | None) -> None:
+        """Put ``model`` beside this generator, or take away what is there."""
         self._layerwise = () if model is None else (model.eval(),)
 
     def check(self, *arguments: Any, **options: Any) -> Request:
@@ -517,5 +517,5 @@ class IGPG(nn.Module, Generator):
         load_strictly(model, {**tensors, **own}, folder / "model.safetensors")
         model.fingerprint = Fingerprint.load(folder, tokenizer)
         if (folder / LAYERWISE).is_dir():
-            model.layerwise = Layerwise.from_pretrained(folder / LAYERWISE)
+            model.carry(Layerwise.from_pretrained(folder / LAYERWISE))
         return model.eval()
