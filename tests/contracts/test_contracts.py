@@ -82,7 +82,7 @@ class Promise:
 
 GENERATORS = {
     "igpg": Promise(lambda: tiny_igpg(), draws=True, saves=True),
-    "random-init": Promise(lambda: RandomInit.from_generator(tiny_igpg()), draws=True),
+    "random-init": Promise(lambda: RandomInit.from_generator(tiny_igpg()), draws=True, any_architecture=True),
     "nearest": Promise(lambda: NearestCheckpoint.from_igpg(tiny_igpg()), draws=False, needs_examples=True),
     "average": Promise(lambda: AverageCheckpoint.from_igpg(tiny_igpg()), draws=False, needs_examples=True),
     "closed-form": Promise(lambda: ClosedForm.from_igpg(tiny_igpg()), draws=False, needs_examples=True),

@@ -86,6 +86,14 @@ def generate(
             "--compare/--no-compare", help="Compare with random weights and with the training checkpoints."
         ),
     ] = True,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain",
+            help="Say which part of the request drove the result: accuracy without each, nearest training "
+            "checkpoints, attention. Needs --task or --data.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     r"""Generate the weights of a network.
@@ -97,13 +105,15 @@ def generate(
         weightloom generate "Recognise handwritten digits" --task digits
         weightloom generate "Tell apart pictures of clothing" --task fashion-mnist \
             --arch 'resnet(depth=8,width=8)' --samples 8 --out clothing.safetensors
-        weightloom generate --data photos/ --arch 'cnn(depth=3,width=16)' --plot photos.png
+        weightloom generate --data photos/ --arch 'cnn(depth=5,width=24)' --plot photos.png
     """
     started = time.perf_counter()
     out = check_out(out, (".safetensors",), "--out")
     plot = check_out(plot, PLOT_SUFFIXES, "--plot")
     if plot is not None and task is None and data is None:
         raise InputError("--plot draws fine-tuning on real images, so it needs --task or --data")
+    if explain and task is None and data is None:
+        raise InputError("--explain measures on real images, so it needs --task or --data")
     if not 1 <= shots <= MAX_SHOTS:
         raise InputError(f"--shots must be from 1 to {MAX_SHOTS}, not {shots}")
     if not 1 <= steps <= MEASURES[-1]:
@@ -151,6 +161,23 @@ def generate(
         with working("comparing"):
             novelties = novelty(model, made)
             compared = baselines(model, made, target, support, seed)
+    reasons = None
+    if explain:
+        assert target is not None
+        from weightloom.evaluation.explain import explain as reasons_of
+
+        with working("explaining"):
+            images, labels = target.data("test").all()
+            reasons = reasons_of(
+                model,
+                resolved,
+                instruction=instruction,
+                support=support,
+                images=images,
+                labels=labels,
+                seed=seed,
+                sampling=sampling,
+            )
     curves = None
     if plot is not None:
         assert target is not None
@@ -187,6 +214,7 @@ def generate(
         "best": {"file": out, "sample": best, "accuracy": accuracies[best]},
         "baselines": compared.to_json(),
         "nearest": compared.nearest,
+        "explanation": reasons,
         "curves": curves,
         "plot": plot,
     }
@@ -306,6 +334,8 @@ def _show(result: dict[str, Any], task: Task | None) -> None:
             (name, percent(value), bar(value), remark) for name, value, remark in lines if value is not None
         ]
         table(["network", "accuracy", "", ""], shown, numbers=["accuracy"])
+    if result["explanation"] is not None:
+        _show_reasons(result["explanation"])
     say()
     facts(
         [
@@ -314,6 +344,30 @@ def _show(result: dict[str, Any], task: Task | None) -> None:
             ("time in all", seconds_text(result["total_seconds"])),
         ]
     )
+
+
+def _show_reasons(reasons: dict[str, Any]) -> None:
+    """What drove the result, for people."""
+    say()
+    names = {"nothing": "the whole request", "both": "without both"}
+    rows = [
+        (names.get(name, f"without the {name}"), percent(value), bar(value))
+        for name, value in reasons["removed"].items()
+        if value is not None
+    ]
+    table(["request", "accuracy", ""], rows, numbers=["accuracy"])
+    if reasons["attention"]:
+        say()
+        shares = sorted(reasons["attention"].items(), key=lambda item: -item[1])
+        table(
+            ["attention goes to", "share", ""],
+            [(n, percent(v), bar(v)) for n, v in shares],
+            numbers=["share"],
+        )
+    if reasons["nearest"]:
+        say()
+        near = [(f"{n['distance']:.3f}", n["task"], percent(n["accuracy"])) for n in reasons["nearest"]]
+        table(["distance", "nearest training checkpoints", "their accuracy"], near, numbers=["distance"])
 
 
 def _distance(far: dict[str, Any] | None) -> str | None:

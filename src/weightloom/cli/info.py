@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -187,6 +188,9 @@ def _generator(name: str | Path) -> Answer:
     validity = model.validity
     fingerprint = getattr(model, "fingerprint", None)
     weights = sum(p.numel() for p in model.parameters()) if hasattr(model, "parameters") else None
+    beside = getattr(model, "layerwise", None) or model
+    sizes = beside.dictionary.largest.values() if hasattr(beside, "dictionary") else ()
+    sizes = [str(replace(spec, classes=None, input=None)) for spec in sizes]
     described = {
         "kind": "generator",
         "name": model.name,
@@ -197,6 +201,7 @@ def _generator(name: str | Path) -> Answer:
         "tasks": list(validity.tasks),
         "num_parameters": weights,
         "checkpoints": sum(len(g.rows) for g in fingerprint.groups.values()) if fingerprint else None,
+        "any_size_of": list(sizes),
     }
 
     def show(d: dict[str, Any]) -> None:
@@ -207,6 +212,7 @@ def _generator(name: str | Path) -> Answer:
                     "makes",
                     "; ".join(a if a == ANY_ARCHITECTURE else short_text(a) for a in d["architectures"]),
                 ),
+                ("any size of", ", ".join(_any_size(text) for text in d["any_size_of"]) or None),
                 ("for images", " x ".join(map(str, d["input"]))),
                 ("classes", f"{d['classes'][0]} to {d['classes'][1]}"),
                 ("trained on", ", ".join(d["tasks"]) or None),
@@ -216,6 +222,11 @@ def _generator(name: str | Path) -> Answer:
         )
 
     return described, show
+
+
+def _any_size(text: str) -> str:
+    """A family and the largest network of it that was learned from."""
+    return f"{text.partition('(')[0]} (learned up to {short_text(text)})"
 
 
 def _folder(path: Path) -> Answer:

@@ -148,6 +148,20 @@ class Layerwise(nn.Module, Generator):
             classes: (B, C, 2F) described examples, or None.
             has_architecture: whether the layers say where they stand and how wide they are.
         """
+        x, tokens = self.sequence(spec, instruction, classes, has_architecture=has_architecture)
+        return torch.tanh(self.out(self.backbone(x)[:, -tokens:]))
+
+    def sequence(
+        self,
+        spec: ArchitectureSpec,
+        instruction: Tensor | None,
+        classes: Tensor | None,
+        *,
+        has_architecture: bool = True,
+    ) -> tuple[Tensor, int]:
+        """What the transformer reads, (B, 1 + C + T, W): words, classes (one place where there are none),
+        layers; and T. Arguments as :meth:`means`'s.
+        """
         batch = len(instruction) if instruction is not None else 1 if classes is None else len(classes)
         roles, numbers = self.dictionary.describe(spec)
         layers = self.role(roles) + (self.place(numbers) if has_architecture else self.no_architecture)
@@ -157,9 +171,7 @@ class Layerwise(nn.Module, Generator):
             else self.instruction(instruction)[:, None]
         )
         seen = self.no_dataset.expand(batch, 1, -1) if classes is None else self.dataset(classes)
-        x = torch.cat([words, seen, layers.expand(batch, -1, -1)], dim=1)  # (B, 1 + C + T, W)
-        hidden = self.backbone(x)[:, -len(layers) :]
-        return torch.tanh(self.out(hidden))
+        return torch.cat([words, seen, layers.expand(batch, -1, -1)], dim=1), len(layers)
 
     def logits(self, means: Tensor) -> Tensor:
         """(..., V) from means (...): a discrete normal distribution over the levels of each code."""
@@ -231,23 +243,30 @@ class Layerwise(nn.Module, Generator):
         return draw_codes(logits.flatten(1, 2), noise, sampling).unflatten(1, logits.shape[1:3])
 
     @torch.no_grad()
-    def make(self, request: Request, codes: Tensor) -> Tensor:
+    def make(self, request: Request, codes: Tensor, noise: Sequence[torch.Generator]) -> Tensor:
         """(M, P) networks of codes (M, T, R), with heads from the request's examples.
 
+        Heads are drawn from what the examples leave open about the class means, narrowed by the temperature.
         Without examples the heads are those of a random initialisation: nothing tells the classes apart.
         """
         spec, seed = request.architecture, request.seed
         trunks = self.dictionary.decode(spec, self.latents(codes), seed=seed)
-        if request.support is not None:
-            return torch.stack([self.with_head(spec, trunk, request.support.images) for trunk in trunks])
         head = layout_of(spec).layers[-1]
+        if request.support is not None:
+            moves = torch.stack([torch.randn(head.rows, head.cols - 1, generator=g) for g in noise])
+            moves = (request.sampling.temperature * moves).to(trunks.device)
+            images = request.support.images
+            return torch.stack(
+                [self.with_head(spec, t, images, m) for t, m in zip(trunks, moves, strict=True)]
+            )
         size = head.rows * head.cols
         start = initial_flats(spec, [seed_for("layerwise", seed)])[0]
         return torch.cat([trunks[:, :-size], start[-size:].expand(len(trunks), -1)], dim=1)
 
     def sample_flats(self, request: Request) -> tuple[Tensor, list[dict[str, Any]]]:
         """(M, P) and reports."""
-        codes = self.sample_codes(self.describe(request), sample_generators(request), request.sampling)
+        noise = sample_generators(request)
+        codes = self.sample_codes(self.describe(request), noise, request.sampling)
         common = {
             "sampling": asdict(request.sampling),
             "first_guess": "layer by layer",
@@ -255,7 +274,7 @@ class Layerwise(nn.Module, Generator):
             "tokens": codes.shape[1],
             "codes_per_token": codes.shape[2],
         }
-        return self.make(request, codes), merge_reports(len(codes), common)
+        return self.make(request, codes, noise), merge_reports(len(codes), common)
 
     def check(self, *arguments: Any, **options: Any) -> Request:
         """As every generator's, and what the dictionary cannot make is refused."""

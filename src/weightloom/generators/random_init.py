@@ -7,12 +7,20 @@ Shapes: M samples, P values of a network.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from weightloom.fitting import initial_flats
-from weightloom.generators.base import Generator, Request, Validity, generators, merge_reports
+from weightloom.generators.base import (
+    ANY_ARCHITECTURE,
+    Generator,
+    Request,
+    Validity,
+    generators,
+    merge_reports,
+)
 from weightloom.seeding import seed_for
 
 
@@ -36,8 +44,8 @@ class RandomInit(Generator):
 
     @classmethod
     def from_generator(cls, model: Generator) -> RandomInit:
-        """The baseline of ``model``: valid for the same requests."""
-        return cls(model.validity)
+        """The baseline of ``model``: for the same images and class counts, and any architecture."""
+        return cls(replace(model.validity, architectures=(ANY_ARCHITECTURE,)))
 
     def sample_flats(self, request: Request) -> tuple[Tensor, list[dict[str, Any]]]:
         """(M, P) networks, one seed for each sample."""

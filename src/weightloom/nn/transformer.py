@@ -75,6 +75,19 @@ class CausalTransformer(nn.Module):
             cache.length = first + x.shape[1]
         return self.norm(x)
 
+    def attention(self, x: Tensor) -> Tensor:
+        """(depth, B, H, S, S) share of its attention that each position of ``x`` (B, S, D) gives to each."""
+        angles = _angles(0, x.shape[1], self.width // self.heads, x)
+        seen = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
+        found = []
+        for number, block in enumerate(self.blocks):
+            assert isinstance(block, _Block)
+            q, k, _ = block.queries_keys_values(x, angles)
+            scores = (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(~seen, -torch.inf)
+            found.append(scores.softmax(-1))
+            x = block(x, angles, None, number)
+        return torch.stack(found)
+
 
 class _Block(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
@@ -88,13 +101,17 @@ class _Block(nn.Module):
         self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
         self.feed_out = nn.Linear(hidden, width, bias=False)
 
+    def queries_keys_values(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        b, s, d = x.shape
+        qkv = self.qkv(self.attention_norm(x)).view(b, s, 3, self.heads, d // self.heads)  # (B, S, 3, H, E)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, S, E)
+        return _rotate(q, angles), _rotate(k, angles), v
+
     def forward(
         self, x: Tensor, angles: tuple[Tensor, Tensor], cache: KeyValueCache | None, number: int
     ) -> Tensor:
         b, s, d = x.shape
-        qkv = self.qkv(self.attention_norm(x)).view(b, s, 3, self.heads, d // self.heads)  # (B, S, 3, H, E)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, S, E)
-        q, k = _rotate(q, angles), _rotate(k, angles)
+        q, k, v = self.queries_keys_values(x, angles)  # each (B, H, S, E)
         if cache is None:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:

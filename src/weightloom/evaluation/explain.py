@@ -1,0 +1,137 @@
+"""Why a generator made what it made: which part of the request mattered, which checkpoints are near, and what
+the transformer looked at. Reads, and changes nothing. Knows no command line.
+
+Shapes: P values of a network, T tokens, C classes, L blocks, H heads, S positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weightloom.architectures import ArchitectureSpec
+from weightloom.conditioning import encode_text
+from weightloom.errors import WeightloomError
+from weightloom.fitting import accuracy
+from weightloom.generators import Generator, Sampling
+from weightloom.generators.fingerprint import Fingerprint
+from weightloom.generators.igpg import IGPG
+from weightloom.generators.layerwise import Layerwise
+from weightloom.nn.transformer import CausalTransformer
+from weightloom.tasks import SupportSet
+
+NEAREST = 5
+"""Checkpoints that are named."""
+
+
+@torch.no_grad()
+def explain(
+    model: Generator,
+    spec: ArchitectureSpec,
+    *,
+    instruction: str | None,
+    support: SupportSet | None,
+    images: Tensor,
+    labels: Tensor,
+    seed: int = 0,
+    sampling: Sampling | None = None,
+) -> dict[str, Any]:
+    """What drove the result for one request.
+
+    Args:
+        model: any generator; attention and nearest checkpoints are told of those that have them.
+        spec: the resolved architecture.
+        instruction: the request's words.
+        support: the request's examples.
+        images: (N, ...) on which accuracies are measured; nothing is chosen by them.
+        labels: (N,).
+        seed: of what is drawn.
+        sampling: how codes are drawn.
+
+    Returns:
+        ``removed``: accuracy of the whole request and of it without each part that it has; ``nearest``:
+        checkpoints by distance in latent space (the whole network's codes), nearest first, or None;
+        ``attention``: the share of the generated tokens' attention that goes to each part of the prefix (what
+        goes to the network's own tokens is left out; parts sum to 1), or None; ``starts_from``.
+    """
+    parts = {"instruction": instruction, "examples": support}
+
+    def reached(**kept: Any) -> float | None:
+        try:
+            sample = model.generate_many(
+                spec, instruction=kept["instruction"], support=kept["examples"], seed=seed, sampling=sampling
+            )[0]
+        except WeightloomError:  # a generator that cannot do without this part
+            return None
+        return float(accuracy(spec, sample.flat[None], images, labels))
+
+    removed: dict[str, float | None] = {"nothing": reached(**parts)}
+    for name, value in parts.items():
+        if value is not None:
+            removed[name] = reached(**{**parts, name: None})
+    if all(value is not None for value in parts.values()):
+        removed["both"] = reached(instruction=None, examples=None)
+    sample = model.generate_many(
+        spec, instruction=instruction, support=support, seed=seed, sampling=sampling
+    )[0]
+    return {
+        "removed": removed,
+        "nearest": nearest_checkpoints(model, spec, sample.flat),
+        "attention": attention_over_prefix(model, spec, instruction, support, sample.report),
+        "starts_from": sample.report.get("first_guess"),
+    }
+
+
+def nearest_checkpoints(
+    model: Generator, spec: ArchitectureSpec, flat: Tensor
+) -> list[dict[str, Any]] | None:
+    """The zoo's checkpoints nearest to a network (P,) by the root mean square of the latents' difference."""
+    fingerprint: Fingerprint | None = getattr(model, "fingerprint", None)
+    group = None if fingerprint is None else fingerprint.groups.get(spec)
+    if fingerprint is None or group is None or not group.rows:
+        return None
+    tokenizer = fingerprint.tokenizer
+    own = tokenizer.embed_codes(tokenizer.encode(spec, flat[None]))  # (1, T, D')
+    distance = (tokenizer.embed_codes(group.codes) - own).square().mean((1, 2)).sqrt()  # (M,)
+    order = distance.topk(min(NEAREST, len(distance)), largest=False).indices.tolist()
+    return [{**group.rows[row], "distance": float(distance[row])} for row in order]
+
+
+def attention_over_prefix(
+    model: Generator,
+    spec: ArchitectureSpec,
+    instruction: str | None,
+    support: SupportSet | None,
+    report: Mapping[str, Any],
+) -> dict[str, float] | None:
+    """Mean attention of the generated tokens to the words, the architecture and each class."""
+    names = [f"class {name}" for name in support.class_names] if support is not None else ["no examples"]
+    words = "instruction" if instruction is not None else "no instruction"
+    layerwise = model if isinstance(model, Layerwise) else getattr(model, "layerwise", None)
+    if layerwise is not None and report.get("first_guess") == "layer by layer":
+        encoded = None if instruction is None else encode_text([instruction])
+        seen = None if support is None else layerwise.images.describe(support.images)[None]
+        x, tokens = layerwise.sequence(spec, encoded, seen)
+        return _shares(layerwise.backbone, x, tokens, [words, *names])
+    if isinstance(model, IGPG) and isinstance(model.backbone, CausalTransformer):
+        images = None if support is None else support.images
+        condition = model.condition(spec, [instruction], [images])
+        prefix, starts, _ = model.prefix(spec, condition)
+        if support is None:
+            names = ["no examples"] * condition.num_classes
+        x = torch.cat([prefix, starts], dim=1)
+        return _shares(model.backbone, x, starts.shape[1], [words, "architecture", *names])
+    return None
+
+
+def _shares(backbone: CausalTransformer, x: Tensor, tokens: int, names: list[str]) -> dict[str, float]:
+    attention = backbone.attention(x)[:, 0, :, -tokens:, : len(names)]  # (L, H, T, prefix)
+    share = attention.mean((0, 1, 2))
+    share = share / share.sum()
+    found: dict[str, float] = {}
+    for name, value in zip(names, share.tolist(), strict=True):
+        found[name] = found.get(name, 0.0) + value
+    return found

@@ -1,0 +1,81 @@
+"""What drove a result: parts removed, nearest checkpoints, attention."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from weightloom.architectures import parse_architecture
+from weightloom.evaluation.explain import explain, nearest_checkpoints
+from weightloom.generators.layerwise import Layerwise, LayerwiseConfig, any_of
+from weightloom.generators.load import load_generator
+from weightloom.generators.random_init import RandomInit
+from weightloom.nn.transformer import CausalTransformer
+from weightloom.tasks import parse_task
+
+TASK = "digits[3,1,7]@8c1"
+
+
+@pytest.fixture(scope="module")
+def layerwise():
+    config = LayerwiseConfig(
+        largest=("cnn(depth=3,width=8)",), channels=1, codes=3, width=16, depth=2, heads=2,
+        image_features=8, image_width=8,
+    )  # fmt: skip
+    return Layerwise(config, any_of((1, 8, 8), (2, 10), ("digits",)), name="tiny").eval()
+
+
+def asked(model, **changes):
+    task = parse_task(TASK)
+    images, labels = task.data("test").all()
+    spec = parse_architecture("cnn(depth=2,width=6)").resolve(classes=3, input=(1, 8, 8))
+    options = {"instruction": None, "support": task.support(8), "images": images, "labels": labels}
+    return explain(model, spec, **{**options, **changes})
+
+
+def test_examples_drive_a_layerwise_network(layerwise):
+    found = asked(layerwise)
+    assert set(found["removed"]) == {"nothing", "examples"}
+    assert found["removed"]["nothing"] > found["removed"]["examples"] + 0.2
+    assert found["nearest"] is None and found["starts_from"] == "layer by layer"
+
+
+def test_attention_goes_to_named_parts_and_sums_to_one(layerwise):
+    shares = asked(layerwise)["attention"]
+    assert set(shares) == {"no instruction", "class 3", "class 1", "class 7"}
+    assert sum(shares.values()) == pytest.approx(1) and min(shares.values()) >= 0
+
+
+def test_a_generator_without_a_transformer_has_no_attention(layerwise):
+    found = asked(RandomInit.from_generator(layerwise))
+    assert found["attention"] is None and found["nearest"] is None
+
+
+def test_attention_is_that_of_the_forward_pass():
+    """Values weighted by it give what the block computes."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = CausalTransformer(width=8, depth=1, heads=2).eval()
+    x = torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(1))
+    share = model.attention(x)
+    assert share.shape == (1, 1, 2, 5, 5) and torch.allclose(share.sum(-1), torch.ones(1, 1, 2, 5))
+    assert bool((share.triu(1) == 0).all())
+    block = model.blocks[0]
+    from weightloom.nn.transformer import _angles
+
+    _, _, v = block.queries_keys_values(x, _angles(0, 5, 4, x))
+    mixed = (share[0] @ v).transpose(1, 2).reshape(1, 5, 8)
+    y = x + block.attention_out(mixed)
+    gate, up = block.gate_up(block.feed_norm(y)).chunk(2, dim=-1)
+    wanted = model.norm(y + block.feed_out(torch.nn.functional.silu(gate) * up))
+    assert torch.allclose(model(x), wanted, atol=1e-5)
+
+
+def test_the_nearest_checkpoint_of_a_checkpoint_is_itself():
+    model = load_generator("igpg-tiny")
+    spec, group = next(iter(model.fingerprint.groups.items()))
+    flat = model.tokenizer.decode(spec, group.codes[:1])[0]
+    found = nearest_checkpoints(model, spec, flat)
+    assert found[0]["id"] == group.rows[0]["id"]
+    distances = [one["distance"] for one in found]
+    assert distances == sorted(distances) and distances[0] < 0.5 * distances[1]
