@@ -1,6 +1,6 @@
 """IGPG at full strength: `python benchmarks/full.py TABLE [--generator NAME] [--seeds 3]`.
 
-TABLE is one of unseen, datasets, sizes, reward, large, instructions. Each prints its table and writes
+TABLE is one of unseen, datasets, sizes, reward, audit, large, instructions. Each prints its table and writes
 benchmarks/results/full-TABLE.json with mean and standard deviation over the seeds. No zoo is needed: what the
 zoo's own networks reach on the held-out tasks is read from benchmarks/results/igpg-unseen.json, which
 benchmarks/igpg.py measured. Test images are never used to choose anything.
@@ -14,19 +14,20 @@ import platform
 import resource
 import statistics
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from igpg import RESULTS, STARTS, steps_until, summary, test_batch
+from igpg import RESULTS, STARTS, family, steps_until, summary, test_batch
 from resizing import RESIZINGS, resized
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from weightloom.architectures import ArchitectureSpec, parse_architecture
+from weightloom.evaluation.novelty import Checkpoints, verdict_of
 from weightloom.fitting import FitSettings, accuracy, closed_form_network, fit_population, initial_flats
 from weightloom.generators import Sampling, best_of
 from weightloom.generators.igpg import IGPG
@@ -192,9 +193,10 @@ def table_datasets(options: argparse.Namespace) -> dict[str, Any]:
         ("fashion-mnist", options.without.format("fashion-mnist")),
         ("cifar10", options.without.format("cifar10")),
     ):
-        model = layerwise_of(load_generator(name))
+        whole = load_generator(name)
         for task in dataset_tasks(dataset, options.limit):
             spec = spec_of("cnn(depth=3,width=16)", task)
+            model = layerwise_of(whole, spec)
             images, labels = test_batch(task)
             target = float(accuracy(spec, trained_from_scratch(spec, task, 2), images, labels).mean())
             for seed in range(options.seeds):
@@ -332,11 +334,11 @@ def table_sizes(options: argparse.Namespace) -> dict[str, Any]:
 def table_reward(options: argparse.Namespace) -> dict[str, Any]:
     """One task steered by reward, against the best of as many networks of the distribution it starts from."""
     whole = load_generator(options.generator)
-    model = layerwise_of(whole)
     settings = RewardSettings()
     rows = []
     for task in size_tasks(options.limit):
         spec = spec_of("cnn(depth=3,width=16)", task)
+        model = layerwise_of(whole, spec)
         images, labels = test_batch(task)
         for seed in range(options.seeds):
             support = task.support(16, seed=100 + seed)
@@ -377,6 +379,74 @@ def table_reward(options: argparse.Namespace) -> dict[str, Any]:
     return {"table": table, "rows": rows}
 
 
+# ------------------------------------------------------------------------------------ novelty
+
+
+def table_audit(options: argparse.Namespace) -> dict[str, Any]:
+    """The audit's verdict on samples for tasks of the zoo and for unseen ones.
+
+    The training checkpoints are those that the generator's fingerprint holds, rebuilt from their codes: no
+    zoo is needed. Wrong answers are not compared: nobody has trained a checkpoint for an unseen task.
+    """
+    model = load_generator(options.generator)
+    assert isinstance(model, IGPG) and model.fingerprint is not None
+    trained = {(row["architecture"], row["task"]): row["trained"] for row in held_out_rows()}
+    seen = read_json(RESULTS / "igpg-seen.json")["rows"]
+    trained |= {(row["architecture"], row["task"]): row["trained"] for row in seen}
+    rows = []
+    for spec, group in model.fingerprint.groups.items():
+        name = family(spec)
+        known = Checkpoints(spec, model.tokenizer.decode(spec, group.codes))
+        usual = known.usual()
+        for where, measured in (("seen", seen), ("unseen", held_out_rows())):
+            wanted = sorted(
+                {r["task"] for r in measured if r["architecture"] == name and r["classes"] == spec.classes}
+            )
+            order = torch.randperm(len(wanted), generator=torch_generator("audit", where)).tolist()
+            for text in [wanted[i] for i in order[: options.limit]]:
+                task = parse_task(text)
+                for seed in range(options.seeds):
+                    support = task.support(16, seed=100 + seed)
+                    made = model.generate_many(spec, support=support, num_samples=options.samples, seed=seed)
+                    flats = torch.stack([sample.flat for sample in made])
+                    scores = accuracy(spec, flats, *test_batch(task)).tolist()
+                    for one, score in zip(known.compare(flats), scores, strict=True):
+                        verdict = verdict_of(
+                            one,
+                            usual,
+                            accuracy=score,
+                            trained=trained[name, text],
+                            chance=1 / task.num_classes,
+                            overlap=None,
+                            usual_overlap=None,
+                        )
+                        rows.append(
+                            {
+                                "architecture": name,
+                                "where": where,
+                                "task": text,
+                                "seed": seed,
+                                "accuracy": score,
+                                "distance": one.distance / usual.distance,
+                                "largest_weight": one.largest_weight,
+                                "verdict": verdict,
+                            }
+                        )
+            print(json.dumps(rows[-1]), flush=True)
+    table = {}
+    for where in ("seen", "unseen"):
+        group_rows = [row for row in rows if row["where"] == where]
+        counts = Counter(row["verdict"] for row in group_rows)
+        table[where] = {
+            "verdict": counts.most_common(1)[0][0],
+            "shares": {name: count / len(group_rows) for name, count in counts.items()},
+            "accuracy": over_seeds(group_rows, lambda g: mean_of(g, "accuracy")),
+            "distance_over_usual": over_seeds(group_rows, lambda g: mean_of(g, "distance")),
+            "samples": len(group_rows),
+        }
+    return {"table": table, "rows": rows}
+
+
 # ------------------------------------------------------------------------------------ large networks
 
 
@@ -406,7 +476,7 @@ def table_large(options: argparse.Namespace) -> dict[str, Any]:
         "accuracy_of_width_12": float(accuracy(narrow.architecture, narrow.flat[None], images, labels)),
     }
     # The same request without its head and batch norms: codes and weights alone.
-    layerwise = layerwise_of(model)
+    layerwise = layerwise_of(model, large)
     request = layerwise.check(large, None, support, 1, 0, Sampling())
     start = time.process_time()
     codes = layerwise.sample_codes(layerwise.describe(request), [torch_generator("large")], Sampling())
@@ -514,6 +584,7 @@ TABLES = {
     "datasets": table_datasets,
     "sizes": table_sizes,
     "reward": table_reward,
+    "audit": table_audit,
     "large": table_large,
     "instructions": table_instructions,
 }

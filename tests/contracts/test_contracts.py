@@ -38,7 +38,7 @@ from weightloom.generators.ghn import GHN, GHNConfig, make_validity
 from weightloom.generators.igpg import IGPG, IGPGConfig
 from weightloom.generators.interpolation import AlignedInterpolation, Interpolation
 from weightloom.generators.kde import KernelDensity
-from weightloom.generators.layerwise import Layerwise, LayerwiseConfig, any_of
+from weightloom.generators.layerwise import Layerwise, LayerwiseConfig, validity_of
 from weightloom.generators.load import load_generator
 from weightloom.generators.nearest import NearestCheckpoint
 from weightloom.generators.noisy import NoisyCheckpoint
@@ -184,7 +184,7 @@ def tiny_layerwise() -> Layerwise:
         largest=("cnn(depth=4,width=4)", "mlp(depth=3,width=16)"), codes=3, levels=9, spread=0.3,
         width=16, depth=1, heads=2, image_features=8, image_width=8, channels=1,
     )  # fmt: skip
-    return moved(Layerwise(config, any_of((1, 8, 8), (2, 6), ("digits",)), name="tiny")).eval()
+    return moved(Layerwise(config, validity_of(config, (1, 8, 8), (2, 6), ("digits",)), name="tiny")).eval()
 
 
 @cache

@@ -7,7 +7,7 @@ import torch
 
 from weightloom.architectures import parse_architecture
 from weightloom.evaluation.explain import explain, nearest_checkpoints
-from weightloom.generators.layerwise import Layerwise, LayerwiseConfig, any_of
+from weightloom.generators.layerwise import Layerwise, LayerwiseConfig, validity_of
 from weightloom.generators.load import load_generator
 from weightloom.generators.random_init import RandomInit
 from weightloom.nn.transformer import CausalTransformer
@@ -22,7 +22,7 @@ def layerwise():
         largest=("cnn(depth=3,width=8)",), channels=1, codes=3, width=16, depth=2, heads=2,
         image_features=8, image_width=8,
     )  # fmt: skip
-    return Layerwise(config, any_of((1, 8, 8), (2, 10), ("digits",)), name="tiny").eval()
+    return Layerwise(config, validity_of(config, (1, 8, 8), (2, 10), ("digits",)), name="tiny").eval()
 
 
 def asked(model, **changes):

@@ -8,7 +8,7 @@ import yaml
 
 from weightloom.errors import InputError, SpecError
 from weightloom.fitting import accuracy
-from weightloom.generators.layerwise import Layerwise, any_of
+from weightloom.generators.layerwise import Layerwise, validity_of
 from weightloom.generators.load import load_generator
 from weightloom.seeding import torch_generator
 from weightloom.tasks import TaskSampler, parse_task
@@ -52,7 +52,7 @@ def test_it_learns_and_other_sizes_learn_with_it(tmp_path):
     made = train_recipe(write(tmp_path), None, tmp_path / "out")
     assert isinstance(made, Layerwise)
     again = load_generator(tmp_path / "out")
-    fresh = Layerwise(made.config, any_of((1, 8, 8), (2, 5), ("digits",))).eval()
+    fresh = Layerwise(made.config, validity_of(made.config, (1, 8, 8), (2, 5), ("digits",))).eval()
     scores = {}
     for text in ("cnn(depth=3,width=8)", "cnn(depth=3,width=6)", "mlp(depth=2,width=16)"):
         for index in range(6):

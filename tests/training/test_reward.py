@@ -6,10 +6,11 @@ import pytest
 import torch
 import yaml
 
+from weightloom.architectures import parse_architecture
 from weightloom.errors import InputError, SpecError, TrainingError
 from weightloom.fitting import accuracy, discriminant
 from weightloom.generators import Sampling
-from weightloom.generators.layerwise import Layerwise, LayerwiseConfig, any_of
+from weightloom.generators.layerwise import Layerwise, LayerwiseConfig, validity_of
 from weightloom.generators.load import load_generator
 from weightloom.generators.random_init import RandomInit
 from weightloom.tasks import parse_task
@@ -35,7 +36,7 @@ def model():
         largest=("cnn(depth=3,width=4)",), channels=1, codes=4, width=16, depth=1, heads=2,
         image_features=8, image_width=8,
     )  # fmt: skip
-    return Layerwise(config, any_of((1, 8, 8), (2, 10), ("digits",)), name="tiny").eval()
+    return Layerwise(config, validity_of(config, (1, 8, 8), (2, 10), ("digits",)), name="tiny").eval()
 
 
 @pytest.fixture(scope="module")
@@ -153,9 +154,10 @@ def test_a_prior_is_steered_across_tasks_and_nothing_but_the_prior(model, tmp_pa
 
 
 def test_only_what_has_a_layerwise_part_is_steered(model):
-    assert layerwise_of(model) is model
+    spec = parse_architecture("cnn(depth=3,width=4)").resolve(classes=3, input=(1, 8, 8))
+    assert layerwise_of(model, spec) is model
     with pytest.raises(InputError, match="no layer-wise part"):
-        layerwise_of(RandomInit(model.validity))
+        layerwise_of(RandomInit(model.validity), spec)
 
 
 def test_a_recipe_s_settings_are_checked():

@@ -188,9 +188,12 @@ def _generator(name: str | Path) -> Answer:
     validity = model.validity
     fingerprint = getattr(model, "fingerprint", None)
     weights = sum(p.numel() for p in model.parameters()) if hasattr(model, "parameters") else None
-    beside = getattr(model, "layerwise", None) or model
-    sizes = beside.dictionary.largest.values() if hasattr(beside, "dictionary") else ()
-    sizes = [str(replace(spec, classes=None, input=None)) for spec in sizes]
+    sizes = [
+        str(replace(spec, classes=None, input=None))
+        for one in (model, *getattr(model, "layerwise", ()))
+        if hasattr(one, "dictionary") and one.config.any_size
+        for spec in one.dictionary.largest.values()
+    ]
     described = {
         "kind": "generator",
         "name": model.name,
@@ -201,7 +204,7 @@ def _generator(name: str | Path) -> Answer:
         "tasks": list(validity.tasks),
         "num_parameters": weights,
         "checkpoints": sum(len(g.rows) for g in fingerprint.groups.values()) if fingerprint else None,
-        "any_size_of": list(sizes),
+        "any_size_of": sizes,
     }
 
     def show(d: dict[str, Any]) -> None:

@@ -107,8 +107,7 @@ def _steer(
 
     path = find_recipe("reward-tiny")
     start = load_generator(plain_text(generator, "generator"))
-    model = layerwise_of(start)
-    target = load_task(task, data, model.validity.input)
+    target = load_task(task, data, start.validity.input)
     result: dict[str, Any] = {"start": start.name, "recipe": path, "out": out}
     try:
         with progress() as move:
@@ -116,6 +115,9 @@ def _steer(
                 train_across(path, start, out, move)
             else:
                 spec = parse_architecture(plain_text(arch, "architecture"))
+                model = layerwise_of(
+                    start, spec.resolve(classes=target.num_classes, input=start.validity.input)
+                )
                 result |= _one_task(model, target, spec, path, out, shots, seed, move)
     except KeyboardInterrupt:
         raise Interrupted(

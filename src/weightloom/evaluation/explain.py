@@ -110,7 +110,9 @@ def attention_over_prefix(
     """Mean attention of the generated tokens to the words, the architecture and each class."""
     names = [f"class {name}" for name in support.class_names] if support is not None else ["no examples"]
     words = "instruction" if instruction is not None else "no instruction"
-    layerwise = model if isinstance(model, Layerwise) else getattr(model, "layerwise", None)
+    layerwise = model if isinstance(model, Layerwise) else None
+    if isinstance(model, IGPG):
+        layerwise = model.layerwise_for(spec)
     if layerwise is not None and report.get("first_guess") == "layer by layer":
         encoded = None if instruction is None else encode_text([instruction])
         seen = None if support is None else layerwise.images.describe(support.images)[None]

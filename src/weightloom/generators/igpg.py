@@ -62,7 +62,7 @@ from weightloom.tokenizers import WeightTokenizer, architecture_key, load_tokeni
 from weightloom.tokenizers.base import load_strictly, narrowed
 
 LAYERWISE = "layerwise"
-"""Folder of the layer-wise part in a saved generator."""
+"""Folders of the layer-wise parts in a saved generator, with their number behind it."""
 
 _REACH = 4.0
 """Codes that a unit of the shift layer moves the bump by: large moves without large weights."""
@@ -139,28 +139,31 @@ class IGPG(nn.Module, Generator):
             nn.init.zeros_(layer.weight)  # the untrained prior is spread around the first guess
             nn.init.zeros_(layer.bias)
         self.fingerprint: Fingerprint | None = None
-        self._layerwise: tuple[Layerwise, ...] = ()  # a tuple: its parameters are not this module's
+        self.layerwise: tuple[Layerwise, ...] = ()  # a tuple: their parameters are not this module's
+        """Layer-wise generators beside this one, each asked before those after it."""
 
-    @property
-    def layerwise(self) -> Layerwise | None:
-        """The generator of any depth and width beside this one, if there is one."""
-        return self._layerwise[0] if self._layerwise else None
+    def carry(self, *models: Layerwise) -> None:
+        """Put layer-wise generators beside this one, in place of those that are there."""
+        self.layerwise = tuple(model.eval() for model in models)
 
-    def carry(self, model: Layerwise | None) -> None:
-        """Put ``model`` beside this generator, or take away what is there."""
-        self._layerwise = () if model is None else (model.eval(),)
+    def layerwise_for(self, spec: ArchitectureSpec) -> Layerwise | None:
+        """The first of the layer-wise generators that makes networks like ``spec``."""
+        return next((model for model in self.layerwise if model.makes(spec)), None)
 
     def check(self, *arguments: Any, **options: Any) -> Request:
         """As every generator's; what only the layer-wise part can make is left to it."""
         try:
             return super().check(*arguments, **options)
         except UnsupportedRequestError as error:
-            if self.layerwise is None:
-                raise
-            try:
-                return self.layerwise.check(*arguments, **options)
-            except UnsupportedRequestError as other:
-                raise UnsupportedRequestError(f"{error}; {other}") from None
+            refusals = [error]
+            for model in self.layerwise:
+                try:
+                    return model.check(*arguments, **options)
+                except UnsupportedRequestError as other:
+                    refusals.append(other)
+            raise UnsupportedRequestError(
+                str(error) if len(refusals) == 1 else f"{error}; {refusals[-1]}"
+            ) from None
 
     # ---------------------------------------------------------------- condition
 
@@ -428,7 +431,8 @@ class IGPG(nn.Module, Generator):
         """Whether the layer-wise part answers: always for architectures that the zoo does not have, and else
         where it does better than the memory of the most alike task, both on examples held back.
         """
-        layerwise, spec, support = self.layerwise, request.architecture, request.support
+        spec, support = request.architecture, request.support
+        layerwise = self.layerwise_for(spec)
         if layerwise is None:
             return False
         if architecture_key(spec) not in self.tokenizer.statistics:
@@ -451,8 +455,9 @@ class IGPG(nn.Module, Generator):
     def sample_flats(self, request: Request) -> tuple[Tensor, list[dict[str, Any]]]:
         """Draw codes for every sample, decode them."""
         if self.by_layers(request):
-            assert self.layerwise is not None
-            return self.layerwise.sample_flats(request)
+            layerwise = self.layerwise_for(request.architecture)
+            assert layerwise is not None
+            return layerwise.sample_flats(request)
         spec = request.architecture
         assert spec.classes is not None
         support = None if request.support is None else request.support.images
@@ -478,8 +483,8 @@ class IGPG(nn.Module, Generator):
         save_tensors(folder / "model.safetensors", narrowed(own), {"kind": self.kind})
         if self.fingerprint is not None:
             self.fingerprint.save(folder)
-        if self.layerwise is not None:
-            self.layerwise.save_pretrained(folder / LAYERWISE)
+        for number, model in enumerate(self.layerwise):
+            model.save_pretrained(folder / f"{LAYERWISE}-{number}")
         write_json(
             folder / "config.json",
             {
@@ -516,6 +521,6 @@ class IGPG(nn.Module, Generator):
         own = {f"tokenizer.{k}": v for k, v in tokenizer.state_dict().items()}
         load_strictly(model, {**tensors, **own}, folder / "model.safetensors")
         model.fingerprint = Fingerprint.load(folder, tokenizer)
-        if (folder / LAYERWISE).is_dir():
-            model.carry(Layerwise.from_pretrained(folder / LAYERWISE))
+        beside = sorted(folder.glob(f"{LAYERWISE}-*"))
+        model.carry(*(Layerwise.from_pretrained(one) for one in beside if one.is_dir()))
         return model.eval()

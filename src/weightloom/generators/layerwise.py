@@ -16,7 +16,7 @@ Sources: layer-wise tokens, IGPG (arXiv 2504.02012), section 2.1; levels, finite
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -66,6 +66,8 @@ class LayerwiseConfig:
     image_features: int = 128
     image_width: int = 48
     channels: int = 3
+    any_size: bool = True
+    """Whether other depths and widths than those of ``largest`` are made."""
 
     def __post_init__(self) -> None:
         limits = {"codes": 1024, "levels": 1025, "anchors": 64, "width": 8192, "depth": 128, "heads": 128,
@@ -276,6 +278,15 @@ class Layerwise(nn.Module, Generator):
         }
         return self.make(request, codes, noise), merge_reports(len(codes), common)
 
+    def makes(self, spec: ArchitectureSpec) -> bool:
+        """Whether networks like ``spec``, resolved, can be asked for."""
+        try:
+            self.validity.check(spec)
+            self.dictionary.check(spec)
+        except UnsupportedRequestError:
+            return False
+        return True
+
     def check(self, *arguments: Any, **options: Any) -> Request:
         """As every generator's, and what the dictionary cannot make is refused."""
         request = super().check(*arguments, **options)
@@ -324,10 +335,17 @@ class Layerwise(nn.Module, Generator):
         return model.eval()
 
 
-def any_of(shape: tuple[int, int, int], classes: tuple[int, int], tasks: Sequence[str]) -> Validity:
-    """The validity of a layer-wise generator: any architecture that its dictionary can make."""
+def validity_of(
+    config: LayerwiseConfig, shape: tuple[int, int, int], classes: tuple[int, int], tasks: Sequence[str]
+) -> Validity:
+    """What a layer-wise generator is valid for: any architecture, as far as its dictionary goes, or
+    its largest ones alone.
+    """
+    keys = (
+        str(replace(parse_architecture(text).resolve(input=shape), classes=None)) for text in config.largest
+    )
     return Validity(
-        architectures=(ANY_ARCHITECTURE,),
+        architectures=(ANY_ARCHITECTURE,) if config.any_size else tuple(sorted(keys)),
         input=shape,
         min_classes=classes[0],
         max_classes=classes[1],

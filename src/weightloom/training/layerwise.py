@@ -23,7 +23,7 @@ from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.conditioning import encode_text
 from weightloom.errors import SpecError
 from weightloom.fitting import accuracy
-from weightloom.generators.layerwise import Layerwise, LayerwiseConfig, any_of
+from weightloom.generators.layerwise import Layerwise, LayerwiseConfig, validity_of
 from weightloom.io import read_yaml
 from weightloom.seeding import torch_generator
 from weightloom.tasks import DatasetTask, TaskSampler
@@ -169,7 +169,9 @@ def train_layerwise(recipe: LayerwiseRecipe, out: Path, progress: Progress) -> L
         config, settings = LayerwiseConfig(**recipe.config), EpisodeSettings(**recipe.objective)
     except TypeError as error:
         raise SpecError(f"the recipe's config or objective: {error}") from None
-    model = Layerwise(config, any_of(shape, (2, recipe.classes[1]), recipe.datasets), name=recipe.name)
+    model = Layerwise(
+        config, validity_of(config, shape, (2, recipe.classes[1]), recipe.datasets), name=recipe.name
+    )
     specs = [parse_architecture(text).resolve(input=shape) for text in recipe.architectures]
     for spec in specs:
         model.dictionary.check(spec.resolve(classes=2))

@@ -266,15 +266,17 @@ class RewardObjective:
         return loss / recipe.tasks, {"reward": total / recipe.tasks, "divergence": float(divergence.detach())}
 
 
-def layerwise_of(generator: Generator) -> Layerwise:
-    """The layer-wise generator that ``generator`` is or carries.
+def layerwise_of(generator: Generator, spec: ArchitectureSpec) -> Layerwise:
+    """The layer-wise generator for networks like ``spec`` that ``generator`` is or carries.
 
     Raises:
         InputError: there is none.
     """
-    found = generator.layerwise if isinstance(generator, IGPG) else generator
+    found = generator.layerwise_for(spec) if isinstance(generator, IGPG) else generator
     if not isinstance(found, Layerwise):
-        raise InputError(f"{generator.name} has no layer-wise part; only that is steered by reward")
+        raise InputError(
+            f"{generator.name} has no layer-wise part for {spec}; only that is steered by reward"
+        )
     return found
 
 
@@ -286,33 +288,44 @@ def train_across(recipe_path: Path, start: Generator, out: Path, progress: Progr
         TrainingError: a loss stays not finite.
     """
     recipe = read_yaml(recipe_path, RewardRecipe)
-    model = layerwise_of(start)
-    shape = model.validity.input
+    shape = start.validity.input
     sampler = TaskSampler(
         recipe.datasets, recipe.salt, "train", recipe.classes, size=shape[1], channels=shape[0]
     )
-    specs = [parse_architecture(text).resolve(input=shape) for text in recipe.architectures]
-    model.requires_grad_(True)
-    for module in (model.images, model.dictionary):
-        module.requires_grad_(False)  # only what decides the codes is steered
-    for table in (model.shrinkage, model.sharpness):
-        table.requires_grad_(False)
+    parts: dict[int, tuple[Layerwise, list[ArchitectureSpec]]] = {}
+    for text in recipe.architectures:
+        spec = parse_architecture(text).resolve(input=shape, classes=recipe.classes[0])
+        model = layerwise_of(start, spec)
+        parts.setdefault(id(model), (model, []))[1].append(replace(spec, classes=None))
+    for number, (model, specs) in enumerate(parts.values()):
+        _train_prior(
+            model, RewardObjective(model, sampler, specs, recipe), recipe, out / f"work-{number}", progress
+        )
+    start.save_pretrained(out)  # type: ignore[attr-defined]
+    return start
+
+
+def _train_prior(
+    model: Layerwise, objective: RewardObjective, recipe: RewardRecipe, folder: Path, progress: Progress
+) -> None:
+    """Only what decides the codes is steered: not the dictionary, not the image encoder, not the heads."""
+    kept = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    for part in (model.images, model.dictionary, model.shrinkage, model.sharpness):
+        part.requires_grad_(False)
     model.train()
     model.images.eval()
     run_loop(
         "steering across tasks",
         model,
-        RewardObjective(model, sampler, specs, recipe),
+        objective,
         recipe.loop.settings(),
-        folder=out / "work",
+        folder=folder,
         progress=progress,
     )
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(kept[name])
     round_parameters(model)
-    model.requires_grad_(True)
-    model.images.requires_grad_(False)
     model.eval()
-    start.save_pretrained(out)  # type: ignore[attr-defined]
-    return start
 
 
 def settings_of(recipe: RewardRecipe, **changes: Any) -> RewardSettings:
