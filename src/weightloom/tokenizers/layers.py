@@ -114,11 +114,10 @@ class LayerDictionary(nn.Module):
         place, count = layers[0], 1 if len(layers) == 1 else self.anchors
         generator = torch_generator("layer dictionary", key)
         weight = state[place.weighted.slots[0].name]
-        fan_in = weight[0].numel()
-        # Weights are kept in units in which a layer of any fan-in has entries of one size.
-        base = torch.stack([weight * fan_in**0.5] * count)
+        # In the units of the largest network itself: an optimiser's steps then are what they are elsewhere.
+        base = torch.stack([weight] * count)
         if count > 1 and weight.shape[0] == weight.shape[1]:
-            base = 0.5 * base + _identity(weight) * fan_in**0.5  # layers in between change little at first
+            base = 0.5 * base + _identity(weight)  # layers in between change little at first
         self.tables[f"{key}/weight"] = nn.Parameter(base)
         rows, columns = weight.shape[0], tuple(weight.shape[1:])
         size = float(base.std()) * ATOM_SCALE
@@ -210,7 +209,11 @@ class LayerDictionary(nn.Module):
         atoms = tables[f"{key}/columns"][:, : len(columns)]
         # (B, rows, R) @ (R, columns*...) -> (B, rows, columns, ...)
         moved = (codes[:, None] * tables[f"{key}/rows"].T[: len(rows)]) @ atoms.flatten(1)
-        weight = (base + moved.unflatten(-1, atoms.shape[1:])) / math.prod(base.shape[1:]) ** 0.5
+        # Fewer inputs, larger weights: sums stay as large.
+        larger = (math.prod(held.shape[2:]) / math.prod(base.shape[1:])) ** 0.5
+        weight = (base + moved.unflatten(-1, atoms.shape[1:])) * larger
+        if place.norm is not None and any(slot.is_variance for slot in place.norm.slots):
+            weight = _as_initialised(weight)
         weight = _wider(weight, place.shape, (place.role, seed))
         state = {place.weighted.slots[0].name: weight}
 
@@ -244,6 +247,18 @@ def _identity(weight: Tensor) -> Tensor:
     if weight.dim() == 2:
         return eye.copy_(torch.eye(len(weight)))
     return nn.init.dirac_(eye)
+
+
+def _as_initialised(weight: Tensor) -> Tensor:
+    """Every filter of (B, rows, columns, ...) at the size of torch's initialisation.
+
+    A batch norm behind it takes any scale out again, so the function is the same; but an optimiser's steps have
+    a size of their own, and filters far larger than a fresh network's would hardly move.
+    """
+    fan_in = math.prod(weight.shape[2:])
+    size = weight.flatten(2).square().mean(-1).sqrt().clamp_min(1e-8)  # (B, rows)
+    wanted = (1 / (3 * fan_in)) ** 0.5
+    return weight * (wanted / size).reshape(*size.shape, *[1] * (weight.dim() - 2))
 
 
 def _wider(weight: Tensor, shape: tuple[int, ...], address: tuple[str, int]) -> Tensor:
