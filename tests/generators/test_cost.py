@@ -31,7 +31,7 @@ def test_a_billion_parameters_on_a_small_machine(anything, monkeypatch, memory_g
     words = str(caught.value)
     assert "1,057,304,586 parameters would take about 33.8 GB of memory and at least" in words
     assert "seconds, but this machine has 8.0 GB free" in words and "\n" not in words
-    with pytest.raises(UnsupportedRequestError, match="3 networks of .* fewer samples"):
+    with pytest.raises(UnsupportedRequestError, match=r"3 networks of .* fewer samples"):
         anything.generate_many(BILLION, num_samples=3)
 
 

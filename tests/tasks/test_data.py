@@ -92,7 +92,7 @@ def test_what_is_no_support_set():
         SupportSet(images=[[1.0]], class_names=("a",))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="one tensor of images"):
         SupportSet.from_labelled(torch.zeros(4, 4), [0, 1])
-    with pytest.raises(InputError, match="these are of type torch.float32"):
+    with pytest.raises(InputError, match=r"these are of type torch.float32"):
         TaskData(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.arange(2), torch.tensor([0.5, 1]))
     with pytest.raises(InputError, match="class 'c' has no image"):
         draw_support(toy(), ["a", "b", "c"], ["a", "b", "c"], 4, ("t",))

@@ -24,7 +24,7 @@ INDEX_BYTES = 16
 """Bytes for each value of one network, once: the layout's index of values, and its making."""
 
 TRAINING_COPIES = 8
-"""Copies of a network in training: weights, their product with the rate, gradients, two moments, snapshots."""
+"""Copies of a network in training: weights, also times their rate, gradients, two moments, a snapshot."""
 
 SHARE = 0.8
 """Of the memory that is free, what a request may take: the rest is for pictures and activations."""
