@@ -53,18 +53,21 @@ DEFAULT_CANDIDATES = (
 )
 """What is chosen from where a generator names no architectures of its own."""
 
-WEIGHTS = {"zero_shot": 0.0, "probe": 0.6, "log_multiply_adds": 0.6, "log_parameters": 0.0}
+WEIGHTS = {"zero_shot": 0.0, "probe": 0.3, "log_multiply_adds": 0.15, "log_parameters": 0.3}
 """The prediction: what a unit of each signal adds to the log-odds of the trained accuracy, both over the mean
 of the task's candidates. Fitted on training tasks only (``python benchmarks/selection.py calibrate``)."""
 
-GAIN = 2.0
+FAMILIES = {"mlp": -0.2, "cnn": 0.2, "resnet": 0.0}
+"""What a family adds to it at equal signals, fitted together with them; others add the mean of these."""
+
+GAIN = 0.9
 """Log-odds that training adds to the accuracy after the probe, a mean over the same training tasks."""
 
-_GENERATING = 0.3
-"""Share of the budget after which no further candidate is generated."""
+_GENERATING = 0.4
+"""Share of the seconds left when generating begins after which no further candidate is generated."""
 
-_PROBING = 0.5
-"""Share of the budget after which no further candidate is probed."""
+_PROBING = 0.4
+"""Share of the seconds left when scoring begins after which no further candidate is scored by training."""
 
 _RESERVE = 0.02
 """Share of the budget for what comes after training: the last measurement, writing files."""
@@ -75,6 +78,9 @@ _EPOCHS = 60
 
 _LEAST_STEPS = 300
 """Steps of a rung that :data:`_EPOCHS` never cuts."""
+
+_CYCLES = 3
+"""Further trainings of the best candidate at most, where the rungs left time over."""
 
 _SAVE_SECONDS = 5.0
 _UNITS = {"": 1.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
@@ -119,7 +125,7 @@ class SelectionSettings:
     budget: float = 60.0
     shots: int = 16
     samples: int = 2
-    probe_steps: int = 32
+    probe_steps: int = 64
     eta: int = 3
     entrants: int | None = None
     held_back: float = 0.2
@@ -313,7 +319,7 @@ def multiply_adds(spec: ArchitectureSpec) -> int:
 
 
 def predict(candidates: Sequence[Candidate]) -> None:
-    """Set ``predicted`` of every candidate with a network, from its accuracies and its size.
+    """Set ``predicted`` of every candidate with a network, from its accuracies, its size and its family.
 
     Linear in the log-odds of the accuracies and the logarithms of the sizes, each over the candidates' mean:
     of a task only the differences between its candidates count.
@@ -327,8 +333,10 @@ def predict(candidates: Sequence[Candidate]) -> None:
         probe = candidate.zero_shot if candidate.probe is None else candidate.probe
         rows.append(signals(candidate.zero_shot, probe, candidate.multiply_adds, candidate.parameters))
     means = {name: sum(row[name] for row in rows) / len(rows) for name in WEIGHTS}
+    family = sum(family_score(c.spec) for c in known) / len(known)
     for candidate, row in zip(known, rows, strict=True):
         score = sum(weight * (row[name] - means[name]) for name, weight in WEIGHTS.items())
+        score += family_score(candidate.spec) - family
         candidate.predicted = 1 / (1 + math.exp(-(means["probe"] + GAIN + score)))
 
 
@@ -340,6 +348,11 @@ def signals(zero_shot: float, probe: float, operations: int, parameters: int) ->
         "log_multiply_adds": math.log10(operations),
         "log_parameters": math.log10(parameters),
     }
+
+
+def family_score(spec: ArchitectureSpec) -> float:
+    """What the family of ``spec`` adds to the prediction."""
+    return FAMILIES.get(spec.family, sum(FAMILIES.values()) / len(FAMILIES))
 
 
 def log_odds(share: float) -> float:
@@ -549,13 +562,14 @@ class _Run:
     def generate(self) -> None:
         """Networks for as many candidates as a share of the budget allows, at least for one."""
         took: list[float] = []
+        limit = self.now() + _GENERATING * (self.deadline - self.now())
         for number, candidate in enumerate(self.candidates):
             if candidate.flat is not None or candidate.problem:
                 continue
             expected = sum(took) / len(took) if took else 0.0
             made = any(c.flat is not None for c in self.candidates)
-            if made and self.now() + expected > _GENERATING * self.settings.budget:
-                candidate.problem = "not generated: its turn came after a third of the budget"
+            if made and self.now() + expected > limit:
+                candidate.problem = "not generated: the time for generating was over"
                 continue
             self.tell(f"generating {number + 1} of {len(self.candidates)}")
             begun = time.perf_counter()
@@ -582,8 +596,9 @@ class _Run:
     def probe(self) -> None:
         """A few training steps each, the smallest network first, and the prediction from them."""
         waiting = [c for c in self.candidates if c.flat is not None and c.probe is None and not c.problem]
+        limit = self.now() + _PROBING * (self.deadline - self.now())
         for candidate in sorted(waiting, key=lambda c: c.multiply_adds):
-            if self.now() > _PROBING * self.settings.budget:
+            if self.now() > limit:
                 break
             self.tell("scoring")
             with self.spending("scoring"):
@@ -620,6 +635,21 @@ class _Run:
                 assert candidate.accuracy is not None
                 candidate.rungs.append(candidate.accuracy)
                 self.save()
+        with self.spending("what was left"):
+            self._rest()
+
+    def _rest(self) -> None:
+        """The time that the rungs left over, for the best of the last one."""
+        if not self.rungs:
+            return
+        for _ in range(_CYCLES):
+            trained = [self.candidates[i] for i in self.rungs[-1] if not self.candidates[i].problem]
+            left = self.deadline - self.now()
+            if not trained or left < 0.05 * self.settings.budget:
+                return
+            best = max(trained, key=lambda c: c.accuracy or 0.0)
+            self.tell("the best once more")
+            self.train_for(best, left)
 
     # -- one candidate -----------------------------------------------------------------------------
 
