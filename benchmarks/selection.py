@@ -327,6 +327,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=800, help="of a full training")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--name", help="of the file, without .json")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     start = time.perf_counter()
@@ -339,13 +340,15 @@ def main() -> None:
         command += f" --seeds {options.seeds} --budget {options.budget}"
     elif options.first:
         command += f" --first {options.first}"
+    if options.name:
+        command += f" --name {options.name}"
     about = {
         "command": command,
         "seconds": round(time.perf_counter() - start, 1),
         "torch": torch.__version__.split("+")[0],
         "machine": f"{platform.machine()}, {options.threads} thread(s)",
     }
-    write_json(options.out / f"{name}.json", {**about, **result})
+    write_json(options.out / f"{options.name or name}.json", {**about, **result})
     print(json.dumps(result["table"], indent=1))
 
 

@@ -98,7 +98,8 @@ def test_what_it_says_of_itself(found, tmp_path):
     _, metadata = load_tensors(path)
     report = json.loads(metadata["report"])
     assert report["generator"] == "random-init" and len(report["selected"]["from"]) == 4
-    assert "<svg" in draw_selection(found, tmp_path / "curves.svg").read_text()
+    picture = draw_selection(found, tmp_path / "curves.svg").read_text()
+    assert "<svg" in picture and "mlp(depth=1,width=32)" in picture
     with pytest.raises(InputError, match="picture's name"):
         draw_selection(found, tmp_path / "curves.txt")
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from weightloom.architectures import ArchitectureSpec
 from weightloom.errors import InputError
 from weightloom.evaluation.audit import GENERATED, TRAINING, AuditReport
 from weightloom.evaluation.selection import Selection
@@ -99,7 +101,7 @@ def draw_selection(selection: Selection, path: str | Path) -> Path:
             marker="o",
             markersize=5 if best else 3,
             zorder=3 if best else 2,
-            label=f"{place + 1}. {str(candidate.spec).partition(',classes')[0].partition('(classes')[0]}",
+            label=f"{place + 1}. {_short(candidate.spec)}",
         )
     axes.axvline(selection.settings.budget, color="#9a9a9a", linestyle="--", linewidth=1)
     axes.set_xlabel("seconds since the start")
@@ -110,6 +112,14 @@ def draw_selection(selection: Selection, path: str | Path) -> Path:
         axes.spines[side].set_visible(False)
     axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return _written(figure, path)
+
+
+def _short(spec: ArchitectureSpec) -> str:
+    """Depth, width and what is unusual, without what the task decides."""
+    _, _, inside = str(replace(spec, classes=None, input=None)).rstrip(")").partition("(")
+    parts = [part for part in inside.split(",") if part and part.partition("=")[0] not in ("depth", "width")]
+    sizes = [f"{name}={getattr(spec, name)}" for name in ("depth", "width") if hasattr(spec, name)]
+    return f"{spec.family}({','.join([*sizes, *parts])})"
 
 
 def _checked(path: str | Path) -> Path:

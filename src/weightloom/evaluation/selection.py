@@ -632,9 +632,10 @@ class _Run:
                 candidate = self.candidates[index]
                 share = (end - self.now()) / (len(waiting) - place)
                 self.tell(f"rung {rung + 1} of {len(sizes)}")
+                before = candidate.steps
                 with self.spending(f"rung {rung + 1}"):
                     self.train_for(candidate, share)
-                if candidate.problem or self.now() > self.deadline + 0.5:
+                if candidate.problem or candidate.steps == before:  # it failed, or there was no time for it
                     continue
                 candidate.rung = rung + 1
                 assert candidate.accuracy is not None
