@@ -89,6 +89,24 @@ def test_loading_counts_where_it_is_to_count(anything, task):
     assert 1.5 < late.seconds < 2.4 and late.winner.flat is not None
 
 
+def test_a_machine_that_turns_slow_keeps_the_time(anything, task, monkeypatch):
+    real, calls = selection.fit_population, []
+
+    def slow(spec, flats, data, settings, *, seed, on_step):
+        calls.append(1)
+        pause = 0.0 if len(calls) <= 2 else 0.02  # another process takes the core after the probes
+
+        def step(number):
+            time.sleep(pause)
+            on_step(number)
+
+        return real(spec, flats, data, settings, seed=seed, on_step=step)
+
+    monkeypatch.setattr(selection, "fit_population", slow)
+    late = select(anything, task, ARCHES[:2], short(budget=2.0))
+    assert late.seconds <= 2.3 and late.winner.steps > 0
+
+
 def test_what_it_says_of_itself(found, tmp_path):
     told = found.to_json()
     assert told["winner"] == found.winner.spec.full_text() and told["settings"]["budget"] == 3.0
