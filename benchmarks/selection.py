@@ -181,7 +181,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     rows, truths = [], defaultdict(list)
     per_split = math.ceil(options.tasks / len(HELD_OUT))
     tasks = [
-        task for split in zip(*(tasks_of(s, per_split) for s in HELD_OUT), strict=True) for task in split
+        task
+        for split in zip(*(tasks_of(s, per_split, options.first) for s in HELD_OUT), strict=True)
+        for task in split
     ]
     for task in tasks[: options.tasks]:
         resolved = [spec.resolve(classes=task.num_classes, input=task.input_shape) for spec in specs]
@@ -321,7 +323,7 @@ def main() -> None:
     parser.add_argument("--generator", default="igpg-tiny", help="a name, a folder, or `fresh`")
     parser.add_argument("--arch", action="append", help="a candidate; may be repeated")
     parser.add_argument("--tasks", type=int, default=6)
-    parser.add_argument("--first", type=int, default=0, help="the first training task of `calibrate`")
+    parser.add_argument("--first", type=int, default=0, help="number of the first task")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--budget", default="60s")
     parser.add_argument("--steps", type=int, default=800, help="of a full training")
@@ -338,7 +340,7 @@ def main() -> None:
     command += f" --tasks {options.tasks} --steps {options.steps} --threads {options.threads}"
     if options.table == "measure":
         command += f" --seeds {options.seeds} --budget {options.budget}"
-    elif options.first:
+    if options.first:
         command += f" --first {options.first}"
     if options.name:
         command += f" --name {options.name}"

@@ -53,20 +53,23 @@ DEFAULT_CANDIDATES = (
 )
 """What is chosen from where a generator names no architectures of its own."""
 
-WEIGHTS = {"zero_shot": 0.0, "probe": 0.331, "log_multiply_adds": 0.276, "log_parameters": 0.419}
+WEIGHTS = {"zero_shot": 0.0, "probe": 0.2, "log_multiply_adds": 0.317, "log_parameters": 0.552}
 """The prediction: what a unit of each signal adds to the log-odds of the trained accuracy, both over the mean
 of the task's candidates. Fitted on training tasks only (``python benchmarks/selection.py calibrate``)."""
 
-FAMILIES = {"mlp": -0.204, "cnn": 0.24, "resnet": -0.035}
+FAMILIES = {"mlp": -0.225, "cnn": 0.339, "resnet": -0.114}
 """What a family adds to it at equal signals, fitted together with them; others add the mean of these."""
 
-GAIN = 0.941
+GAIN = 1.436
 """Log-odds that training adds to the accuracy after the probe, a mean over the same training tasks."""
+
+_TRAINED = 600
+"""Steps of the trainings that the prediction was fitted to: after so many, accuracy speaks for itself."""
 
 _GENERATING = 0.4
 """Share of the seconds left when generating begins after which no further candidate is generated."""
 
-_PROBING = 0.4
+_PROBING = 0.3
 """Share of the seconds left when scoring begins after which no further candidate is scored by training."""
 
 _RESERVE = 0.02
@@ -116,7 +119,7 @@ class SelectionSettings:
         samples: networks generated for each candidate; the best on the examples goes on.
         probe_steps: training steps before a candidate is scored.
         eta: of the candidates of a rung, one in so many goes on.
-        entrants: candidates of the first rung, the best by prediction; None: the better half, at least 3.
+        entrants: candidates of the first rung, the best by prediction; None: the best third, at least 3.
         held_back: share of the training images that judge, at most 1,500 images.
         learning_rate, batch_size: of every training.
         seed: decides examples, samples and batches.
@@ -125,7 +128,7 @@ class SelectionSettings:
     budget: float = 60.0
     shots: int = 16
     samples: int = 2
-    probe_steps: int = 64
+    probe_steps: int = 32
     eta: int = 3
     entrants: int | None = None
     held_back: float = 0.2
@@ -344,6 +347,24 @@ def predict(candidates: Sequence[Candidate]) -> None:
         candidate.predicted = 1 / (1 + math.exp(-(means["probe"] + GAIN + score)))
 
 
+def expected(candidate: Candidate, probe_steps: int) -> float:
+    """Log-odds of the accuracy that full training of a candidate is expected to reach.
+
+    The prediction, where it has had no more steps than the probe; its accuracy, where it has had as many as a
+    full training; in between a mixture by the logarithm of its steps. Without this a rung would favour what
+    learns fast over what learns more.
+    """
+    if candidate.accuracy is None:
+        return -math.inf
+    own = log_odds(candidate.accuracy)
+    if candidate.predicted is None:
+        return own
+    span = math.log(max(_TRAINED, probe_steps + 1) / probe_steps)
+    doubt = math.log(_TRAINED / max(candidate.steps, 1)) / span
+    doubt = min(max(doubt, 0.0), 1.0)
+    return (1 - doubt) * own + doubt * log_odds(candidate.predicted)
+
+
 def signals(zero_shot: float, probe: float, operations: int, parameters: int) -> dict[str, float]:
     """What the prediction is made of, by the names in :data:`WEIGHTS`."""
     return {
@@ -551,18 +572,32 @@ class _Run:
         )
 
     def ranking(self) -> list[Candidate]:
-        """Best first: by rungs survived, then by accuracy; those that entered none by prediction."""
+        """The most accurate first, then by what full training is expected to reach."""
+        made = [c for c in self.candidates if c.accuracy is not None]
+        if not made:
+            raise TrainingError(f"no candidate could be generated: {self.candidates[0].problem}")
+        best = max(made, key=lambda c: (c.accuracy or 0.0, c.rung, self.expected(c)))
+        rest = [c for c in self.candidates if c is not best]
+        return [best, *sorted(rest, key=self.expected, reverse=True)]
 
-        def key(candidate: Candidate) -> tuple[bool, int, float]:
-            score = candidate.accuracy if candidate.rung else candidate.predicted
-            return candidate.flat is not None, candidate.rung, -1.0 if score is None else score
+    def expected(self, candidate: Candidate) -> float:
+        """Log-odds of the accuracy after full training."""
+        return expected(candidate, self.settings.probe_steps)
 
-        ranked = sorted(self.candidates, key=key, reverse=True)
-        if not ranked[0].rung:  # no time for a rung: what has been measured counts, not what is hoped for
-            ranked.sort(key=lambda c: -1.0 if c.accuracy is None else c.accuracy, reverse=True)
-        if ranked[0].flat is None:
-            raise TrainingError(f"no candidate could be generated: {ranked[0].problem}")
-        return ranked
+    def within_reach(self, candidate: Candidate) -> float:
+        """Log-odds of the accuracy that it could reach with half of the seconds that are left.
+
+        The way from what it can do to what full training is expected to bring goes with the logarithm of the
+        steps, as in :func:`expected`: what is too slow for the time is not worth the time.
+        """
+        if candidate.accuracy is None:
+            return -math.inf
+        own, full = log_odds(candidate.accuracy), self.expected(candidate)
+        steps = max(candidate.steps, 1)
+        more = max(0.0, 0.5 * (self.deadline - self.now())) / (candidate.step_seconds or 0.01)
+        if steps >= _TRAINED:
+            return own
+        return own + (full - own) * min(1.0, math.log((steps + more) / steps) / math.log(_TRAINED / steps))
 
     def generate(self) -> None:
         """Networks for as many candidates as a share of the budget allows, at least for one."""
@@ -613,10 +648,10 @@ class _Run:
         predict(self.candidates)
 
     def halve(self) -> None:
-        """Successive halving over what the prediction leaves, an equal share of the time for each rung."""
+        """Successive halving; the last rung has as much time as all before it."""
         alive = [i for i, c in enumerate(self.candidates) if c.flat is not None and not c.problem]
-        alive.sort(key=lambda i: -(self.candidates[i].predicted or 0.0))
-        count = self.settings.entrants or max(3, math.ceil(len(alive) / 2))
+        alive.sort(key=lambda i: -self.within_reach(self.candidates[i]))
+        count = self.settings.entrants or max(3, math.ceil(len(alive) / 3))
         sizes = [min(count, len(alive))]
         while sizes[-1] > 1:
             sizes.append(math.ceil(sizes[-1] / self.settings.eta))
@@ -624,9 +659,10 @@ class _Run:
             if rung == len(self.rungs):
                 if rung:
                     alive = [i for i in self.rungs[-1] if not self.candidates[i].problem]
-                    alive.sort(key=lambda i: -(self.candidates[i].accuracy or 0.0))
+                    alive.sort(key=lambda i: -self.within_reach(self.candidates[i]))
                 self.rungs.append(alive[:size])
-            end = self.now() + (self.deadline - self.now()) / (len(sizes) - rung)
+            shares = [1] * (len(sizes) - 1 - rung) + [max(1, len(sizes) - 1)]
+            end = self.now() + (self.deadline - self.now()) * shares[0] / sum(shares)
             waiting = [i for i in self.rungs[rung] if self.candidates[i].rung == rung]
             for place, index in enumerate(waiting):
                 candidate = self.candidates[index]
