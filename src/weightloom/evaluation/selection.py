@@ -663,7 +663,7 @@ class _Run:
                 self.rungs.append(alive[:size])
             shares = [1] * (len(sizes) - 1 - rung) + [max(1, len(sizes) - 1)]
             end = self.now() + (self.deadline - self.now()) * shares[0] / sum(shares)
-            waiting = [i for i in self.rungs[rung] if self.candidates[i].rung == rung]
+            waiting = [i for i in self.rungs[rung] if self.candidates[i].rung <= rung]
             for place, index in enumerate(waiting):
                 candidate = self.candidates[index]
                 share = (end - self.now()) / (len(waiting) - place)
