@@ -149,15 +149,17 @@ def random_search(
     """
     start = time.perf_counter()
     train, held, test = parts_of(task, seed)
-    order = torch.randperm(len(specs), generator=torch_generator("random-search", str(task), seed))
     best, chosen, count = -1.0, None, 0
-    for index in order.tolist():
-        if chosen is not None and time.perf_counter() - start > 0.95 * budget:
-            break
-        flat = fully(specs[index], train, steps, seed, start + 0.98 * budget)
-        value, count = score(specs[index], flat, held), count + 1
+    while chosen is None or time.perf_counter() - start < 0.95 * budget:
+        cycle, place = divmod(count, len(specs))
+        if not place:  # all of them in another order, with other initialisations
+            stream = torch_generator("random-search", str(task), seed, cycle)
+            order = torch.randperm(len(specs), generator=stream).tolist()
+        spec = specs[order[place]]
+        flat = fully(spec, train, steps, seed + 1000 * cycle, start + 0.98 * budget)
+        value, count = score(spec, flat, held), count + 1
         if value > best:
-            best, chosen = value, (specs[index], flat)
+            best, chosen = value, (spec, flat)
     seconds = time.perf_counter() - start
     assert chosen is not None
     return {
@@ -178,7 +180,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Ranking against training every candidate, winner against random search, on unseen tasks."""
     model, budget = generator_named(options.generator), parse_budget(options.budget)
     specs = specs_of(options, model)
-    rows, truths = [], defaultdict(list)
+    rows: list[dict[str, Any]] = []
     per_split = math.ceil(options.tasks / len(HELD_OUT))
     tasks = [
         task
@@ -189,7 +191,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         resolved = [spec.resolve(classes=task.num_classes, input=task.input_shape) for spec in specs]
         for seed in range(options.seeds):
             truth, judged, full_seconds = train_all(resolved, task, options.steps, seed)
-            truths[str(task)].append(truth)
             settings = SelectionSettings(budget=budget, seed=seed)
             found = select(model, task, specs, settings)
             place = {c.spec: -i for i, c in enumerate(found.ranking)}
@@ -222,6 +223,16 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 }
             )
             print(json.dumps({k: v for k, v in rows[-1].items() if k != "train_all"}), flush=True)
+            if options.keep is not None:  # what is measured so far is never lost
+                write_json(options.keep, {"table": summary(rows, budget), "rows": rows})
+    return {"table": summary(rows, budget), "rows": rows, "candidates": [str(s) for s in specs]}
+
+
+def summary(rows: list[dict[str, Any]], budget: float) -> dict[str, Any]:
+    """Means over tasks for each seed, then over seeds, of everything measured."""
+    truths = defaultdict(list)
+    for row in rows:
+        truths[row["task"]].append(list(row["train_all"]["accuracies"].values()))
     noise = [tau(a, b) for runs in truths.values() for a, b in combinations(runs, 2)]
     table: dict[str, Any] = {}
     for name in ("tau_predicted", "tau_ranking", "tau_size", "tau_zero_shot"):
@@ -238,7 +249,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     gaps = [row["select"]["accuracy"] - row["random_search"]["accuracy"] for row in rows]
     table["select_at_least_random_search"] = sum(gap >= 0 for gap in gaps) / len(gaps)
     table["longest_over_budget"] = max(row["select"]["seconds"] for row in rows) / budget
-    return {"table": table, "rows": rows, "candidates": [str(s) for s in specs]}
+    return table
 
 
 def over_seeds(rows: list[dict[str, Any]], value: Any) -> dict[str, float]:
@@ -330,6 +341,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--name", help="of the file, without .json")
+    parser.add_argument("--keep", type=Path, help="write here after every row of `measure`")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     start = time.perf_counter()

@@ -48,7 +48,7 @@ def select(
     instruction: Annotated[
         str | None, typer.Option("--instruction", metavar="TEXT", help="What the network is to do.")
     ] = None,
-    samples: Annotated[int, typer.Option("--samples", help="Networks generated for each candidate.")] = 2,
+    samples: Annotated[int, typer.Option("--samples", help="Networks generated for each candidate.")] = 1,
     shots: Annotated[
         int, typer.Option("--shots", help="Examples of each class that the generator looks at.")
     ] = 16,

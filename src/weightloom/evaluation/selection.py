@@ -127,7 +127,7 @@ class SelectionSettings:
 
     budget: float = 60.0
     shots: int = 16
-    samples: int = 2
+    samples: int = 1
     probe_steps: int = 32
     eta: int = 3
     entrants: int | None = None
