@@ -92,7 +92,7 @@ def test_loading_counts_where_it_is_to_count(anything, task):
 def test_a_machine_that_turns_slow_keeps_the_time(anything, task, monkeypatch):
     real, calls = selection.fit_population, []
 
-    def slow(spec, flats, data, settings, *, seed, on_step):
+    def slow(spec, flats, data, settings, *, seed, on_step, pace):
         calls.append(1)
         pause = 0.0 if len(calls) <= 2 else 0.02  # another process takes the core after the probes
 
@@ -100,7 +100,7 @@ def test_a_machine_that_turns_slow_keeps_the_time(anything, task, monkeypatch):
             time.sleep(pause)
             on_step(number)
 
-        return real(spec, flats, data, settings, seed=seed, on_step=step)
+        return real(spec, flats, data, settings, seed=seed, on_step=step, pace=pace)
 
     monkeypatch.setattr(selection, "fit_population", slow)
     late = select(anything, task, ARCHES[:2], short(budget=2.0))

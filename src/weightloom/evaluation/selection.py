@@ -193,6 +193,7 @@ class Candidate:
     curve: list[list[float]] = field(default_factory=list)
     problem: str = ""
     step_seconds: float = 0.0
+    measure_seconds: float = 0.0
     report: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -458,10 +459,6 @@ def select(
     return run.all()
 
 
-class _OutOfTime(Exception):
-    """A training has used up its seconds."""
-
-
 class _Run:
     """One selection as it goes on."""
 
@@ -642,7 +639,7 @@ class _Run:
                 break
             self.tell("scoring")
             with self.spending("scoring"):
-                self.fit(candidate, self.settings.probe_steps, self.deadline, 1)
+                self.fit(candidate, self.settings.probe_steps, max(limit - self.now(), 0.01))
                 candidate.probe = candidate.curve[-1][1]
             self.save()
         predict(self.candidates)
@@ -697,60 +694,62 @@ class _Run:
     # -- one candidate -----------------------------------------------------------------------------
 
     def train_for(self, candidate: Candidate, seconds: float) -> None:
-        """As many steps as fit into ``seconds``; nothing where not one does."""
+        """A whole training in ``seconds``; nothing where not one step fits."""
         most = max(_LEAST_STEPS, _EPOCHS * len(self.train) // self.settings.batch_size)
-        each = candidate.step_seconds or 0.01
-        steps = min(most, int(0.95 * seconds / each))
-        if steps < 1:
-            return
-        self.fit(candidate, steps, self.now() + seconds, max(1, min(6, int(seconds / 2))))
+        if seconds > candidate.step_seconds:
+            self.fit(candidate, most, seconds, max(1, min(6, int(seconds / 2))))
 
-    def fit(self, candidate: Candidate, steps: int, end: float, measures: int) -> None:
+    def fit(self, candidate: Candidate, steps: int, seconds: float, measures: int = 1) -> None:
         """Train from the best network so far, and keep what does better on the images held back.
+
+        The schedule follows the clock: on a machine that turns slow the training gets shorter, and does not
+        break off.
 
         Args:
             candidate: whom.
-            steps: how many.
-            end: when it has to stop, with the last snapshot that there is then.
-            measures: how often it is measured on the way.
+            steps: at most.
+            seconds: when it ends at the latest, what is measured on the way included.
+            measures: about how often it is measured on the way.
         """
         assert candidate.flat is not None
-        cuts = {math.ceil(steps * (i + 1) / measures) for i in range(measures)}
-        if steps >= 20:
-            cuts |= {steps // 2, 3 * steps // 4}  # for a machine that turns out slower than it was
-        settings = self.settings.fit(steps, tuple(sorted(cuts - {0})))
+        likely = min(steps, max(1, int(seconds / (candidate.step_seconds or 0.01))))
+        cuts = {likely * (i + 1) // measures for i in range(measures - 1)}
+        settings = self.settings.fit(steps, tuple(sorted(c for c in cuts if 0 < c <= steps)))
         begun, own, done = time.perf_counter(), 0.0, 0
+
+        def pace(step: int) -> float:
+            # Measuring the last network takes time too: as much as the candidate's first measurement did.
+            left = max(seconds - candidate.measure_seconds, 1e-3)
+            return max(step / steps, (time.perf_counter() - begun) / left)
 
         def on_step(step: int) -> None:
             nonlocal done
             done = step
             if step % 8 == 0:
                 self.tell(f"training {candidate.spec.family}")
-            # The last tenth of a cycle is worth most: a training that is nearly through may finish.
-            if self.now() > end + (0.05 * self.settings.budget if step > 0.9 * steps else 0.0):
-                raise _OutOfTime
 
         seed = seed_for("selection", self.settings.seed, str(candidate.spec), candidate.steps)
+        start = candidate.flat[None]
         try:
             for snapshot in fit_population(
-                candidate.spec, candidate.flat[None], [self.train], settings, seed=seed, on_step=on_step
+                candidate.spec, start, [self.train], settings, seed=seed, on_step=on_step, pace=pace
             ):
                 paused = time.perf_counter()
                 self.measure(candidate, snapshot.flats[0])
                 own += time.perf_counter() - paused
-        except _OutOfTime:
-            pass
         except TrainingError as error:
             candidate.problem = f"not trained further: {error}"
         candidate.steps += done
-        seconds = time.perf_counter() - begun
-        candidate.seconds += seconds
-        if done >= min(10, steps):
-            candidate.step_seconds = (seconds - own) / done
+        took = time.perf_counter() - begun
+        candidate.seconds += took
+        if done >= min(5, steps):
+            candidate.step_seconds = (took - own) / done
 
     def measure(self, candidate: Candidate, flat: Tensor) -> float:
         """Accuracy on the images held back; the candidate keeps the better network."""
+        begun = time.perf_counter()
         value = float(accuracy(candidate.spec, flat[None], *self.held)[0])
+        candidate.measure_seconds = time.perf_counter() - begun
         if candidate.accuracy is None or value >= candidate.accuracy:
             candidate.flat, candidate.accuracy = flat, value
         candidate.curve.append([self.now(), value])
