@@ -59,3 +59,28 @@ def test_the_stand_in_makes_everything(benchmark):
     for text in ("cnn(depth=2,width=6)", "mlp(depth=1,width=8)", "resnet(depth=8,width=4)"):
         first, second = benchmark.Fresh().generate_many(text, support=support, num_samples=2)
         assert first.report["support_accuracy"] > 0.5 and not torch.equal(first.flat, second.flat)
+
+
+def test_the_table_takes_the_mean_of_the_trainings_as_the_truth(benchmark):
+    def row(seed, accuracies, own, other):
+        return {
+            "task": "t",
+            "seed": seed,
+            **dict.fromkeys(("tau_predicted", "tau_ranking", "tau_size", "tau_zero_shot"), 0.5),
+            "predicted": {"a": 0.9, "b": 0.8, "c": 0.7},
+            "place": {"a": 0, "b": 2, "c": 1},
+            "select": {"accuracy": own, "seconds": 10.5},
+            "random_search": {"accuracy": other, "seconds": 10.0},
+            "train_all": {
+                "accuracy": 0.9,
+                "seconds": 50.0,
+                "accuracies": dict(zip("abc", accuracies, strict=True)),
+            },
+        }
+
+    table = benchmark.summary([row(0, (0.9, 0.7, 0.8), 0.9, 0.8), row(1, (0.9, 0.8, 0.5), 0.8, 0.9)], 10.0)
+    assert table["tau_predicted_of_mean"] == pytest.approx(1)
+    assert table["tau_ranking_of_mean"] == pytest.approx(1 / 3)
+    assert table["tau_of_two_trainings"] == pytest.approx(1 / 3)
+    assert table["select_at_least_random_search"] == 0.5 and table["longest_over_budget"] == 1.05
+    assert table["train_all"]["accuracy_per_second"] == pytest.approx(0.018)
