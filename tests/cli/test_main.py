@@ -28,6 +28,10 @@ FACE = {
         "FILE", "--task", "--data", "--arch", "--steps", "--lr", "--batch-size", "--seed", "--out", "--plot",
         "--from-random", "--json",
     },
+    "select": {
+        "--task", "--data", "--budget", "--arch", "--generator", "--instruction", "--samples", "--shots",
+        "--seed", "--out", "--plot", "--state", "--json",
+    },
     "zoo build": {"RECIPE", "--out", "--workers", "--json"},
     "zoo list": {
         "DIR", "--arch", "--task", "--dataset", "--split", "--classes", "--min-accuracy", "--final",

@@ -163,3 +163,16 @@ def test_each_network_draws_from_its_own_task(data):
     for n, task in enumerate(data):
         everything = {bytes(x.numpy().tobytes()) for x in task.all()[0]}
         assert all(bytes(x.numpy().tobytes()) in everything for x in images[n])
+
+
+def test_a_schedule_that_follows_the_clock():
+    task = parse_task("digits[3,1]@8c1")
+    spec = parse_architecture("mlp(depth=1,width=4,classes=2,input=1x8x8)")
+    start, data = initial_flats(spec, [0]), [task.data("train")]
+    settings = FitSettings(steps=50, batch_size=16, snapshots=(3,))
+    by_steps = [s.step for s in fit_population(spec, start, data, settings, pace=lambda step: step / 10)]
+    assert by_steps == [3, 10], "it ends where the pace says so, not at the settings' steps"
+    whole = list(fit_population(spec, start, data, settings, pace=lambda step: step / 1000))
+    assert [s.step for s in whole] == [3, 50]
+    (*_, still) = fit_population(spec, start, data, settings, pace=lambda step: 0.9999)
+    assert torch.allclose(still.flats, start, atol=1e-4), "at the end of a schedule steps are small"

@@ -127,6 +127,12 @@ class TestBadRequests:
         with pytest.raises(InputError):
             igpg.generate(architecture)
 
+    @pytest.mark.parametrize("shots", [1, 5])
+    def test_examples_of_one_class(self, igpg, resolved, support, shots):
+        lone = SupportSet(images=support.images[:1, :shots], class_names=("one",))
+        with pytest.raises(InputError, match=f"at least two classes, but the examples are {shots} of one"):
+            igpg.generate("cnn(depth=1,width=4)", support=lone)
+
     def test_examples_that_are_none(self, igpg, resolved, support):
         with pytest.raises(InputError, match="must be a SupportSet, not Tensor"):
             igpg.generate(resolved(), support=support.images)

@@ -52,3 +52,53 @@ def test_support_repeats_a_small_class_and_checks_its_shape():
         draw_support(toy(), ["a", "b"], ["a", "b"], 0, ("t",))
     with pytest.raises(InputError, match="class names"):
         SupportSet(images=torch.zeros(3, 1, 3, 4, 4), class_names=("a", "b"))
+
+
+def test_labelled_examples_become_a_support_set():
+    images = torch.arange(5.0).reshape(5, 1, 1, 1).expand(5, 1, 4, 4)
+    support = SupportSet.from_labelled(images, [1, 0, 1, 1, 0], ["cup", "spoon"])
+    assert support.class_names == ("cup", "spoon") and support.images.shape == (2, 3, 1, 4, 4)
+    assert support.images[:, :, 0, 0, 0].tolist() == [[1, 4, 1], [0, 2, 3]]
+    assert SupportSet.from_labelled(images[:2], torch.tensor([1, 0])).class_names == ("class 0", "class 1")
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "words"),
+    [
+        ([0], None, "at least two classes, but there is 1"),
+        ([], None, "at least two classes, but there are 0"),
+        ([0, 2, 2], None, "no example of class 'class 1'"),
+        ([0, 10**15], None, "no example of class 'class 1'"),
+        ([0, 1, 1], ["a", "b", "c"], "no example of class 'c'"),
+        ([0, 1, 2], ["a", "b"], "label 2, but there are 2 classes"),
+        ([0, -1], None, "label -1; labels count from 0"),
+        ([0.0, 1.0], None, "these are of type torch.float32"),
+        ([0, 1.5], None, "these are of type torch.float32"),
+        (["a", "b"], None, "labels are integers"),
+        ([None, 1], None, "labels are integers"),
+        ([[0, 1], [1, 0]], None, "labels of shape"),
+        ([0, 1, 1, 1], None, "3 images"),
+    ],
+)
+def test_bad_labels_are_one_sentence(labels, names, words):
+    count = 3 if labels == [0, 1, 1, 1] else len(labels)
+    with pytest.raises(InputError, match=words) as caught:
+        SupportSet.from_labelled(torch.zeros(count, 1, 4, 4), labels, names)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_support_set():
+    with pytest.raises(InputError, match="one tensor, not list"):
+        SupportSet(images=[[1.0]], class_names=("a",))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="one tensor of images"):
+        SupportSet.from_labelled(torch.zeros(4, 4), [0, 1])
+    with pytest.raises(InputError, match=r"these are of type torch.float32"):
+        TaskData(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.arange(2), torch.tensor([0.5, 1]))
+    with pytest.raises(InputError, match="class 'c' has no image"):
+        draw_support(toy(), ["a", "b", "c"], ["a", "b", "c"], 4, ("t",))
+
+
+def test_a_part_of_the_data():
+    part = toy().part(torch.tensor([2, 0]))
+    assert len(part) == 2 and part.labels.tolist() == [1, 0]
+    assert torch.equal(part.all()[0], toy().batch([2, 0])[0])

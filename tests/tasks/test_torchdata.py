@@ -85,7 +85,12 @@ GREY = np.zeros((8, 8), np.uint8)
     [
         ([(GREY, 0), (GREY, "x")], "item 1 .* not a pair"),
         ([(GREY,), (GREY,)], "not a pair"),
+        ([(GREY, 0), (GREY, 1.5)], "integer label: its label is 1.5"),
+        ([(GREY, 0), (GREY, "1")], "integer label: its label is '1'"),
+        ([(GREY, 0), (GREY, torch.tensor([0.0, 1.0]))], "integer label: its label is tensor"),
         ([(GREY, 0), (GREY, -1)], "label -1"),
+        ([(GREY, 1)], "one class only"),
+        ([(GREY, 0), (GREY, 10**12)], "no train image of class 'class 1'"),
         ([(GREY, 0), (GREY, 0)], "one class only"),
         ([(GREY, 0), (GREY, 2)], "no train image of class 'class 1'"),
         ([("text", 0), (GREY, 1)], "item 0"),

@@ -14,10 +14,11 @@ from weightloom.cli.failures import SafeGroup
 from weightloom.cli.finetune import finetune
 from weightloom.cli.generate import generate
 from weightloom.cli.info import info
+from weightloom.cli.select import select
 from weightloom.cli.teaching import command, parts_of
 from weightloom.cli.train import train
 
-ORDER = ("generate", "evaluate", "finetune", "zoo", "train", "audit", "data", "info")
+ORDER = ("generate", "select", "evaluate", "finetune", "zoo", "train", "audit", "data", "info")
 _HELP = """Generate the weights of neural networks instead of training them.
 
 Every command has --json (one object on stdout; progress goes to stderr) and --help with examples.
@@ -71,6 +72,7 @@ def root(
 
 for _name, _function in (
     ("generate", generate),
+    ("select", select),
     ("evaluate", evaluate),
     ("finetune", finetune),
     ("train", train),

@@ -7,6 +7,7 @@ Shapes: N networks, P values of a network, B images a network and step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -85,10 +86,13 @@ def fit_population(
     *,
     seed: int = 0,
     on_step: Callable[[int], None] | None = None,
+    pace: Callable[[int], float] | None = None,
 ) -> Iterator[Snapshot]:
     """Train N networks, network n on ``data[n]``, and yield them at the settings' snapshots.
 
-    AdamW, cosine schedule after a short warm-up. ``flats`` is not changed.
+    AdamW, cosine schedule after a short warm-up. ``flats`` is not changed. With ``pace`` the schedule follows
+    what that returns for a step, the share of the training that is over, and ends where it reaches 1, after
+    ``settings.steps`` at the latest: a training that has to end at a given time still ends with small steps.
 
     Raises:
         TrainingError: a loss is not finite; the message names the step and the network.
@@ -122,14 +126,31 @@ def fit_population(
         assert units.grad is not None
         if step <= settings.tied_steps:
             units.grad[:, trunk] = units.grad[:, trunk].mean(0, keepdim=True)
+        group = optimiser.param_groups[0]
+        if pace is not None:
+            cycle = _one_cycle(pace(step - 1))
+            # torch's one-cycle schedule moves the momentum against the rate.
+            group["lr"], group["betas"] = settings.learning_rate * cycle, (0.95 - 0.1 * cycle, 0.999)
         with torch.no_grad():  # decoupled decay, on trained values only
-            units[:, trained] *= 1 - schedule.get_last_lr()[0] * settings.weight_decay
+            units[:, trained] *= 1 - group["lr"] * settings.weight_decay
         optimiser.step()
-        schedule.step()
+        if pace is None:
+            schedule.step()
         if on_step is not None:
             on_step(step)
-        if step == settings.steps or step in settings.snapshots:
+        last = step == settings.steps or (pace is not None and pace(step) >= 1)
+        if last or step in settings.snapshots:
             # A stream of its own: taking a snapshot must not change the steps that follow.
             apart = torch_generator("fit-calibration", seed, step)
             calibration, _ = draw_batch(data, 512, apart)
             yield Snapshot(step, recalibrate(spec, (units * rate).detach(), calibration), loss.detach())
+        if last:
+            return
+
+
+def _one_cycle(share: float) -> float:
+    """Learning rate over its highest after ``share`` of a training: up in a tenth, then down to 0."""
+    share = min(max(share, 0.0), 1.0)
+    if share < 0.1:
+        return 0.04 + 0.96 * (1 - math.cos(math.pi * share / 0.1)) / 2
+    return (1 + math.cos(math.pi * (share - 0.1) / 0.9)) / 2

@@ -24,10 +24,12 @@ from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.conditioning.text import check_instruction
 from weightloom.errors import InputError, SpecError, UnsupportedRequestError
 from weightloom.fitting import recalibrate, run_networks
+from weightloom.generators.cost import check_cost
 from weightloom.io import save_tensors
 from weightloom.registry import Registry
 from weightloom.seeding import torch_generator
 from weightloom.tasks import SupportSet
+from weightloom.tasks.data import ONE_EXAMPLE
 from weightloom.weights import layout_of, require_finite
 
 generators: Registry[type[Generator]] = Registry("generator")
@@ -182,7 +184,7 @@ class Generator(ABC):
 
         Raises:
             UnsupportedRequestError: the architecture, its input or its class count is outside what the
-                generator is valid for.
+                generator is valid for, or the machine has not the memory for it.
             InputError: an instruction that is empty or too long, a support set of another class count.
         """
         request = self.check(architecture, instruction, support, num_samples, seed, sampling, batch_norm)
@@ -258,6 +260,7 @@ class Generator(ABC):
             raise InputError(f"the number of samples must be from 1 to {MAX_SAMPLES}, not {num_samples}")
         if batch_norm not in ("support", "generated"):
             raise InputError(f"batch_norm is 'support' or 'generated', not {batch_norm!r}")
+        check_cost(spec, num_samples)
         return Request(
             batch_norm=batch_norm,
             architecture=spec,
@@ -273,6 +276,9 @@ def check_support(support: SupportSet) -> None:
     """Raise :class:`InputError` unless ``support`` is a support set of finite float32 images."""
     if not isinstance(support, SupportSet):
         raise InputError(f"the examples must be a SupportSet, not {type(support).__name__}")
+    if support.num_classes < 2:
+        count = support.images.shape[0] * support.images.shape[1]
+        raise InputError(f"{ONE_EXAMPLE}, but the examples are {count} of one class")
     if support.images.dtype != torch.float32:
         raise InputError(f"the examples must be float32 images in [-1, 1], not {support.images.dtype}")
     if not bool(torch.isfinite(support.images).all()):

@@ -21,6 +21,26 @@ from weightloom.tasks.transforms import apply_transform
 
 _CHUNK = 4096
 
+ONE_EXAMPLE = "a classifier needs examples of at least two classes"
+"""What is wrong with a support set of one example, or of one class."""
+
+
+def integer_labels(labels: object) -> Tensor:
+    """``labels`` as one int64 tensor.
+
+    Raises:
+        InputError: they are not integers; what is not whole is never rounded.
+    """
+    try:
+        found = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InputError(
+            f"labels are integers from 0, not {type(labels).__name__} of something else"
+        ) from error
+    if found.numel() and (found.is_floating_point() or found.is_complex()):
+        raise InputError(f"labels are integers from 0, but these are of type {found.dtype}")
+    return found.to(torch.int64)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SupportSet:
@@ -35,11 +55,59 @@ class SupportSet:
     class_names: tuple[str, ...]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.images, Tensor):
+            raise InputError(f"a support set's images are one tensor, not {type(self.images).__name__}")
         if self.images.ndim != 5 or self.images.shape[0] != len(self.class_names) or self.images.shape[1] < 1:
             raise InputError(
                 f"a support set needs images of shape (classes, shots, C, H, W) for its "
                 f"{len(self.class_names)} class names, not {tuple(self.images.shape)}"
             )
+
+    @classmethod
+    def from_labelled(
+        cls, images: Tensor, labels: Tensor | Sequence[int], class_names: Sequence[str] | None = None
+    ) -> SupportSet:
+        """A support set from examples in any order; a class with fewer examples repeats its own.
+
+        Args:
+            images: (N, C, H, W) float32 in [-1, 1].
+            labels: (N,) integers from 0.
+            class_names: names in label order; left out, ``"class 0"`` and so on up to the highest label.
+
+        Raises:
+            InputError: one example in all, a class without examples, or labels that are not integers from 0
+                below the number of classes.
+
+        Example:
+            >>> SupportSet.from_labelled(torch.zeros(3, 1, 8, 8), [1, 0, 1]).images.shape
+            torch.Size([2, 2, 1, 8, 8])
+        """
+        if not isinstance(images, Tensor) or images.ndim != 4:
+            raise InputError("labelled examples are one tensor of images of shape (N, C, H, W)")
+        found = integer_labels(labels)
+        if found.shape != images.shape[:1]:
+            raise InputError(f"there are {len(images)} images, but labels of shape {tuple(found.shape)}")
+        if len(found) < 2:
+            raise InputError(f"{ONE_EXAMPLE}, but there {'is' if len(found) else 'are'} {len(found)}")
+        if int(found.min()) < 0:
+            raise InputError(f"an example has the label {int(found.min())}; labels count from 0")
+        count = int(found.max()) + 1
+        if class_names is None:
+            if count > len(found):  # checked before a list of that many names is made
+                missing = min(set(range(len(found) + 1)) - set(found.tolist()))
+                raise InputError(f"there is no example of class 'class {missing}'")
+            class_names = [f"class {label}" for label in range(count)]
+        if count > len(class_names):
+            raise InputError(
+                f"an example has the label {count - 1}, but there are {len(class_names)} classes"
+            )
+        members = [torch.nonzero(found == label).flatten() for label in range(len(class_names))]
+        for name, own in zip(class_names, members, strict=True):
+            if not len(own):
+                raise InputError(f"there is no example of class {name!r}")
+        shots = max(len(own) for own in members)
+        rows = torch.stack([own[torch.arange(shots) % len(own)] for own in members])  # (classes, shots)
+        return cls(images=images[rows.to(images.device)], class_names=tuple(class_names))
 
     @property
     def num_classes(self) -> int:
@@ -74,7 +142,11 @@ class TaskData:
         """Wrap ``pixels`` (M, C', H, W) uint8, of which ``rows`` (N,) are this task's, with ``labels`` (N,).
 
         C' is 1 or ``channels``; one grey channel is repeated.
+
+        Raises:
+            InputError: labels that are not integers.
         """
+        labels = integer_labels(labels)
         assert pixels.dtype == torch.uint8 and rows.shape == labels.shape
         assert pixels.shape[1] in (1, channels)
         self._pixels, self._rows, self.labels = pixels, rows, labels
@@ -93,6 +165,17 @@ class TaskData:
         if images.shape[1] != self._channels:
             images = images.repeat(1, self._channels, 1, 1)  # (B, 1, H, W) -> (B, C, H, W)
         return images, self.labels[index]
+
+    def part(self, index: Tensor) -> TaskData:
+        """The images at ``index`` (B,) as data of their own; pixels are shared, not copied."""
+        index = index.to(self._rows.device)
+        return TaskData(
+            self._pixels,
+            self._rows[index],
+            self.labels[index],
+            transform=self._transform,
+            channels=self._channels,
+        )
 
     def all(self) -> tuple[Tensor, Tensor]:
         """All images and labels as one batch."""
@@ -127,13 +210,15 @@ def draw_support(
         address: seed address, without the class.
 
     Raises:
-        InputError: ``shots`` is not positive.
+        InputError: ``shots`` is not positive, or a class has no image.
     """
     if shots < 1:
         raise InputError(f"a support set needs at least 1 example per class, not {shots}")
     chosen = []
     for label, key in enumerate(keys):
         members = torch.nonzero(data.labels == label).flatten()
+        if not len(members):
+            raise InputError(f"class {class_names[label]!r} has no image to take examples from")
         order = torch.randperm(len(members), generator=torch_generator(*address, key))
         chosen.append(members[order[torch.arange(shots) % len(members)]])
     images, _ = data.batch(torch.cat(chosen))

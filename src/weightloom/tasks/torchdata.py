@@ -6,6 +6,7 @@ Knows the dataset only by its length, its items and, where there is one, its lis
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -78,7 +79,11 @@ class TorchTask(Task):
         """Names in label order."""
         if self._names is not None:
             return self._names
-        return [f"class {label}" for label in range(max(self._items["train"][1]) + 1)]
+        labels = set(self._items["train"][1])
+        if max(labels) >= 2 * len(labels):  # most classes would be missing: no list of a billion names
+            gap = min(set(range(len(labels) + 1)) - labels)
+            raise InputError(f"dataset {self.dataset!r} has no train image of class 'class {gap}'")
+        return [f"class {label}" for label in range(max(labels) + 1)]
 
     @property
     def subject(self) -> Subject:
@@ -130,9 +135,16 @@ class TorchTask(Task):
             where = f"item {i} of the {split} images of dataset {self.dataset!r}"
             try:
                 image, label = dataset[i]
-                labels.append(int(label))
             except (TypeError, ValueError) as error:
                 raise InputError(f"{where} is not a pair of an image and an integer label") from error
+            try:
+                labels.append(operator.index(label))  # int() would round 1.5 and read "3"
+            except TypeError as error:
+                shown = repr(label)
+                shown = shown if len(shown) <= 40 else shown[:37] + "..."
+                raise InputError(
+                    f"{where} is not a pair of an image and an integer label: its label is {shown}"
+                ) from error
             if labels[-1] < 0:
                 raise InputError(f"{where} has the label {labels[-1]}; labels count from 0")
             images.append(_tensor(image, where))

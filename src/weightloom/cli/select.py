@@ -1,0 +1,181 @@
+"""``weightloom select``: a task and a time in, the best architecture with a trained network out."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from weightloom.cli.inputs import (
+    DataFolder,
+    Json,
+    TaskName,
+    calm_threads,
+    check_out,
+    plain_text,
+    require_task,
+    short_text,
+)
+from weightloom.cli.output import emit, facts, note, percent, progress, say, seconds_text, table, working
+from weightloom.cli.plots import PLOT_SUFFIXES
+from weightloom.errors import InputError
+
+if TYPE_CHECKING:
+    from weightloom.evaluation import Candidate
+
+MOST_CANDIDATES = 1000
+
+
+def select(
+    task: TaskName = None,
+    data: DataFolder = None,
+    budget: Annotated[
+        str, typer.Option("--budget", metavar="TIME", help="Wall-clock time in all, such as 60s, 2m or 1h.")
+    ] = "60s",
+    arch: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--arch", metavar="SPEC", help="A candidate; may be repeated. Left out: what the generator makes."
+        ),
+    ] = None,
+    generator: Annotated[
+        str,
+        typer.Option("--generator", metavar="NAME", help="A bundled name, a local folder, or a hub id."),
+    ] = "igpg-tiny",
+    instruction: Annotated[
+        str | None, typer.Option("--instruction", metavar="TEXT", help="What the network is to do.")
+    ] = None,
+    samples: Annotated[int, typer.Option("--samples", help="Networks generated for each candidate.")] = 1,
+    shots: Annotated[
+        int, typer.Option("--shots", help="Examples of each class that the generator looks at.")
+    ] = 16,
+    seed: Annotated[int, typer.Option("--seed", help="Decides examples, samples and batches.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Save the winner, as .safetensors.")
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE", help="Draw accuracy against seconds (.png, .pdf, .svg)."),
+    ] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            "--state",
+            metavar="FILE",
+            help="Keep the state here (.safetensors); the same command goes on from it.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    r"""Choose an architecture for a task and train it, within a time.
+
+    Networks of all candidates are generated and scored, and the best few are trained by successive halving on
+    the training images; a part of these is held back to judge by. Test images are looked at once, at the end.
+    Ctrl-C ends it with the best so far.
+
+    Examples:
+        weightloom select --data photos/ --budget 60s --out photos.safetensors
+        weightloom select --task fashion-mnist --budget 2m --arch 'cnn(depth=3,width=16)' \
+            --arch 'mlp(depth=2,width=32)' --plot selection.png
+    """
+    started = time.perf_counter()
+    out = check_out(out, (".safetensors",), "--out")
+    plot = check_out(plot, PLOT_SUFFIXES, "--plot")
+    state = check_out(state, (".safetensors",), "--state")
+    if state is not None and state == out:
+        raise InputError("--state and --out are two different files")
+    if not 1 <= shots <= 1000:
+        raise InputError(f"--shots must be from 1 to 1000, not {shots}")
+    if arch is not None and len(arch) > MOST_CANDIDATES:
+        raise InputError(f"at most {MOST_CANDIDATES:,} candidates, not {len(arch):,}")
+
+    from weightloom.architectures import parse_architecture
+    from weightloom.conditioning.text import check_instruction
+    from weightloom.evaluation import SelectionSettings, draw_selection, parse_budget
+    from weightloom.evaluation import select as run
+    from weightloom.fitting import accuracy
+    from weightloom.generators.load import load_generator
+
+    settings = SelectionSettings(
+        budget=parse_budget(plain_text(budget, "budget")), samples=samples, shots=shots, seed=seed
+    )
+    if instruction is not None:
+        instruction = check_instruction(plain_text(instruction, "instruction"))
+    specs = [parse_architecture(plain_text(text, "architecture")) for text in arch] if arch else None
+    model = load_generator(plain_text(generator, "generator"))
+    calm_threads()
+    target = require_task(task, data, model.validity.input)
+    with progress() as move:
+        found = run(
+            model,
+            target,
+            specs,
+            settings,
+            instruction=instruction,
+            state=state,
+            progress=move,
+            started=started,
+        )
+    best = found.winner
+    assert best.flat is not None
+    with working("measuring"):
+        images, labels = target.data("test").all()
+        measured = float(accuracy(best.spec, best.flat[None], images, labels)[0])
+    if out is not None:
+        sample = found.sample()
+        extra = {"task": str(target), "accuracy": measured}
+        replace(sample, report={**sample.report, **extra}).save(out)
+    if plot is not None:
+        draw_selection(found, plot)
+    result: dict[str, Any] = {
+        **found.to_json(),
+        "accuracy": measured,
+        "test_images": len(labels),
+        "out": out,
+        "plot": plot,
+        "state": state,
+        "total_seconds": time.perf_counter() - started,
+    }
+    if as_json:
+        emit(result)
+        return
+    if found.interrupted:
+        note("interrupted: this is the best so far")
+    say(
+        f"{short_text(best.spec)}: {percent(measured)} of {len(labels):,} test images right "
+        f"after {seconds_text(found.seconds)} of {seconds_text(settings.budget)}",
+        style="bold",
+    )
+    facts([("task", f"{target}: {target.describe()}"), ("generator", model.name)])
+    say()
+    count = len(found.rungs)
+    columns = ["", "architecture", "parameters", "generated", "predicted"]
+    columns += [f"rung {rung + 1}" for rung in range(count)] + ["steps", "seconds", "remark"]
+    rows = [
+        (place + 1, short_text(c.spec), f"{c.parameters:,}", *_measured(c, count), c.problem or None)
+        for place, c in enumerate(found.ranking)
+    ]
+    table(columns, rows, numbers=[columns[0], *columns[2:-1]])
+    say()
+    say(
+        f"accuracies of the ranking are on {found.images['held_back']:,} training images held back from "
+        f"{found.images['train']:,} to train on"
+    )
+    spent = ", ".join(f"{what} {seconds_text(seconds)}" for what, seconds in found.spent.items())
+    facts([("spent on", spent), ("saved", out), ("curves", plot), ("state", state)])
+
+
+def _measured(candidate: Candidate, rungs: int) -> list[str | None]:
+    """A row's numbers."""
+    reached = [percent(value) for value in candidate.rungs]
+    return [
+        percent(candidate.zero_shot),
+        percent(candidate.predicted),
+        *reached,
+        *[None] * (rungs - len(reached)),
+        f"{candidate.steps:,}",
+        f"{candidate.seconds:.1f}",
+    ]
