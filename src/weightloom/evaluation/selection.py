@@ -273,28 +273,21 @@ class Selection:
 
 
 def candidates_of(generator: Generator) -> list[ArchitectureSpec]:
-    """Architectures to choose from where none are named: those that the generator lists.
-
-    A generator that lists none (because it makes any) is asked for those of :data:`DEFAULT_CANDIDATES` that
-    it is valid for.
+    """Architectures to choose from where none are named: those that the generator lists, and those of
+    :data:`DEFAULT_CANDIDATES` that it makes too.
     """
-    found = []
-    for text in generator.validity.architectures:
+    limits = generator.validity
+    found: list[ArchitectureSpec] = []
+    for text in (*limits.architectures, *DEFAULT_CANDIDATES):
         try:
-            found.append(parse_architecture(text))
-        except InputError:  # no architecture but a description of many
-            found = []
-            break
-    if found:
-        return found
-    for text in DEFAULT_CANDIDATES:
-        spec = parse_architecture(text)
-        classes = generator.validity.min_classes
-        try:
-            generator.validity.check(spec.resolve(classes=classes, input=generator.validity.input))
-        except InputError:
+            spec = parse_architecture(text)
+            asked = spec.resolve(classes=limits.min_classes, input=limits.input)
+            generator.check(asked, None, None, 1, 0, None)
+        except InputError:  # not made, or no architecture but a description of many
             continue
-        found.append(spec)
+        plain = replace(spec, input=None)
+        if plain not in found:
+            found.append(plain)
     return found
 
 
