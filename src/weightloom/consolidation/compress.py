@@ -1,0 +1,148 @@
+"""From a published checkpoint to parts: the coarsest steps with which its outputs stay near enough.
+
+Where a forward pass and real inputs are at hand, steps follow from what the output can bear, one constant
+for the whole network sets all of them, and it is chosen on inputs that are used for nothing else. Where they
+are not, every row gets the same relative error of its weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from weightloom.consolidation.catalogue import Published
+from weightloom.consolidation.inputs import inputs
+from weightloom.consolidation.networks import Forward, networks
+from weightloom.consolidation.packing import Part, Parts, duplicates
+from weightloom.consolidation.rounding import Codes, round_layer, round_plain
+from weightloom.consolidation.sensitivity import Layer, measure
+
+SMALL = 64
+"""Tensors with fewer values, and all vectors, keep 16 bits a value."""
+SMALL_ERROR = 0.005
+"""Relative error of matrices that the forward pass does not read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How near a copy has to be.
+
+    ``target`` is the relative error of outputs on tuning inputs; ``weight_error`` that of weights where there
+    is no forward pass; ``calibration`` and ``tuning`` count inputs; ``shrink`` see
+    :func:`weightloom.consolidation.rounding.factors`.
+    """
+
+    target: float = 0.008
+    weight_error: float = 0.02
+    calibration: int = 768
+    tuning: int = 128
+    shrink: float = 0.1
+    tries: int = 4
+
+
+def is_matrix(tensor: Tensor) -> bool:
+    """Whether a tensor is coded."""
+    return tensor.is_floating_point() and tensor.dim() > 1 and tensor.numel() >= SMALL
+
+
+def relative_error(made: Tensor, true: Tensor) -> float:
+    """``|made - true| / |true|`` over everything."""
+    return float((made.double() - true.double()).norm() / true.double().norm().clamp(min=1e-30))
+
+
+@torch.no_grad()
+def outputs(forward: Forward, weights: Mapping[str, Tensor], x: Tensor, batch: int = 64) -> Tensor:
+    """The network's outputs, batch by batch."""
+    return torch.cat([forward(weights, x[i : i + batch]) for i in range(0, len(x), batch)])
+
+
+def make_parts(
+    state: Mapping[str, Tensor],
+    layers: Mapping[str, Layer],
+    constant: float,
+    *,
+    error: float = SMALL_ERROR,
+    shrink: float = 0.1,
+    feedback: bool = True,
+    base: tuple[str, Mapping[str, Tensor]] | None = None,
+) -> Parts:
+    """Parts of a state dict: matrices in ``layers`` by what the output bears, others by ``error``."""
+    twice = duplicates(state)
+    parts: dict[str, Part] = {}
+    for name, tensor in state.items():
+        if name in twice:
+            parts[name] = twice[name]
+        elif not is_matrix(tensor):
+            parts[name] = tensor
+        else:
+            parts[name] = _codes(name, tensor, layers.get(name), constant, error, shrink, feedback, base)
+    return Parts(parts, {name: tuple(t.shape) for name, t in state.items()}, None if base is None else base[0])
+
+
+def _codes(
+    name: str,
+    tensor: Tensor,
+    layer: Layer | None,
+    constant: float,
+    error: float,
+    shrink: float,
+    feedback: bool,
+    base: tuple[str, Mapping[str, Tensor]] | None,
+) -> Codes:
+    weight = tensor.flatten(1)  # shape -> (m, n)
+    if layer is not None and float(layer.energy.sum()) > 0:
+        return round_layer(weight, layer, constant, shrink=shrink, feedback=feedback)
+    rms = weight.square().mean(1).sqrt()
+    steps = error * math.sqrt(12) * rms.clamp(min=1e-3 * float(rms.max()) + 1e-12)
+    if base is not None and name in base[1] and base[1][name].shape == tensor.shape:
+        weight = weight - base[1][name].flatten(1)
+    return round_plain(weight, steps)
+
+
+def consolidate(
+    entry: Published,
+    state: Mapping[str, Tensor],
+    settings: Settings,
+    *,
+    speech: Path | None = None,
+    base: Mapping[str, Tensor] | None = None,
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> tuple[Parts, dict[str, float | int | None]]:
+    """Parts of a published checkpoint, and how near they are on tuning inputs.
+
+    Raises:
+        DataUnavailableError: the real inputs are not on this machine.
+    """
+    under = None if entry.base is None or base is None else (entry.base, base)
+    if entry.network is None or entry.inputs is None:
+        parts = make_parts(state, {}, 0.0, error=settings.weight_error, base=under)
+        return parts, {"tuning_error": None, "constant": None, "tries": 0}
+    forward, read = networks.get(entry.network), inputs.get(entry.inputs)
+    seen = read("calibration", settings.calibration, speech, state)
+    tune = read("tuning", settings.tuning, speech, state)
+    layers, size = measure(forward, state, seen)
+    true = outputs(forward, state, tune)
+    coded = sum(state[name].numel() for name in layers)
+    constant = math.sqrt(12 * size * settings.target**2 / coded)
+    best: tuple[float, Parts, float] | None = None
+    tries = 0
+    for tries in range(1, settings.tries + 1):
+        progress(tries, settings.tries)
+        parts = make_parts(state, layers, constant, shrink=settings.shrink)
+        reached = relative_error(outputs(forward, parts.state(), tune), true)
+        enough = reached <= settings.target
+        if best is None or (enough, constant if enough else -reached) > (
+            best[0] <= settings.target,
+            best[2] if best[0] <= settings.target else -best[0],
+        ):
+            best = (reached, parts, constant)
+        if 0.93 * settings.target <= reached <= settings.target:
+            break
+        constant *= min(8.0, max(0.05, 0.97 * settings.target / max(reached, 1e-9)))
+    assert best is not None
+    return best[1], {"tuning_error": best[0], "constant": best[2], "tries": tries}
