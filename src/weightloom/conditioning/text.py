@@ -76,7 +76,9 @@ def encode_text(texts: Sequence[str], batch_size: int = 64) -> Tensor:
 
 def word_pieces(texts: Sequence[str]) -> list[list[int]]:
     """The word pieces of each text, as the encoder reads them. Raises what :func:`encode_text` raises."""
-    return [list(encoded.ids) for encoded in _encoder()[0].encode_batch([check_instruction(t) for t in texts])]
+    return [
+        list(encoded.ids) for encoded in _encoder()[0].encode_batch([check_instruction(t) for t in texts])
+    ]
 
 
 @lru_cache(maxsize=1)

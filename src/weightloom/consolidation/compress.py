@@ -19,7 +19,7 @@ from weightloom.consolidation.catalogue import Published
 from weightloom.consolidation.inputs import inputs
 from weightloom.consolidation.networks import Forward, networks
 from weightloom.consolidation.packing import Part, Parts, duplicates
-from weightloom.consolidation.rounding import Codes, round_layer, round_plain
+from weightloom.consolidation.rounding import Codes, Rounding, round_layer, round_plain
 from weightloom.consolidation.sensitivity import Layer, measure
 
 SMALL = 64
@@ -34,7 +34,7 @@ class Settings:
 
     ``target`` is the relative error of outputs on tuning inputs; ``weight_error`` that of weights where there
     is no forward pass; ``calibration`` and ``tuning`` count inputs; ``shrink`` see
-    :func:`weightloom.consolidation.rounding.factors`.
+    :class:`weightloom.consolidation.rounding.Rounding`.
     """
 
     target: float = 0.008
@@ -67,8 +67,7 @@ def make_parts(
     constant: float,
     *,
     error: float = SMALL_ERROR,
-    shrink: float = 0.1,
-    feedback: bool = True,
+    how: Rounding | None = None,
     base: tuple[str, Mapping[str, Tensor]] | None = None,
 ) -> Parts:
     """Parts of a state dict: matrices in ``layers`` by what the output bears, others by ``error``."""
@@ -80,8 +79,10 @@ def make_parts(
         elif not is_matrix(tensor):
             parts[name] = tensor
         else:
-            parts[name] = _codes(name, tensor, layers.get(name), constant, error, shrink, feedback, base)
-    return Parts(parts, {name: tuple(t.shape) for name, t in state.items()}, None if base is None else base[0])
+            parts[name] = _codes(name, tensor, layers.get(name), constant, error, how, base)
+    return Parts(
+        parts, {name: tuple(t.shape) for name, t in state.items()}, None if base is None else base[0]
+    )
 
 
 def _codes(
@@ -90,13 +91,12 @@ def _codes(
     layer: Layer | None,
     constant: float,
     error: float,
-    shrink: float,
-    feedback: bool,
+    how: Rounding | None,
     base: tuple[str, Mapping[str, Tensor]] | None,
 ) -> Codes:
     weight = tensor.flatten(1)  # shape -> (m, n)
-    if layer is not None and float(layer.energy.sum()) > 0:
-        return round_layer(weight, layer, constant, shrink=shrink, feedback=feedback)
+    if layer is not None and layer.moments and float(layer.gradient.sum()) > 0:
+        return round_layer(weight, layer, constant, how)
     rms = weight.square().mean(1).sqrt()
     steps = error * math.sqrt(12) * rms.clamp(min=1e-3 * float(rms.max()) + 1e-12)
     if base is not None and name in base[1] and base[1][name].shape == tensor.shape:
@@ -133,7 +133,7 @@ def consolidate(
     tries = 0
     for tries in range(1, settings.tries + 1):
         progress(tries, settings.tries)
-        parts = make_parts(state, layers, constant, shrink=settings.shrink)
+        parts = make_parts(state, layers, constant, how=Rounding(shrink=settings.shrink))
         reached = relative_error(outputs(forward, parts.state(), tune), true)
         enough = reached <= settings.target
         if best is None or (enough, constant if enough else -reached) > (

@@ -1,4 +1,4 @@
-"""Real inputs for published networks: pictures, sentences, words and speech, in three parts that share nothing.
+"""Real inputs for published networks: pictures, sentences, words and speech, in three separate parts.
 
 ``calibration`` is what codes are made with, ``tuning`` what steps are chosen on, ``evaluation`` what errors
 are reported on. Pictures come from CIFAR-10 (training images, other training images, test images), sentences
@@ -35,7 +35,9 @@ inputs: Registry[Inputs] = Registry("kind of input")
 
 def part_of(name: str) -> str:
     """The part that a sentence, word or file belongs to, for ever: 3 of 5, 1 of 5, 1 of 5."""
-    return ("calibration", "calibration", "calibration", "tuning", "evaluation")[zlib.crc32(name.encode()) % 5]
+    return ("calibration", "calibration", "calibration", "tuning", "evaluation")[
+        zlib.crc32(name.encode()) % 5
+    ]
 
 
 # ------------------------------------------------------------------------------------------ pictures
@@ -121,7 +123,12 @@ def sentence_pieces(part: str, count: int, speech: Path | None, weights: Weights
 @inputs.register("spelling")
 def spelling(part: str, count: int, speech: Path | None, weights: Weights) -> Tensor:
     """(B, 16 + 12) letters of words, and the phonemes before each that the original says; see ``g2p``."""
-    words = {w for p in PARTS for s in sentences(p) for w in "".join(c if c.isalpha() else " " for c in s.lower()).split()}
+    words = {
+        w
+        for p in PARTS
+        for s in sentences(p)
+        for w in "".join(c if c.isalpha() else " " for c in s.lower()).split()
+    }
     words = {w for w in words if w.isascii() and 2 < len(w) < LETTERS and part_of(w) == part}
     chosen = sorted(words, key=lambda w: zlib.crc32(w[::-1].encode()))[:count]
     letters = torch.zeros(len(chosen), LETTERS, dtype=torch.long)
@@ -151,7 +158,7 @@ def recordings(folder: Path, part: str) -> tuple[np.ndarray, ...]:
     from scipy.io import wavfile
     from scipy.signal import resample_poly
 
-    found = []
+    found: list[np.ndarray] = []
     for path in sorted(folder.rglob("*.wav")):
         if part_of(path.name) != part:
             continue
@@ -190,7 +197,7 @@ def frames(part: str, count: int, speech: Path | None, weights: Weights) -> Tens
 @inputs.register("windows")
 def windows(part: str, count: int, speech: Path | None, weights: Weights) -> Tensor:
     """(B, 24, 576) consecutive windows of 512 samples with the 64 before, as Silero's network wants it."""
-    found = []
+    found: list[Tensor] = []
     for sound in _sounds(part, speech):
         if len(sound) >= 24 * 512 and len(found) < count:
             whole = np.concatenate([np.zeros(64, np.float32), sound[: 24 * 512]])
@@ -220,7 +227,7 @@ def mel(part: str, count: int, speech: Path | None, weights: Weights) -> Tensor:
     """(B, 160, 40) mel spectrograms of 1.6 s of speech at -30 dB, as Resemblyzer wants it."""
     generator = numpy_generator("mel", part)
     sounds = [s for s in _sounds(part, speech) if len(s) > RATE * 17 // 10]
-    found = []
+    found: list[Tensor] = []
     for index in range(count):
         sound = sounds[index % len(sounds)]
         start = int(generator.integers(len(sound) - 159 * 160))

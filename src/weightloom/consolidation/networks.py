@@ -42,7 +42,15 @@ def mobilenet_v2(w: Weights, x: Tensor) -> Tensor:
     x = F.conv2d(x, w["features.0.0.weight"], None, 2, 1)
     x = F.relu6(_norm(w, x, "features.0.1", 1e-5))
     at = 1
-    for expand, repeats, first in ((1, 1, 1), (6, 2, 2), (6, 3, 2), (6, 4, 2), (6, 3, 1), (6, 3, 2), (6, 1, 1)):
+    for expand, repeats, first in (
+        (1, 1, 1),
+        (6, 2, 2),
+        (6, 3, 2),
+        (6, 4, 2),
+        (6, 3, 1),
+        (6, 3, 2),
+        (6, 1, 1),
+    ):
         for block in range(repeats):
             stride, y, name = first if block == 0 else 1, x, f"features.{at}.conv"
             part = 0

@@ -94,7 +94,7 @@ def halved(tensor: Tensor) -> tuple[Tensor, int, Tensor]:
 
 
 def pack(parts: Parts, prior: NDArray[np.float16]) -> dict[str, Tensor]:
-    """``header``, ``stream``, ``halves`` and ``whole``: everything that :func:`unpack` needs but the prior."""
+    """``header``, ``stream``, ``halves`` and ``whole``: all that :func:`unpack` needs but the prior."""
     writer = Writer(prior)
     halves: list[Tensor] = []
     whole: list[Tensor] = []

@@ -1,9 +1,9 @@
 """How much a network's output moves when a weight does, layer by layer, on real inputs.
 
 For a layer ``y = W x`` and a network's output f, the mean of ``|df|^2`` over inputs is taken to be
-``sum_i B_i (dW A dW^T)_ii``: A, the second moments of what the layer reads, B, the energy of the output's
-gradient at each unit. That is a Kronecker-factored Gauss-Newton matrix (Martens and Grosse, arXiv
-1503.05671, section 3) with the second factor's diagonal. A is kept in blocks where a layer reads much.
+``trace(B dW A dW^T)``: A, the second moments of what the layer reads, B, those of the output's gradient
+there. That is a Kronecker-factored Gauss-Newton matrix (Martens and Grosse, arXiv 1503.05671, section 3). A
+is kept in blocks where a layer reads much, of B only the diagonal where units read inputs of their own.
 Knows nothing of codes.
 
 Shapes: m units of a layer, g groups, n inputs of a unit, B inputs of the network.
@@ -25,6 +25,10 @@ from weightloom.seeding import torch_generator
 
 BLOCK = 1536
 """Inputs of a unit that are treated together at most."""
+SMALL_BLOCK = 512
+"""As many where a unit of a convolution has more inputs than that."""
+PLACES = 4096
+"""Gradients of a layer's output that are looked at, of all there are, at most, in one batch."""
 ROWS = 2048
 """Patches of a layer's input that are looked at, of all there are, at most, in one batch."""
 
@@ -34,18 +38,22 @@ class Layer:
     """What is known of one weight.
 
     Attributes:
-        moments: blocks of A, each (g, n', n'); their n' add up to n. Empty for a table of rows (embedding).
-        energy: (m,) B, summed over inputs and places; for a table (n,), by column and divided by its rows.
+        moments: blocks of A, each (g, n', n'); their n' add up to n. For a table, whose rows are looked up,
+            that is B and stands for what is known of the columns.
         rows: how many patches A is the mean of.
+        gradient: (m, m) B, summed over an input's places, or its diagonal (m,).
+        places: how many gradients B is made of.
     """
 
     moments: list[Tensor] = field(default_factory=list)
-    energy: Tensor = field(default_factory=lambda: torch.zeros(()))
     rows: int = 0
-    table: bool = False
+    gradient: Tensor = field(default_factory=lambda: torch.zeros(()))
+    places: int = 0
 
 
-def patches(x: Tensor, weight: Tensor, options: Mapping[str, Any], choose: Tensor) -> Callable[[int, int], Tensor]:
+def patches(
+    x: Tensor, weight: Tensor, options: Mapping[str, Any], choose: Tensor
+) -> Callable[[int, int], Tensor]:
     """A convolution's input as patches: a function of channels from and to, giving (R, channels, kh, kw).
 
     Args:
@@ -61,14 +69,18 @@ def patches(x: Tensor, weight: Tensor, options: Mapping[str, Any], choose: Tenso
     windows = x.unfold(2, weight.shape[2], sh).unfold(3, weight.shape[3], sw)  # (B, c, h, w, kh, kw)
     b, _, h, w = windows.shape[:4]
     at = (choose * (b * h * w)).long()
-    return lambda first, last: windows[:, first:last].permute(0, 2, 3, 1, 4, 5)[at // (h * w), at // w % h, at % w]
+    return lambda first, last: windows[:, first:last].permute(0, 2, 3, 1, 4, 5)[
+        at // (h * w), at // w % h, at % w
+    ]
 
 
 def _pair(value: Any) -> tuple[int, int]:
     return (int(value), int(value)) if isinstance(value, int) else (int(value[0]), int(value[-1]))
 
 
-def second_moments(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], rows: int, seed: int) -> tuple[list[Tensor], int]:
+def second_moments(
+    func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], rows: int, seed: int
+) -> tuple[list[Tensor], int]:
     """Blocks of A, each (g, n', n'), as sums over at most ``rows`` patches, and how many these are."""
     x, weight = args[0].detach(), args[1].detach()
     generator = torch_generator("patches", seed)
@@ -85,14 +97,16 @@ def second_moments(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], ro
     if func is F.conv1d:
         x, weight = x[:, :, None], weight[:, :, None]
         options = {k: (int(k != "padding"), v[0]) for k, v in options.items()}
-    places = x.shape[0] * max(1, x.shape[2] // options["stride"][0]) * max(1, x.shape[3] // options["stride"][1])
+    places = (
+        x.shape[0] * max(1, x.shape[2] // options["stride"][0]) * max(1, x.shape[3] // options["stride"][1])
+    )
     count = min(rows, places)
     read = patches(x, weight, options, torch.rand(count, generator=generator))
     if groups > 1:
         p = read(0, x.shape[1]).reshape(count, groups, -1).transpose(0, 1)  # (g, R, n)
         return [p.transpose(1, 2) @ p], count
     area = weight.shape[2] * weight.shape[3]
-    step = max(1, BLOCK // area)
+    step = max(1, (BLOCK if x.shape[1] * area <= BLOCK else SMALL_BLOCK) // area)
     blocks = []
     for first in range(0, x.shape[1], step):
         p = read(first, min(first + step, x.shape[1])).reshape(count, -1)  # (R, c * kh * kw)
@@ -120,18 +134,35 @@ class _Watch(TorchFunctionMode):
                 layer.rows += count
                 return out
             axis = -1 if func is F.linear else 1
+            grouped = func is not F.linear and args[0].shape[1] != args[1].shape[1]
 
             def tell(gradient: Tensor) -> None:
-                energy = gradient.square().transpose(axis, -1).reshape(-1, gradient.shape[axis]).sum(0)
-                layer.energy = layer.energy + energy
+                flat = gradient.transpose(axis, -1).reshape(-1, gradient.shape[axis])  # (places, m)
+                layer.places += len(flat)
+                if grouped:
+                    layer.gradient = layer.gradient + flat.square().sum(0)
+                    return
+                share = max(1, len(flat) // PLACES)
+                kept = flat[
+                    torch.randperm(len(flat), generator=torch_generator("places", self.seed))[::share]
+                ]
+                layer.gradient = layer.gradient + kept.T @ kept * (len(flat) / len(kept))
 
             out.register_hook(tell)
-        elif func is torch.Tensor.__getitem__ and out.requires_grad and id(args[0]) in self.names and args[0].dim() == 2:
-            table = self.layers.setdefault(self.names[id(args[0])], Layer(table=True))
+        elif (
+            func is torch.Tensor.__getitem__
+            and out.requires_grad
+            and id(args[0]) in self.names
+            and args[0].dim() == 2
+        ):
+            table = self.layers.setdefault(self.names[id(args[0])], Layer())
             count = len(args[0])
 
             def hear(gradient: Tensor) -> None:
-                table.energy = table.energy + gradient.square().reshape(-1, gradient.shape[-1]).sum(0) / count
+                flat = gradient.reshape(-1, gradient.shape[-1])
+                moments = (flat.T @ flat)[None] / count
+                table.moments = [table.moments[0] + moments] if table.moments else [moments]
+                table.rows += len(flat)
 
             out.register_hook(hear)
         return out
@@ -143,7 +174,7 @@ def measure(
     inputs: Tensor,
     *,
     batch: int = 32,
-    gradients: int = 128,
+    gradients: int = 256,
     seed: int = 0,
 ) -> tuple[dict[str, Layer], float]:
     """What every layer's weights mean for the output, and the mean square size of an output.
@@ -172,7 +203,11 @@ def measure(
             out = forward(plain, chosen[start : start + batch])
             direction = torch.randn(out.shape, generator=torch_generator("probe", seed, start))
             torch.autograd.grad(out, wanted, direction, allow_unused=True)
-    for layer in layers.values():
-        layer.moments = [block / max(1, layer.rows) for block in layer.moments]
-        layer.energy = layer.energy / len(chosen)
+    for name, layer in layers.items():
+        if layer.places:
+            layer.moments = [block / max(1, layer.rows) for block in layer.moments]
+            layer.gradient = layer.gradient / len(chosen)
+        else:  # a table
+            layer.moments = [block / len(chosen) for block in layer.moments]
+            layer.gradient = torch.ones(len(plain[name]))
     return layers, size / len(inputs)

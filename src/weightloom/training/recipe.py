@@ -171,3 +171,18 @@ class GHNRecipe(_Strict):
     loop: LoopRecipe
     evaluate_every: Annotated[int, Field(ge=0)] = 0
     evaluate_networks: Annotated[int, Field(ge=1, le=1000)] = 8
+
+
+class ConsolidatedRecipe(_Strict):
+    """Published checkpoints to consolidate.
+
+    ``settings`` are those of :class:`weightloom.consolidation.compress.Settings`;
+    ``speech`` is a folder of ``.wav`` recordings; without it, ``speech`` in the cache folder.
+    """
+
+    kind: Literal["generator"]
+    generator: Literal["consolidated"]
+    name: Name
+    checkpoints: Annotated[list[str], Field(min_length=1, max_length=10_000)]
+    speech: str | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)
