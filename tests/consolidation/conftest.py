@@ -51,7 +51,7 @@ def small_inputs(part: str, count: int, speech: Path | None, weights: Mapping[st
 
 @pytest.fixture
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Published]]:
-    """Three checkpoints in a package ``weightloom_small_zoo``; ``near`` rests on ``small``; one has no network."""
+    """Three checkpoints in a package; ``near`` rests on ``small``, only ``small`` has a forward pass."""
     folder = tmp_path / "packages" / "weightloom_small_zoo"
     folder.mkdir(parents=True)
     (folder / "__init__.py").write_text("raise RuntimeError('nothing of a package is run')\n")

@@ -23,6 +23,7 @@ from weightloom.consolidation.rounding import Codes, Rounding, round_layer, roun
 from weightloom.consolidation.sensitivity import Layer, measure
 
 SMALL = 64
+LARGE = 10_000_000
 """Tensors with fewer values, and all vectors, keep 16 bits a value."""
 SMALL_ERROR = 0.005
 """Relative error of matrices that the forward pass does not read."""
@@ -37,12 +38,12 @@ class Settings:
     :class:`weightloom.consolidation.rounding.Rounding`.
     """
 
-    target: float = 0.008
+    target: float = 0.009
     weight_error: float = 0.02
-    calibration: int = 768
-    tuning: int = 128
-    shrink: float = 0.1
-    tries: int = 4
+    calibration: int = 512
+    tuning: int = 192
+    shrink: float = 0.2
+    tries: int = 5
 
 
 def is_matrix(tensor: Tensor) -> bool:
@@ -123,26 +124,37 @@ def consolidate(
         parts = make_parts(state, {}, 0.0, error=settings.weight_error, base=under)
         return parts, {"tuning_error": None, "constant": None, "tries": 0}
     forward, read = networks.get(entry.network), inputs.get(entry.inputs)
-    seen = read("calibration", settings.calibration, speech, state)
+    values = sum(t.numel() for t in state.values())
+    # A large network that listens has more places to look at in each of its frames.
+    seen = read(
+        "calibration",
+        settings.calibration // (2 if values > LARGE and entry.inputs == "frames" else 1),
+        speech,
+        state,
+    )
     tune = read("tuning", settings.tuning, speech, state)
     layers, size = measure(forward, state, seen)
     true = outputs(forward, state, tune)
     coded = sum(state[name].numel() for name in layers)
     constant = math.sqrt(12 * size * settings.target**2 / coded)
     best: tuple[float, Parts, float] | None = None
-    tries = 0
+    power, tries = 1.0, 0  # errors grow like this power of the constant
     for tries in range(1, settings.tries + 1):
         progress(tries, settings.tries)
         parts = make_parts(state, layers, constant, how=Rounding(shrink=settings.shrink))
         reached = relative_error(outputs(forward, parts.state(), tune), true)
-        enough = reached <= settings.target
-        if best is None or (enough, constant if enough else -reached) > (
-            best[0] <= settings.target,
-            best[2] if best[0] <= settings.target else -best[0],
-        ):
+        if best is not None and reached != best[0] and constant != best[2]:
+            power = min(2.0, max(0.5, math.log(reached / best[0]) / math.log(constant / best[2])))
+        if best is None or _better(reached, best[0], settings.target):
             best = (reached, parts, constant)
-        if 0.93 * settings.target <= reached <= settings.target:
+        if 0.95 * settings.target <= best[0] <= settings.target:
             break
-        constant *= min(8.0, max(0.05, 0.97 * settings.target / max(reached, 1e-9)))
-    assert best is not None
-    return best[1], {"tuning_error": best[0], "constant": best[2], "tries": tries}
+        constant = best[2] * min(8.0, max(0.05, (0.98 * settings.target / max(best[0], 1e-9)) ** (1 / power)))
+    return best[1], {"tuning_error": best[0], "constant": best[2], "tries": tries}  # type: ignore[index]
+
+
+def _better(error: float, best: float, target: float) -> bool:
+    """Whether an error is nearer to the target, above none that is below."""
+    if (error <= target) != (best <= target):
+        return error <= target
+    return error > best if error <= target else error < best

@@ -85,9 +85,9 @@ class Rounding:
     ``shrink``: see :func:`share_of`; ``feedback``: errors go to later columns; ``both``: and to later rows.
     """
 
-    shrink: float = 0.1
+    shrink: float = 0.2
     feedback: bool = True
-    both: bool = True
+    both: bool = False
 
 
 BOTH = 2e10

@@ -174,7 +174,7 @@ def measure(
     inputs: Tensor,
     *,
     batch: int = 32,
-    gradients: int = 256,
+    gradients: int = 128,
     seed: int = 0,
 ) -> tuple[dict[str, Layer], float]:
     """What every layer's weights mean for the output, and the mean square size of an output.

@@ -56,6 +56,7 @@ def build(recipe: ConsolidatedRecipe, out: Path, progress: Progress) -> Consolid
         for part in PARTS:
             recordings(speech, part)
 
+    (out / "work").mkdir(parents=True, exist_ok=True)
     made: dict[str, Parts] = {}
     figures: dict[str, dict[str, Any]] = {}
     for number, entry in enumerate(entries):
