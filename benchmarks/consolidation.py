@@ -1,4 +1,4 @@
-"""The table of consolidated checkpoints: sizes counted every way, weights layer by layer, outputs on real inputs.
+"""The table of consolidated checkpoints: sizes counted every way, errors of weights by layer and of outputs.
 
 Every checkpoint is decoded from the file and held against the original, which has to be installed, and beside
 plain rounding to 8 and 4 bits with one 16-bit scale for each output channel. Inputs are those of the part

@@ -13,6 +13,8 @@ import yaml
 from weightloom.architectures import parse_architecture
 from weightloom.cli.inputs import find_recipe
 from weightloom.conditioning import encode_text
+from weightloom.consolidation.catalogue import published
+from weightloom.consolidation.compress import Settings
 from weightloom.errors import DataUnavailableError
 from weightloom.generators.load import load_generator
 from weightloom.io import read_yaml
@@ -20,6 +22,7 @@ from weightloom.tasks import dataset_info, parse_task
 from weightloom.training.ghn import make_ghn
 from weightloom.training.igpg import check_recipe
 from weightloom.training.recipe import (
+    ConsolidatedRecipe,
     DiffusionRecipe,
     GeneratorRecipe,
     GHNRecipe,
@@ -44,6 +47,9 @@ DIFFUSIONS = [name for name in GENERATORS if RAW[name]["generator"] == "diffusio
 HYPERNETWORKS = [name for name in GENERATORS if RAW[name]["generator"] == "ghn"]
 """Generators that are trained on a task's images and need no zoo; the others make themselves from one."""
 
+CONSOLIDATED = [name for name in GENERATORS if RAW[name]["generator"] == "consolidated"]
+"""Published checkpoints; tests/training/test_consolidated.py has them at tiny size."""
+
 
 def model_of(name):
     if name in ZOOS:
@@ -54,6 +60,8 @@ def model_of(name):
         return DiffusionRecipe
     if name in HYPERNETWORKS:
         return GHNRecipe
+    if name in CONSOLIDATED:
+        return ConsolidatedRecipe
     return GeneratorRecipe if name in STAGED else PlainRecipe
 
 
@@ -113,6 +121,14 @@ def test_a_hypernetwork_recipe_makes_sense(name):
     model, settings = make_ghn(recipe, parse_task(recipe.task))
     assert sum(p.numel() for p in model.parameters()) > 10_000 and settings.meta_batch >= 1
     assert model.validity.tasks == (str(parse_task(recipe.task)),)
+
+
+@pytest.mark.parametrize("name", CONSOLIDATED)
+def test_a_recipe_of_published_checkpoints_makes_sense(name):
+    recipe = read_yaml(FOLDER / f"{name}.yaml", ConsolidatedRecipe)
+    assert len(set(recipe.checkpoints)) == len(recipe.checkpoints) >= 20
+    assert all(published(checkpoint).wordings for checkpoint in recipe.checkpoints)
+    assert Settings(**recipe.settings).target <= 0.01
 
 
 # -------------------------------------------------------------------------------------- at tiny size
@@ -206,7 +222,7 @@ def test_a_hypernetwork_is_trained_and_predicts(name, tmp_path):
     assert sample.module(task.data("test").batch(torch.arange(8))[0]).shape == (8, 10)
 
 
-@pytest.mark.parametrize("name", [name for name in GENERATORS if name not in HYPERNETWORKS])
+@pytest.mark.parametrize("name", [name for name in GENERATORS if name not in HYPERNETWORKS + CONSOLIDATED])
 def test_a_generator_is_trained_and_generates(built, name, tmp_path):
     try:
         encode_text(["digits"])

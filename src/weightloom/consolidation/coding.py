@@ -110,14 +110,19 @@ def count(codes: Ints, counts: NDArray[np.float64]) -> None:
 
 
 def prior_from(counts: NDArray[np.float64]) -> NDArray[np.float16]:
-    """(S, V) the logarithms of the prior. Both signs are alike; rare symbols lean on their neighbours."""
+    """(S, V) the logarithms of the prior: what was counted, and a little of what a context expects.
+
+    Both signs are alike.
+    """
     c = counts.copy()
     c[:, :-1] = (c[:, :-1] + c[:, -2::-1]) / 2
-    wide = c.copy()
-    for shift in (1, 2, 3):
-        wide[:, shift:-1] += c[:, : -1 - shift] * 0.5**shift
-        wide[:, : -1 - shift] += c[:, shift:-1] * 0.5**shift
-    smooth = c + 0.01 * wide + 1e-3
+    # A two-sided geometric distribution of the context's expected size, with a flat tail.
+    size = 2.0 ** (np.arange(CONTEXTS) / 4 - 5)  # (S,)
+    at = np.abs(np.arange(SYMBOLS) - REACH).astype(np.float64)
+    expected = np.exp(-at[None] / (size[:, None] + 0.1))
+    expected[:, -1] = 0
+    expected = 0.999 * expected / expected.sum(1, keepdims=True) + 0.001 / SYMBOLS
+    smooth = c + 30 * expected
     return np.log(smooth / smooth.sum(1, keepdims=True)).astype(np.float16)
 
 

@@ -117,10 +117,12 @@ def pack(parts: Parts, prior: NDArray[np.float16]) -> dict[str, Tensor]:
         else:
             entries.append([name, shape, _WHOLE[part.dtype]])
             whole.append(part.contiguous().reshape(-1).view(torch.uint8))
-    text = json.dumps({"base": parts.base, "tensors": entries}, separators=(",", ":")).encode()
+    stream = writer.bits().view(np.uint8)
+    header = {"base": parts.base, "crc": zlib.crc32(stream.tobytes()), "tensors": entries}
+    text = json.dumps(header, separators=(",", ":")).encode()
     return {
         "header": torch.from_numpy(np.frombuffer(zlib.compress(text, 9), np.uint8).copy()),
-        "stream": torch.from_numpy(writer.bits().view(np.uint8).copy()),
+        "stream": torch.from_numpy(stream.copy()),
         "halves": torch.cat(halves) if halves else torch.zeros(0, dtype=torch.float16),
         "whole": torch.cat(whole) if whole else torch.zeros(0, dtype=torch.uint8),
     }
@@ -130,12 +132,13 @@ def unpack(packed: Mapping[str, Tensor], prior: NDArray[np.float16]) -> Parts:
     """What :func:`pack` was given. Raises ValueError, in any of its kinds, where the bytes are not whole."""
     inflate = zlib.decompressobj()
     text = inflate.decompress(packed["header"].numpy().tobytes(), MAX_HEADER)
-    if inflate.unconsumed_tail or not inflate.eof:
+    if inflate.unconsumed_tail or inflate.unused_data or not inflate.eof:
         raise ValueError("a header that is cut off or too large")
     header = json.loads(text)
     stream = packed["stream"].numpy()
-    if len(stream) % 4:
-        raise ValueError("a stream that is cut off")
+    # A range coder reads any bits as something.
+    if len(stream) % 4 or header["crc"] != zlib.crc32(stream.tobytes()):
+        raise ValueError("a stream that is not what was written")
     reader = Reader(prior, stream.view(np.uint32))
     halves, whole = packed["halves"], packed["whole"]
     at_half = at_whole = total = 0
