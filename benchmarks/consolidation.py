@@ -24,7 +24,7 @@ from weightloom.consolidation.compress import is_matrix, outputs, relative_error
 from weightloom.consolidation.inputs import inputs
 from weightloom.consolidation.networks import networks
 from weightloom.consolidation.packing import duplicates
-from weightloom.generators.consolidated import Consolidated
+from weightloom.generators.consolidated import MIN_SIMILARITY, Consolidated
 from weightloom.io import cache_dir, write_json
 
 HERE = Path(__file__).parent
@@ -44,6 +44,17 @@ ASKED = {
     "locate the eyes and mouth in a face": "mtcnn-onet",
 }
 """Wordings that no checkpoint was given, and what each should find."""
+ELSEWHERE = (
+    "translate Latin poems",
+    "a cat",
+    "generate music",
+    "predict stock prices",
+    "large language model",
+    "Recognise handwritten digits",
+    "tell apart pictures of clothing",
+    "ResNet50 for ImageNet",
+)
+"""What is not there."""
 
 
 def rounded(state: Mapping[str, Tensor], bits: int) -> tuple[dict[str, Tensor], float]:
@@ -180,14 +191,27 @@ def main() -> None:
                     "similarity": first.similarity,
                     "next": second.name,
                     "next_similarity": second.similarity,
+                    "answered": first.similarity >= MIN_SIMILARITY,
                 }
             )
+    absent = []
+    for text in ELSEWHERE:
+        first = model.find(text)[0]
+        absent.append(
+            {
+                "instruction": text,
+                "nearest": first.name,
+                "similarity": first.similarity,
+                "answered": first.similarity >= MIN_SIMILARITY,
+            }
+        )
     result = {
         "command": COMMAND,
         "device": f"CPU, 1 thread, torch {torch.__version__}",
         "total": total(rows, options.generator),
         "checkpoints": rows,
         "retrieval": found,
+        "not_there": absent,
     }
     write_json(options.out, result)
     for key, value in result["total"].items():

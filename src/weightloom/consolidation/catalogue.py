@@ -40,6 +40,8 @@ class Published:
         network: its forward pass, where one is at hand.
         inputs: the real inputs that it is measured on.
         base: a checkpoint with the same names, from which only the difference is coded.
+        calibration: how many times as many inputs as others it is looked at on, because it overfits or is
+            cheap to run (more), or is dear (less).
         deps: whether pip may bring what the package asks for; otherwise it would replace torch.
     """
 
@@ -54,6 +56,7 @@ class Published:
     network: str | None = None
     inputs: str | None = None
     base: str | None = None
+    calibration: float = 1.0
     deps: bool = False
 
     @property
@@ -227,6 +230,7 @@ _ALL = (
         licence="MIT",
         network="mtcnn-p",
         inputs="pictures-12",
+        calibration=4.0,
         wordings=(
             "the MTCNN proposal network",
             "P-Net, the first stage of MTCNN face detection",
@@ -241,6 +245,7 @@ _ALL = (
         licence="MIT",
         network="mtcnn-r",
         inputs="pictures-24",
+        calibration=4.0,
         wordings=(
             "the MTCNN refinement network",
             "R-Net, the second stage of MTCNN face detection",
@@ -255,6 +260,7 @@ _ALL = (
         licence="MIT",
         network="mtcnn-o",
         inputs="pictures-48",
+        calibration=4.0,
         wordings=(
             "the MTCNN output network",
             "O-Net, the last stage of MTCNN face detection",
@@ -284,6 +290,7 @@ _ALL = (
         licence="MIT",
         network="crepe",
         inputs="frames",
+        calibration=0.5,
         wordings=(
             "the full CREPE pitch tracker",
             "large CREPE",
@@ -298,6 +305,7 @@ _ALL = (
         licence="MIT",
         network="crepe",
         inputs="frames",
+        calibration=2.0,
         wordings=(
             "the tiny CREPE pitch tracker",
             "small CREPE",

@@ -23,7 +23,6 @@ from weightloom.consolidation.rounding import Codes, Rounding, round_layer, roun
 from weightloom.consolidation.sensitivity import Layer, measure
 
 SMALL = 64
-LARGE = 10_000_000
 """Tensors with fewer values, and all vectors, keep 16 bits a value."""
 SMALL_ERROR = 0.005
 """Relative error of matrices that the forward pass does not read."""
@@ -124,14 +123,7 @@ def consolidate(
         parts = make_parts(state, {}, 0.0, error=settings.weight_error, base=under)
         return parts, {"tuning_error": None, "constant": None, "tries": 0}
     forward, read = networks.get(entry.network), inputs.get(entry.inputs)
-    values = sum(t.numel() for t in state.values())
-    # A large network that listens has more places to look at in each of its frames.
-    seen = read(
-        "calibration",
-        settings.calibration // (2 if values > LARGE and entry.inputs == "frames" else 1),
-        speech,
-        state,
-    )
+    seen = read("calibration", round(settings.calibration * entry.calibration), speech, state)
     tune = read("tuning", settings.tuning, speech, state)
     layers, size = measure(forward, state, seen)
     true = outputs(forward, state, tune)

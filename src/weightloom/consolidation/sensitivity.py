@@ -25,8 +25,6 @@ from weightloom.seeding import torch_generator
 
 BLOCK = 1536
 """Inputs of a unit that are treated together at most."""
-SMALL_BLOCK = 512
-"""As many where a unit of a convolution has more inputs than that."""
 PLACES = 4096
 """Gradients of a layer's output that are looked at, of all there are, at most, in one batch."""
 ROWS = 2048
@@ -106,7 +104,7 @@ def second_moments(
         p = read(0, x.shape[1]).reshape(count, groups, -1).transpose(0, 1)  # (g, R, n)
         return [p.transpose(1, 2) @ p], count
     area = weight.shape[2] * weight.shape[3]
-    step = max(1, (BLOCK if x.shape[1] * area <= BLOCK else SMALL_BLOCK) // area)
+    step = max(1, BLOCK // area)
     blocks = []
     for first in range(0, x.shape[1], step):
         p = read(first, min(first + step, x.shape[1])).reshape(count, -1)  # (R, c * kh * kw)

@@ -30,7 +30,7 @@ from weightloom.errors import CheckpointError, InputError, UnknownNameError
 from weightloom.io import dump_json, load_tensors, read_json, save_tensors, write_json
 from weightloom.weights import require_finite
 
-MIN_SIMILARITY = 0.5
+MIN_SIMILARITY = 0.48
 """Sentences that are less alike than this are about something else."""
 _PARTS = ("header", "stream", "halves", "whole")
 

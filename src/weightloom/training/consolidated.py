@@ -108,7 +108,14 @@ def _in_order(entries: list[Published]) -> list[Published]:
 
 
 def _digest(entry: Published, settings: Settings) -> str:
-    text = dump_json({"sha256": entry.sha256, "network": entry.network, "settings": asdict(settings)})
+    made_from = {
+        "sha256": entry.sha256,
+        "network": entry.network,
+        "inputs": entry.inputs,
+        "calibration": entry.calibration,
+        "settings": asdict(settings),
+    }
+    text = dump_json(made_from)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
