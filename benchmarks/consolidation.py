@@ -70,7 +70,7 @@ def rounded(state: Mapping[str, Tensor], bits: int) -> tuple[dict[str, Tensor], 
             cost = bits * tensor.numel() + 16 * len(weight)
         else:
             made[name] = tensor
-            cost = (16 if tensor.is_floating_point() else 8 * tensor.element_size()) * tensor.numel()
+            cost = (24 if tensor.is_floating_point() else 8 * tensor.element_size()) * tensor.numel()
         total += 0 if name in twice else cost
     return made, total
 

@@ -7,7 +7,7 @@ from tests.consolidation.conftest import small_state
 
 from weightloom.consolidation.coding import CONTEXTS, SYMBOLS, prior_from
 from weightloom.consolidation.compress import make_parts
-from weightloom.consolidation.packing import Parts, duplicates, halved, pack, size_of, unpack
+from weightloom.consolidation.packing import Parts, duplicates, pack, shortened, size_of, unpack
 
 
 def packed() -> tuple[Parts, dict[str, torch.Tensor], np.ndarray]:
@@ -30,7 +30,7 @@ def test_parts_come_back_bit_for_bit() -> None:
     error = (back["hidden.weight"] - true["hidden.weight"]).norm() / true["hidden.weight"].norm()
     assert 0.01 < float(error) < 0.03
     assert torch.equal(back["steps"], true["steps"])
-    assert float((back["first.bias"] - true["first.bias"]).abs().max()) < 1e-3
+    assert float((back["first.bias"] - true["first.bias"]).abs().max()) < 1e-4
 
 
 def test_what_is_there_twice_costs_once() -> None:
@@ -54,14 +54,14 @@ def test_a_difference_rests_on_the_other_checkpoint() -> None:
     assert float(error) < 0.03
 
 
-def test_halves_keep_large_and_small_values() -> None:
-    for size in (1e-6, 1.0, 1e9):
-        values = torch.linspace(-1, 1, 50) * size
-        assert float((halved(values)[2] - values).abs().max()) < 1e-3 * size
-    assert torch.equal(halved(torch.zeros(3))[2], torch.zeros(3))
+def test_three_bytes_keep_small_and_large_values_alike() -> None:
+    values = torch.tensor([0.0, -0.0, 1e-30, -3.14159265, 65504.0, 3e38, -3.4028e38, 1e-42])
+    short = shortened(values)
+    assert torch.isfinite(short).all() and torch.equal(shortened(short), short)
+    assert float(((short - values).abs() / values.abs().clamp(min=1e-38)).max()) < 1e-4
 
 
-@pytest.mark.parametrize("part", ["header", "stream", "halves", "whole"])
+@pytest.mark.parametrize("part", ["header", "stream", "shorts", "whole"])
 def test_bytes_that_are_missing_are_noticed(part: str) -> None:
     _, bytes_, prior = packed()
     cut = {**bytes_, part: bytes_[part][:-2]}

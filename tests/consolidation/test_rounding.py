@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 import torch
+import torch.nn.functional as F
 from tests.consolidation.conftest import small_forward, small_inputs, small_state
 
 from weightloom.consolidation.compress import make_parts, outputs, relative_error
@@ -52,3 +55,17 @@ def test_plain_rounding_is_within_half_a_step() -> None:
     assert step == pytest.approx(0.1, rel=0.1)
     assert float((codes.matrix() - weight).abs().max()) <= step / 2 * 1.0001
     assert torch.equal(exponents_of(step_of(torch.arange(-40, 40))), torch.arange(-40, 40).int())
+
+
+def test_a_layer_before_a_layer_norm_is_no_silent_one() -> None:
+    """There the gradients of all units add up to zero, and so do all entries of their moments."""
+    generator = torch.Generator().manual_seed(3)
+    tall = {"in": torch.randn(16, 6, generator=generator), "out": torch.randn(4, 16, generator=generator)}
+
+    def taller(w: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        return F.linear(F.layer_norm(F.linear(x, w["in"]), (16,)), w["out"])
+
+    layers, _ = measure(taller, tall, torch.randn(40, 6, generator=generator))
+    assert abs(float(layers["in"].gradient.sum())) < 1e-3 * layers["in"].energy
+    fine = make_parts(tall, layers, 1e-5).state()
+    assert all(relative_error(fine[name], tall[name]) < 1e-3 for name in tall)

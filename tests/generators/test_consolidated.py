@@ -62,7 +62,7 @@ def test_nothing_alike_is_said(made: Path) -> None:
 
 def test_a_broken_file_is_one_sentence(made: Path) -> None:
     model = Consolidated.from_pretrained(made)
-    for part in ("header", "stream", "halves", "whole"):
+    for part in ("header", "stream", "shorts", "whole"):
         kept = model.packed["small"][part]
         for wrong in (kept[:-4], torch.cat([kept, kept[:4]])):
             model.packed["small"][part] = wrong

@@ -23,7 +23,7 @@ from weightloom.consolidation.rounding import Codes, Rounding, round_layer, roun
 from weightloom.consolidation.sensitivity import Layer, measure
 
 SMALL = 64
-"""Tensors with fewer values, and all vectors, keep 16 bits a value."""
+"""Tensors with fewer values, and all vectors, keep 24 bits a value."""
 SMALL_ERROR = 0.005
 """Relative error of matrices that the forward pass does not read."""
 
@@ -95,7 +95,7 @@ def _codes(
     base: tuple[str, Mapping[str, Tensor]] | None,
 ) -> Codes:
     weight = tensor.flatten(1)  # shape -> (m, n)
-    if layer is not None and layer.moments and float(layer.gradient.sum()) > 0:
+    if layer is not None and layer.moments and layer.energy > 0:
         return round_layer(weight, layer, constant, how)
     rms = weight.square().mean(1).sqrt()
     steps = error * math.sqrt(12) * rms.clamp(min=1e-3 * float(rms.max()) + 1e-12)
@@ -133,7 +133,8 @@ def consolidate(
     power, tries = 1.0, 0  # errors grow like this power of the constant
     for tries in range(1, settings.tries + 1):
         progress(tries, settings.tries)
-        parts = make_parts(state, layers, constant, how=Rounding(shrink=settings.shrink))
+        how = Rounding(shrink=settings.shrink)
+        parts = make_parts(state, layers, constant, error=settings.weight_error, how=how)
         reached = relative_error(outputs(forward, parts.state(), tune), true)
         if best is not None and reached != best[0] and constant != best[2]:
             power = min(2.0, max(0.5, math.log(reached / best[0]) / math.log(constant / best[2])))

@@ -1,7 +1,7 @@
 """A state dict in few bytes: what becomes of each tensor, and how all of them go to bytes and back.
 
 A matrix becomes whole numbers (:mod:`weightloom.consolidation.rounding`) and goes through the prior; what is
-small keeps 16 bits a value; whole numbers stay as they are; a tensor that is there twice is kept once.
+small keeps 24 bits a value; whole numbers stay as they are; a tensor that is there twice is kept once.
 Knows nothing of networks or of what an output can bear.
 """
 
@@ -23,7 +23,7 @@ from weightloom.consolidation.coding import Reader, Writer, count
 from weightloom.consolidation.rounding import Codes
 
 Part = Codes | Tensor | str
-"""Codes; a tensor that is kept (16 bits where it has a point); the name of the tensor that it equals."""
+"""Codes; a tensor that is kept (24 bits where it has a point); the name of the tensor that it equals."""
 
 MAX_HEADER = 8 << 20
 MAX_VALUES = 1 << 30
@@ -58,7 +58,7 @@ class Parts:
             elif isinstance(part, str):
                 result[name] = result[part].clone()
             else:
-                result[name] = halved(part)[2] if part.is_floating_point() else part.clone()
+                result[name] = shortened(part) if part.is_floating_point() else part.clone()
         return result
 
     def add_counts(self, counts: NDArray[np.float64]) -> None:
@@ -85,18 +85,32 @@ def duplicates(state: Mapping[str, Tensor]) -> dict[str, str]:
     return found
 
 
-def halved(tensor: Tensor) -> tuple[Tensor, int, Tensor]:
-    """16 bits a value below a common power of two: the halves, its exponent, and what they stand for."""
-    largest = float(tensor.abs().max()) if tensor.numel() else 0.0
-    exponent = math.frexp(largest)[1] if largest > 0 else 0
-    half = (tensor.double() * 2.0**-exponent).half()
-    return half, exponent, (half.double() * 2.0**exponent).float()
+def shortened(tensor: Tensor) -> Tensor:
+    """float32 with the last eight bits rounded away, so that three bytes hold a value.
+
+    16 bits would not do: in deep networks with batch norms that alone moves the outputs by half a per cent.
+    """
+    bits = tensor.contiguous().view(torch.int32)
+    near = ((bits + 128) & -256).view(torch.float32)
+    return torch.where(near.isfinite(), near, (bits & -256).view(torch.float32))
+
+
+def _three_bytes(tensor: Tensor) -> Tensor:
+    """(3 n,) the upper bytes of each value, all first bytes first."""
+    raw = shortened(tensor).reshape(-1).view(torch.uint8).reshape(-1, 4)  # (n,) -> (n, 4)
+    return raw[:, 1:].T.reshape(-1)
+
+
+def _from_three_bytes(data: Tensor) -> Tensor:
+    raw = torch.zeros(len(data) // 3, 4, dtype=torch.uint8)
+    raw[:, 1:] = data.reshape(3, -1).T
+    return raw.reshape(-1).view(torch.float32)
 
 
 def pack(parts: Parts, prior: NDArray[np.float16]) -> dict[str, Tensor]:
-    """``header``, ``stream``, ``halves`` and ``whole``: all that :func:`unpack` needs but the prior."""
+    """``header``, ``stream``, ``shorts`` and ``whole``: all that :func:`unpack` needs but the prior."""
     writer = Writer(prior)
-    halves: list[Tensor] = []
+    shorts: list[Tensor] = []
     whole: list[Tensor] = []
     entries: list[list[Any]] = []
     for name, part in parts.parts.items():
@@ -111,9 +125,8 @@ def pack(parts: Parts, prior: NDArray[np.float16]) -> dict[str, Tensor]:
         elif isinstance(part, str):
             entries.append([name, shape, "same", part])
         elif part.is_floating_point():
-            half, exponent, _ = halved(part)
-            entries.append([name, shape, "half", exponent])
-            halves.append(half.reshape(-1))
+            entries.append([name, shape, "short"])
+            shorts.append(_three_bytes(part))
         else:
             entries.append([name, shape, _WHOLE[part.dtype]])
             whole.append(part.contiguous().reshape(-1).view(torch.uint8))
@@ -123,7 +136,7 @@ def pack(parts: Parts, prior: NDArray[np.float16]) -> dict[str, Tensor]:
     return {
         "header": torch.from_numpy(np.frombuffer(zlib.compress(text, 9), np.uint8).copy()),
         "stream": torch.from_numpy(stream.copy()),
-        "halves": torch.cat(halves) if halves else torch.zeros(0, dtype=torch.float16),
+        "shorts": torch.cat(shorts) if shorts else torch.zeros(0, dtype=torch.uint8),
         "whole": torch.cat(whole) if whole else torch.zeros(0, dtype=torch.uint8),
     }
 
@@ -140,8 +153,8 @@ def unpack(packed: Mapping[str, Tensor], prior: NDArray[np.float16]) -> Parts:
     if len(stream) % 4 or header["crc"] != zlib.crc32(stream.tobytes()):
         raise ValueError("a stream that is not what was written")
     reader = Reader(prior, stream.view(np.uint32))
-    halves, whole = packed["halves"], packed["whole"]
-    at_half = at_whole = total = 0
+    shorts, whole = packed["shorts"], packed["whole"]
+    at_short = at_whole = total = 0
     parts: dict[str, Part] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     for name, shape, kind, *rest in header["tensors"]:
@@ -164,16 +177,16 @@ def unpack(packed: Mapping[str, Tensor], prior: NDArray[np.float16]) -> Parts:
             if rest[0] not in parts:
                 raise ValueError("a tensor that equals none")
             parts[name] = str(rest[0])
-        elif kind == "half":
-            half = halves[at_half : at_half + size].double() * 2.0 ** int(rest[0])
-            parts[name] = half.float().reshape(shapes[name])  # (size,) -> shape
-            at_half += size
+        elif kind == "short":
+            values = _from_three_bytes(shorts[at_short : at_short + 3 * size])
+            parts[name] = values.reshape(shapes[name])  # (size,) -> shape
+            at_short += 3 * size
         else:
             dtype = _TYPES[kind]
             end = at_whole + size * dtype.itemsize
             parts[name] = whole[at_whole:end].clone().view(dtype).reshape(shapes[name])  # bytes -> shape
             at_whole = end
-    if (at_half, at_whole) != (len(halves), len(whole)):
+    if (at_short, at_whole) != (len(shorts), len(whole)):
         raise ValueError("bytes that belong to no tensor")
     return Parts(parts, shapes, header["base"])
 

@@ -53,14 +53,14 @@ def round_plain(weight: Tensor, steps: Tensor) -> Codes:
     return Codes((weight / step_of(rows)[:, None]).round().int(), rows, columns)
 
 
-def factors(moments: Tensor, share: float) -> tuple[Tensor, Tensor]:
+def factors(moments: Tensor, share: float, ridge: float = 1e-6) -> tuple[Tensor, Tensor]:
     """Upper factors U (g, n, n) with ``inverse(A) = U^T D^-1 U`` and a unit diagonal, and pivots D (g, n).
 
-    ``share`` of A is drawn to its diagonal first.
+    ``share`` of A is drawn to its diagonal first, and ``ridge`` times its mean diagonal is added.
     """
     a = moments.double()
     diagonal = a.diagonal(dim1=1, dim2=2)  # (g, n)
-    floor = 1e-6 * diagonal.mean(1, keepdim=True) + 1e-30
+    floor = ridge * diagonal.mean(1, keepdim=True) + 1e-30
     a = (1 - share) * a + torch.diag_embed(share * diagonal + floor)
     # To a unit diagonal and back, so that channels of very different size do not spoil the factors.
     scale = a.diagonal(dim1=1, dim2=2).rsqrt()
@@ -88,6 +88,8 @@ class Rounding:
     shrink: float = 0.2
     feedback: bool = True
     both: bool = False
+    ridge: float = 0.03
+    quiet: float = 0.3
 
 
 BOTH = 2e10
@@ -106,7 +108,8 @@ def round_layer(weight: Tensor, layer: Layer, constant: float, how: Rounding | N
     how = how or Rounding()
     m, n = weight.shape
     parts = [
-        factors(block, share_of(block.shape[-1], layer.rows, how.shrink, 0.5)) for block in layer.moments
+        factors(block, share_of(block.shape[-1], layer.rows, how.shrink, 0.5), how.ridge)
+        for block in layer.moments
     ]
     groups = layer.moments[0].shape[0]
     pivots = torch.cat([p for _, p in parts], 1)  # (g, n)
@@ -118,7 +121,8 @@ def round_layer(weight: Tensor, layer: Layer, constant: float, how: Rounding | N
     if square and how.both and how.feedback and m * n * (m + n) <= BOTH:
         lower, energy = (f[0] for f in factors(layer.gradient[None], share_of(m, layer.places, 0.5, 0.95)))
         under = lower
-    energy = energy.clamp(min=1e-4 * float(energy.mean()) + 1e-30)
+    # What is silent on the inputs seen may speak on others, or once its weights are moved.
+    energy = energy + how.quiet * energy.mean() + 1e-30
     # No step is so large that it says nothing of a row, nor so small that codes do not fit.
     rms = weight.square().mean(1).sqrt()
     rms = rms.clamp(min=1e-3 * float(rms.max()) + 1e-12)

@@ -48,6 +48,11 @@ class Layer:
     gradient: Tensor = field(default_factory=lambda: torch.zeros(()))
     places: int = 0
 
+    @property
+    def energy(self) -> float:
+        """The trace of B. (Its sum would be zero before a layer norm, which takes out what all share.)"""
+        return float((self.gradient.diagonal() if self.gradient.dim() == 2 else self.gradient).sum())
+
 
 def patches(
     x: Tensor, weight: Tensor, options: Mapping[str, Any], choose: Tensor

@@ -32,7 +32,7 @@ from weightloom.weights import require_finite
 
 MIN_SIMILARITY = 0.48
 """Sentences that are less alike than this are about something else."""
-_PARTS = ("header", "stream", "halves", "whole")
+_PARTS = ("header", "stream", "shorts", "whole")
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,6 @@ class Consolidated:
         config = read_json(folder / "config.json")
         tensors, _ = load_tensors(folder / "model.safetensors")
         nothing = {part: torch.zeros(0, dtype=torch.uint8) for part in _PARTS}
-        nothing["halves"] = torch.zeros(0, dtype=torch.float16)
         try:
             about, packed = {}, {}
             for number, entry in enumerate(config["checkpoints"]):
