@@ -25,7 +25,7 @@ from weightloom.consolidation.inputs import inputs
 from weightloom.consolidation.networks import networks
 from weightloom.consolidation.packing import duplicates
 from weightloom.generators.consolidated import MIN_SIMILARITY, Consolidated
-from weightloom.io import cache_dir, write_json
+from weightloom.io import cache_dir, write_json, write_text
 
 HERE = Path(__file__).parent
 COMMAND = "python benchmarks/consolidation.py --generator runs/consolidated"
@@ -44,6 +44,7 @@ ASKED = {
     "locate the eyes and mouth in a face": "mtcnn-onet",
 }
 """Wordings that no checkpoint was given, and what each should find."""
+MARKS = ("<!-- figures: benchmarks/consolidation.py writes them -->", "<!-- end of figures -->")
 ELSEWHERE = (
     "translate Latin poems",
     "a cat",
@@ -159,6 +160,73 @@ def total(rows: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
     }
 
 
+def report(result: Mapping[str, Any]) -> str:
+    """The figures as they stand in docs/consolidation.md."""
+
+    def share(value: float | None) -> str:
+        return "not measured" if value is None else f"{value:.2%}".replace("%", " %")
+
+    whole = result["total"]
+    files = sum(whole["files"].values())
+    right = [f for f in result["retrieval"] if f["found"] == f["wanted"]]
+    wrong = [f for f in result["not_there"] if f["answered"]]
+    taken = "; ".join(f"'{f['instruction']}' with {f['nearest']}" for f in wrong)
+    head = [
+        "checkpoint",
+        "parameters",
+        "bits a weight",
+        "weights off",
+        "outputs off",
+        "8 bits: outputs",
+        "4 bits: outputs",
+        "licence",
+    ]
+    lines = [
+        f"{whole['checkpoints']} checkpoints, {whole['parameters']:,} parameters, {files:,} bytes on the disk",
+        f"with prior, steps, names and wordings: **{whole['bits_per_weight']:.2f} bits a weight**, everything",
+        f"counted. {whole['measured_on_inputs']} are measured on real inputs, at",
+        f"{whole['measured_bits_per_weight']:.2f} bits a weight together: their outputs are at most",
+        f"{share(whole['largest_output_error'])} off and {whole['within_1_percent']} are within 1 %;",
+        f"{whole['within_1_percent_and_6_bits']} are within 1 % at 6 bits or less each. Rounded to 8 bits,",
+        f"{whole['rounded_8_within_1_percent']} are within 1 %.",
+        "",
+        "| " + " | ".join(head) + " |",
+        "|---|" + "---:|" * 6 + "---|",
+    ]
+    for row in result["checkpoints"]:
+        cells = [
+            row["checkpoint"],
+            f"{row['parameters']:,}",
+            f"{row['bits_per_weight']:.2f}",
+            share(row["weight_error"]),
+            share(row.get("output_error")),
+            share(row["rounded_8"].get("output_error")),
+            share(row["rounded_4"].get("output_error")),
+            row["licence"],
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "With the 16-bit scales and 24-bit vectors that they need, 8 bits are",
+        f"{whole['rounded_8_bits_per_weight']:.2f} bits a weight and 4 bits",
+        f"{whole['rounded_4_bits_per_weight']:.2f}.",
+        "",
+        f"Of {len(result['retrieval'])} sentences that no checkpoint was given, {len(right)} find the one that",
+        f"was meant, {sum(f['answered'] for f in right)} of them above the threshold; of",
+        f"{len(result['not_there'])} that ask for something else, {len(wrong)} are answered all the same"
+        + (f" ({taken})." if wrong else "."),
+        "The threshold was set on these sentences.",
+    ]
+    return "\n".join(lines)
+
+
+def write_report(result: Mapping[str, Any], page: Path = HERE.parent / "docs" / "consolidation.md") -> str:
+    """The page with the figures of ``result`` between its two marks."""
+    before, _, rest = page.read_text().partition(MARKS[0])
+    after = rest.partition(MARKS[1])[2]
+    return f"{before}{MARKS[0]}\n\n{report(result)}\n\n{MARKS[1]}{after}"
+
+
 def main() -> None:
     """Measure everything and write ``benchmarks/results/consolidation.json``."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -214,6 +282,8 @@ def main() -> None:
         "not_there": absent,
     }
     write_json(options.out, result)
+    page = HERE.parent / "docs" / "consolidation.md"
+    write_text(page, write_report(result, page))
     for key, value in result["total"].items():
         print(f"{key}: {value}")
     print(f"retrieval: {sum(f['found'] == f['wanted'] for f in found)} of {len(found)}")
