@@ -182,9 +182,10 @@ def report(result: Mapping[str, Any]) -> str:
         "licence",
     ]
     lines = [
-        f"{whole['checkpoints']} checkpoints, {whole['parameters']:,} parameters, {files:,} bytes on the disk",
-        f"with prior, steps, names and wordings: **{whole['bits_per_weight']:.2f} bits a weight**, everything",
-        f"counted. {whole['measured_on_inputs']} are measured on real inputs, at",
+        f"{whole['checkpoints']} checkpoints, {whole['parameters']:,} parameters, {files:,} bytes on",
+        "the disk with prior, steps, names and wordings:",
+        f"**{whole['bits_per_weight']:.2f} bits a weight**, everything counted.",
+        f"{whole['measured_on_inputs']} are measured on real inputs, at",
         f"{whole['measured_bits_per_weight']:.2f} bits a weight together: their outputs are at most",
         f"{share(whole['largest_output_error'])} off and {whole['within_1_percent']} are within 1 %;",
         f"{whole['within_1_percent_and_6_bits']} are within 1 % at 6 bits or less each. Rounded to 8 bits,",
@@ -211,8 +212,8 @@ def report(result: Mapping[str, Any]) -> str:
         f"{whole['rounded_8_bits_per_weight']:.2f} bits a weight and 4 bits",
         f"{whole['rounded_4_bits_per_weight']:.2f}.",
         "",
-        f"Of {len(result['retrieval'])} sentences that no checkpoint was given, {len(right)} find the one that",
-        f"was meant, {sum(f['answered'] for f in right)} of them above the threshold; of",
+        f"Of {len(result['retrieval'])} sentences that no checkpoint was given, {len(right)} find the",
+        f"one that was meant, {sum(f['answered'] for f in right)} of them above the threshold; of",
         f"{len(result['not_there'])} that ask for something else, {len(wrong)} are answered all the same"
         + (f" ({taken})." if wrong else "."),
         "The threshold was set on these sentences.",
