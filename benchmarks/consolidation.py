@@ -233,7 +233,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--generator", type=Path, default=Path("runs/consolidated"))
     parser.add_argument("--speech", type=Path, default=cache_dir("speech"))
-    parser.add_argument("--inputs", type=int, default=256)
+    parser.add_argument("--inputs", type=int, default=128)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "consolidation.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
