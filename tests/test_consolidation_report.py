@@ -6,6 +6,8 @@ import importlib.util
 import json
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "consolidation.py"
 
 
@@ -14,5 +16,7 @@ def test_the_page_is_what_the_file_says():
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     page = SCRIPT.parents[1] / "docs" / "consolidation.md"
+    if not (SCRIPT.parent / "results" / "consolidation.json").is_file():
+        pytest.skip("the table has not been measured yet")
     result = json.loads((SCRIPT.parent / "results" / "consolidation.json").read_text("utf-8"))
     assert page.read_text("utf-8") == script.write_report(result, page), "run benchmarks/consolidation.py"
