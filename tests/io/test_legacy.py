@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from weightloom.errors import CheckpointError
-from weightloom.io import legacy, load_legacy
+from weightloom.io import legacy, load_legacy, load_pinned, sha256_of
 
 
 def a_network() -> torch.nn.Module:
@@ -284,3 +284,19 @@ def test_a_mutated_file_is_read_or_refused(tmp_path: Path) -> None:
 def test_limits_are_what_a_real_checkpoint_needs() -> None:
     # About 25 instructions and 150 bytes a tensor: the two limits stop at some forty thousand tensors.
     assert legacy.MAX_INSTRUCTIONS / 25 > 40_000 and legacy.MAX_PICKLE_BYTES / 150 > 40_000
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pinned_file_is_read_whatever_its_age(tmp_path, zipped):
+    path = tmp_path / "x.pt"
+    torch.save({"weight": torch.arange(6.0).view(2, 3).T}, path, _use_new_zipfile_serialization=zipped)
+    read = load_pinned(path, sha256_of(path))
+    assert torch.equal(read["weight"], torch.arange(6.0).view(2, 3).T) and read["weight"].is_contiguous()
+    with pytest.raises(CheckpointError, match="is not the published file: its SHA-256 is another"):
+        load_pinned(path, "0" * 64)
+    torch.save([1], path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match="holds list where a dictionary is expected"):
+        load_pinned(path, sha256_of(path))
+    torch.save({"run": print}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match="is not a checkpoint that can be read safely"):
+        load_pinned(path, sha256_of(path))

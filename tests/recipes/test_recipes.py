@@ -13,6 +13,8 @@ import yaml
 from weightloom.architectures import parse_architecture
 from weightloom.cli.inputs import find_recipe
 from weightloom.conditioning import encode_text
+from weightloom.consolidation.catalogue import published
+from weightloom.consolidation.compress import Settings
 from weightloom.errors import DataUnavailableError
 from weightloom.generators.load import load_generator
 from weightloom.io import read_yaml
@@ -20,6 +22,7 @@ from weightloom.tasks import dataset_info, parse_task
 from weightloom.training.ghn import make_ghn
 from weightloom.training.igpg import check_recipe
 from weightloom.training.recipe import (
+    ConsolidatedRecipe,
     DiffusionRecipe,
     GeneratorRecipe,
     GHNRecipe,
@@ -51,6 +54,9 @@ LAYERWISE = [name for name in GENERATORS if RAW[name]["generator"] == "layerwise
 REWARDS = sorted(name for name, raw in RAW.items() if raw["kind"] == "reward")
 """Settings for steering a trained generator."""
 
+CONSOLIDATED = [name for name in GENERATORS if RAW[name]["generator"] == "consolidated"]
+"""Published checkpoints; tests/training/test_consolidated.py has them at tiny size."""
+
 
 def model_of(name):
     if name in LAYERWISE:
@@ -65,6 +71,8 @@ def model_of(name):
         return DiffusionRecipe
     if name in HYPERNETWORKS:
         return GHNRecipe
+    if name in CONSOLIDATED:
+        return ConsolidatedRecipe
     return GeneratorRecipe if name in STAGED else PlainRecipe
 
 
@@ -124,6 +132,14 @@ def test_a_hypernetwork_recipe_makes_sense(name):
     model, settings = make_ghn(recipe, parse_task(recipe.task))
     assert sum(p.numel() for p in model.parameters()) > 10_000 and settings.meta_batch >= 1
     assert model.validity.tasks == (str(parse_task(recipe.task)),)
+
+
+@pytest.mark.parametrize("name", CONSOLIDATED)
+def test_a_recipe_of_published_checkpoints_makes_sense(name):
+    recipe = read_yaml(FOLDER / f"{name}.yaml", ConsolidatedRecipe)
+    assert len(set(recipe.checkpoints)) == len(recipe.checkpoints) >= 20
+    assert all(published(checkpoint).wordings for checkpoint in recipe.checkpoints)
+    assert Settings(**recipe.settings).target <= 0.01
 
 
 # -------------------------------------------------------------------------------------- at tiny size
@@ -248,7 +264,10 @@ def test_the_settings_of_steering_make_sense(name):
         assert parse_architecture(text).resolve(classes=10, input=(3, 16, 16)).num_parameters() > 0
 
 
-@pytest.mark.parametrize("name", [name for name in GENERATORS if name not in HYPERNETWORKS + LAYERWISE])
+WITHOUT_ZOO = HYPERNETWORKS + LAYERWISE + CONSOLIDATED
+
+
+@pytest.mark.parametrize("name", [name for name in GENERATORS if name not in WITHOUT_ZOO])
 def test_a_generator_is_trained_and_generates(built, name, tmp_path):
     try:
         encode_text(["digits"])

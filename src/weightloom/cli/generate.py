@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from weightloom.cli.consolidated import retrieve
 from weightloom.cli.inputs import (
     DataFolder,
     Json,
@@ -122,10 +123,19 @@ def generate(
     from weightloom.architectures import parse_architecture
     from weightloom.conditioning.text import check_instruction
     from weightloom.generators import Sampling, best_of
+    from weightloom.generators.consolidated import is_consolidated
     from weightloom.generators.load import load_generator
 
     if instruction is not None:
         instruction = check_instruction(plain_text(instruction, "instruction"))
+    folder = Path(plain_text(generator, "generator")).expanduser()
+    if is_consolidated(folder):
+        if task is not None or data is not None or plot is not None:
+            raise InputError(
+                "a consolidated checkpoint comes as it is; --task, --data and --plot are for generators"
+            )
+        retrieve(folder, instruction, out, as_json=as_json)
+        return
     spec = parse_architecture(plain_text(arch, "architecture"))
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
     model = load_generator(plain_text(generator, "generator"))

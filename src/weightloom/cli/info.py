@@ -232,6 +232,38 @@ def _any_size(text: str) -> str:
     return f"{text.partition('(')[0]} (learned up to {short_text(text)})"
 
 
+def _consolidated(path: Path) -> Answer:
+    from weightloom.generators.consolidated import Consolidated
+
+    model = Consolidated.from_pretrained(path)
+    keys = ("num_parameters", "bits_per_weight", "tuning_error", "package", "licence")
+    described = {
+        "kind": "consolidated checkpoints",
+        "name": model.name,
+        "checkpoints": [
+            {"name": name, **{key: about.get(key) for key in keys}} for name, about in model.about.items()
+        ],
+    }
+
+    def show(d: dict[str, Any]) -> None:
+        say(f"{d['name']}: {len(d['checkpoints'])} consolidated checkpoints", style="bold")
+        rows = [
+            (
+                c["name"],
+                f"{c['num_parameters']:,}",
+                f"{c['bits_per_weight']:.2f}",
+                percent(c["tuning_error"]),
+                c["package"],
+                c["licence"],
+            )
+            for c in d["checkpoints"]
+        ]
+        columns = ["checkpoint", "parameters", "bits a weight", "error", "package", "licence"]
+        table(columns, rows, numbers=columns[1:4])
+
+    return described, show
+
+
 def _folder(path: Path) -> Answer:
     if (path / "zoo.sqlite3").is_file():
         from weightloom.cli.zoo import describe_zoo, print_zoo
@@ -244,6 +276,8 @@ def _folder(path: Path) -> Answer:
 
         config = read_json(path / "config.json")
         kind = config.get("kind") if isinstance(config, dict) else None
+        if kind == "consolidated":
+            return _consolidated(path)
         return _tokenizer(path) if isinstance(kind, str) and kind in tokenizers else _generator(path)
     from weightloom.cli.data import describe_task, print_task
     from weightloom.tasks import FolderTask

@@ -10,7 +10,7 @@ Source: Sentence-BERT (arXiv 1908.10084); weights sentence-transformers/all-Mini
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -51,6 +51,7 @@ def check_instruction(text: object) -> str:
     return text
 
 
+@torch.no_grad()
 def encode_text(texts: Sequence[str], batch_size: int = 64) -> Tensor:
     """(B, 384) unit vectors of ``texts``.
 
@@ -69,8 +70,15 @@ def encode_text(texts: Sequence[str], batch_size: int = 64) -> Tensor:
         length = max(len(p.ids) for p in pieces)
         ids = torch.tensor([p.ids + [0] * (length - len(p.ids)) for p in pieces])  # (B, S)
         seen = torch.tensor([[1] * len(p.ids) + [0] * (length - len(p.ids)) for p in pieces])
-        result[chosen] = _forward(weights, ids, seen)
+        result[chosen] = forward(weights, ids, seen)
     return result
+
+
+def word_pieces(texts: Sequence[str]) -> list[list[int]]:
+    """The word pieces of each text, as the encoder reads them. Raises what :func:`encode_text` raises."""
+    return [
+        list(encoded.ids) for encoded in _encoder()[0].encode_batch([check_instruction(t) for t in texts])
+    ]
 
 
 @lru_cache(maxsize=1)
@@ -91,8 +99,9 @@ def _encoder():  # type: ignore[no-untyped-def]  # noqa: ANN202
     return tokenizer, {name: value.float() for name, value in weights.items() if value.is_floating_point()}
 
 
-@torch.no_grad()
-def _forward(w: dict[str, Tensor], ids: Tensor, seen: Tensor) -> Tensor:
+def forward(w: Mapping[str, Tensor], ids: Tensor, seen: Tensor) -> Tensor:
+    """(B, 384) unit vectors of word pieces ``ids`` (B, S) where ``seen`` is 1, with the encoder's weights."""
+
     def linear(x: Tensor, name: str) -> Tensor:
         return F.linear(x, w[f"{name}.weight"], w[f"{name}.bias"])
 

@@ -19,7 +19,7 @@ from weightloom.io.atomic import (
 from weightloom.io.cache import cache_dir
 from weightloom.io.documents import dump_json, parse_json, read_json, read_yaml, write_json
 from weightloom.io.files import open_regular, read_bytes, sha256_of
-from weightloom.io.legacy import load_legacy
+from weightloom.io.legacy import load_legacy, load_pinned
 from weightloom.io.tensors import Header, TensorInfo, load_tensors, read_header, save_tensors, shapes_of
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "cache_dir",
     "dump_json",
     "load_legacy",
+    "load_pinned",
     "load_tensors",
     "open_regular",
     "parse_json",

@@ -9,6 +9,7 @@ Nothing of ours is ever written in this format.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import pickle
@@ -56,6 +57,36 @@ def load_legacy(path: str | Path) -> dict[str, Any]:
             if byteorder not in (b"little", b""):
                 raise CheckpointError(path, "was written on a big-endian machine")
             handle.seek(0)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                value = torch.load(handle, map_location="cpu", weights_only=True)
+            if not isinstance(value, dict):
+                raise CheckpointError(path, f"holds {type(value).__name__} where a dictionary is expected")
+            return _own(value, {})  # type: ignore[no-any-return]
+    except CheckpointError:
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise CheckpointError(path, f"is not a checkpoint that can be read safely ({reason})") from error
+
+
+def load_pinned(path: str | Path, sha256: str) -> dict[str, Any]:
+    """The dictionary in a known checkpoint of any PyTorch age: its bytes must be those of ``sha256``.
+
+    Files from before PyTorch 1.6 cannot be checked from outside, so only those are read that are known byte
+    for byte; nothing else reaches ``torch.load(weights_only=True)``.
+
+    Raises:
+        CheckpointError: other bytes, or not a checkpoint.
+    """
+    try:
+        with open_regular(path) as (handle, _):
+            digest = hashlib.sha256()
+            while chunk := handle.read(1 << 20):
+                digest.update(chunk)
+            if digest.hexdigest() != sha256:
+                raise CheckpointError(path, "is not the published file: its SHA-256 is another")
+            handle.seek(0)  # the same open file, so that nobody can put another in its place
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 value = torch.load(handle, map_location="cpu", weights_only=True)

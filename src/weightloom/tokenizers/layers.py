@@ -252,8 +252,8 @@ def _identity(weight: Tensor) -> Tensor:
 def _as_initialised(weight: Tensor) -> Tensor:
     """Every filter of (B, rows, columns, ...) at the size of torch's initialisation.
 
-    A batch norm behind it takes any scale out again, so the function is the same; but an optimiser's steps have
-    a size of their own, and filters far larger than a fresh network's would hardly move.
+    A batch norm behind it takes any scale out again, so the function is the same; but an optimiser has steps
+    of a size of their own, and filters far larger than a fresh network's would hardly move.
     """
     fan_in = math.prod(weight.shape[2:])
     size = weight.flatten(2).square().mean(-1).sqrt().clamp_min(1e-8)  # (B, rows)

@@ -217,3 +217,18 @@ class RewardRecipe(_Strict):
     spread: Annotated[float, Field(gt=0, le=1)] = 0.1
     leash: Annotated[float, Field(ge=0, le=1000)] = 0.01
     loop: LoopRecipe
+
+
+class ConsolidatedRecipe(_Strict):
+    """Published checkpoints to consolidate.
+
+    ``settings`` are those of :class:`weightloom.consolidation.compress.Settings`;
+    ``speech`` is a folder of ``.wav`` recordings; without it, ``speech`` in the cache folder.
+    """
+
+    kind: Literal["generator"]
+    generator: Literal["consolidated"]
+    name: Name
+    checkpoints: Annotated[list[str], Field(min_length=1, max_length=10_000)]
+    speech: str | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)

@@ -7,6 +7,7 @@ from pathlib import Path
 import weightloom.training
 from weightloom.errors import SpecError
 from weightloom.generators import Generator, generators
+from weightloom.generators.consolidated import Consolidated
 from weightloom.io import read_yaml
 from weightloom.registry import discover
 from weightloom.training.loop import Progress
@@ -21,7 +22,7 @@ def train_recipe(
     zoo: str | Path | None,
     out: str | Path,
     progress: Progress = lambda *_: None,
-) -> Generator:
+) -> Generator | Consolidated:
     """Train every stage of the recipe that ``out`` does not hold yet; the generator is saved in ``out``.
 
     A kind of generator that is in :data:`weightloom.training.trainers.trainers` is trained as it says there;

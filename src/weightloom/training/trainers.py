@@ -10,11 +10,12 @@ from pathlib import Path
 
 from weightloom.errors import InputError
 from weightloom.generators import Generator
+from weightloom.generators.consolidated import Consolidated
 from weightloom.registry import Registry
 from weightloom.training.loop import Progress
 from weightloom.zoo import Zoo
 
-Trainer = Callable[[Path, Path | None, Path, Progress], Generator]
+Trainer = Callable[[Path, Path | None, Path, Progress], Generator | Consolidated]
 """From a recipe's file, a zoo's folder (None without one), the folder to write to and what is told of the
 progress to the trained generator, which that folder then holds."""
 

@@ -1,0 +1,1 @@
+"""Published checkpoints of any architecture in few bits: codes, one prior, and what an output can bear."""
