@@ -1,6 +1,6 @@
 """IGPG at full strength: `python benchmarks/full.py TABLE [--generator NAME] [--seeds 3]`.
 
-TABLE is one of unseen, datasets, sizes, reward, audit, large, instructions. Each prints its table and writes
+TABLE is unseen, seen, datasets, sizes, reward, audit, large or instructions. Each prints its table and writes
 benchmarks/results/full-TABLE.json with mean and standard deviation over the seeds. No zoo is needed: what the
 zoo's own networks reach on the held-out tasks is read from benchmarks/results/igpg-unseen.json, which
 benchmarks/igpg.py measured. Test images are never used to choose anything.
@@ -90,9 +90,19 @@ def mean_of(rows: list[dict[str, Any]], name: str) -> float:
 
 def table_unseen(options: argparse.Namespace) -> dict[str, Any]:
     """The held-out tasks of benchmarks/igpg.py again, with the same examples, seeds and test images."""
+    return again(options, held_out_rows())
+
+
+def table_seen(options: argparse.Namespace) -> dict[str, Any]:
+    """The same of the zoo's own tasks: what is remembered has not got worse."""
+    return again(options, read_json(RESULTS / "igpg-seen.json")["rows"])
+
+
+def again(options: argparse.Namespace, measured: Rows) -> dict[str, Any]:
+    """Tasks and architectures that were measured before."""
     model = load_generator(options.generator)
     rows = []
-    for old in held_out_rows():
+    for old in measured:
         if old["seed"] >= options.seeds:
             continue
         task, seed = parse_task(old["task"]), old["seed"]
@@ -110,11 +120,12 @@ def table_unseen(options: argparse.Namespace) -> dict[str, Any]:
             found = model.fingerprint.novelty(spec, torch.stack([s.flat for s in made]))
             far = None if not found else found[0]["distance"] / found[0]["zoo_spacing"]
         best = next(i for i, sample in enumerate(made) if sample is best_of(made))
-        kept = ("architecture", "task", "dataset", "classes", "split", "seed", "trained", "nearest",
-                "closed_form", "random_init")  # fmt: skip
+        kept = ("architecture", "task", "dataset", "classes", "seed", "trained", "nearest", "closed_form",
+                "random_init")  # fmt: skip
         rows.append(
             {
                 **{name: old[name] for name in kept},
+                "split": old.get("split", "train"),
                 "before": old["igpg_mean"],
                 "now": float(scores.mean()),
                 "now_best_on_support": float(scores[best]),
@@ -581,6 +592,7 @@ def table_instructions(options: argparse.Namespace) -> dict[str, Any]:
 
 TABLES = {
     "unseen": table_unseen,
+    "seen": table_seen,
     "datasets": table_datasets,
     "sizes": table_sizes,
     "reward": table_reward,

@@ -182,7 +182,7 @@ def tiny_static() -> StaticHypernetwork:
 def tiny_layerwise() -> Layerwise:
     config = LayerwiseConfig(
         largest=("cnn(depth=4,width=4)", "mlp(depth=3,width=16)"), codes=3, levels=9, spread=0.3,
-        width=16, depth=1, heads=2, image_features=8, image_width=8, channels=1,
+        experts=2, width=16, depth=1, heads=2, image_features=8, image_width=8, channels=1,
     )  # fmt: skip
     return moved(Layerwise(config, validity_of(config, (1, 8, 8), (2, 6), ("digits",)), name="tiny")).eval()
 

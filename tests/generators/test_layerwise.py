@@ -59,6 +59,25 @@ def test_tokens_do_not_grow_with_the_width(model, support):
     assert counts == {3}
 
 
+def test_experts_are_mixed_in_shares_that_examples_decide():
+    sizes = config(experts=2)
+    made = Layerwise(sizes, validity_of(sizes, (1, 8, 8), (2, 10), ("digits",))).eval()
+    with torch.no_grad():
+        made.expert[-1].bias.copy_(torch.tensor([9.0, -9.0]))
+        for name, table in made.dictionary.tables.items():
+            if name.endswith("/experts"):
+                table[1] += 1.0  # the second expert alone is anything else than the first
+    asked = parse_task(TASK).support(4)
+    spec = made.check("cnn(depth=3,width=4)", None, asked, 1, 0, None).architecture
+    means = made.means(spec, None, made.images.describe(asked.images)[None])
+    assert means.shape == (1, 3, 5) and torch.allclose(means[0, :, 3], torch.ones(3), atol=1e-4)
+    first = made.dictionary.decode(spec, means)
+    means[..., 3:] = torch.tensor([0.0, 1.0])
+    assert not torch.allclose(first, made.dictionary.decode(spec, means))
+    bare = made.means(spec, None, None)
+    assert torch.allclose(bare[..., 3:], torch.full((1, 3, 2), 0.5))
+
+
 def test_temperature_0_is_the_mean_rounded_to_a_level(model, support):
     request = model.check("cnn(depth=3,width=4)", None, support, 2, 0, Sampling(temperature=0.0))
     means = model.describe(request)

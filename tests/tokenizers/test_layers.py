@@ -56,12 +56,24 @@ def test_every_size_is_made_and_runs(dictionary, text):
 
 
 def test_a_narrower_network_takes_the_first_rows_and_columns(dictionary):
-    wide, narrow = spec("cnn(depth=3,width=8)"), spec("cnn(depth=3,width=5)")
+    wide, narrow = spec("mlp(depth=3,width=8)"), spec("mlp(depth=3,width=5)")
     z = torch.zeros(1, 3, 4)
     a = layout_of(wide).unflatten(dictionary.decode(wide, z)[0])
     b = layout_of(narrow).unflatten(dictionary.decode(narrow, z)[0])
     ratio = (8 / 5) ** 0.5  # each has weights of the size that its number of inputs asks for
-    assert torch.allclose(b["body.1.conv.weight"], a["body.1.conv.weight"][:5, :5] * ratio, atol=1e-6)
+    assert torch.allclose(b["body.3.weight"], a["body.3.weight"][:5, :5] * ratio, atol=1e-6)
+
+
+def test_filters_before_a_batch_norm_are_of_the_size_of_an_initialisation(dictionary):
+    """The norm takes the size out again; an optimiser does not."""
+    wanted = spec("resnet(depth=14,width=3)")
+    made = layout_of(wanted).unflatten(
+        dictionary.decode(wanted, latents(dictionary, "resnet(depth=14,width=3)"))[0]
+    )
+    fresh = wanted.initialise(0).state_dict()
+    for name, weight in made.items():
+        if name.endswith("conv.weight"):
+            assert torch.allclose(weight.std(), fresh[name].std(), rtol=0.3), name
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ RECIPE = {
     },
     "config": {
         "largest": ["cnn(depth=3,width=8)", "mlp(depth=2,width=16)"], "channels": 1,
-        "codes": 4, "width": 16, "depth": 1, "heads": 2, "image_features": 8, "image_width": 8,
+        "codes": 4, "experts": 1, "width": 16, "depth": 1, "heads": 2, "image_features": 8, "image_width": 8,
     },
     "objective": {"tasks": 2, "shots": [8], "queries": 8, "told_instruction": 0.2},
     "loop": {"steps": 80, "learning_rate": 0.01, "weight_decay": 0.0, "warmup": 5, "log_every": 20,
@@ -120,6 +120,7 @@ def test_settings_that_make_no_sense(changes):
     [
         {"objective": {"nonsense": 1}},
         {"config": {"nonsense": 1}},
+        {"config": {**RECIPE["config"], "experts": 3}},
         {"architectures": ["vit(depth=1,width=8)"]},
         {"architectures": ["cnn(depth=3,width=8,norm=none)"]},
     ],

@@ -56,6 +56,8 @@ class LayerwiseConfig:
 
     largest: tuple[str, ...]
     codes: int = 16
+    experts: int = 0
+    """Whole sets of differences that the examples mix, in training one for each dataset of the recipe."""
     levels: int = 33
     anchors: int = 3
     width: int = 96
@@ -76,6 +78,8 @@ class LayerwiseConfig:
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= most:
                 raise SpecError(f"{name} must be a whole number from 1 to {most}, not {value!r}")
+        if type(self.experts) is not int or not 0 <= self.experts <= 1024:
+            raise SpecError(f"experts must be a whole number from 0 to 1024, not {self.experts!r}")
         if self.levels < 3 or self.levels % 2 == 0:
             raise SpecError(f"levels must be an odd number of at least 3, not {self.levels}")
         if not 0 < self.spread <= 1:
@@ -107,7 +111,7 @@ class Layerwise(nn.Module, Generator):
         w = config.width
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_for("layerwise"))
-            self.dictionary = LayerDictionary(largest, config.codes, config.anchors)
+            self.dictionary = LayerDictionary(largest, config.codes, config.anchors, config.experts)
             self.images = SupportEncoder(
                 channels=config.channels, features=config.image_features, width=config.image_width
             )
@@ -122,6 +126,14 @@ class Layerwise(nn.Module, Generator):
             self.no_dataset = nn.Parameter(torch.zeros(w))
             self.no_architecture = nn.Parameter(torch.zeros(w))
             self.out = nn.Linear(w, config.codes)
+            self.expert = (
+                nn.Sequential(
+                    nn.LayerNorm(4 * config.image_features), nn.Linear(4 * config.image_features, 64),
+                    nn.SiLU(), nn.Linear(64, config.experts),
+                )
+                if config.experts
+                else None
+            )  # fmt: skip
         nn.init.zeros_(self.out.weight)  # at the start all tasks have the same trunk
         nn.init.zeros_(self.out.bias)
         self.shrinkage = nn.ParameterDict({f: nn.Parameter(torch.tensor(-0.8)) for f in self.families})
@@ -142,7 +154,7 @@ class Layerwise(nn.Module, Generator):
         *,
         has_architecture: bool = True,
     ) -> Tensor:
-        """(B, T, R) means of the codes, in [-1, 1].
+        """(B, T, R + E) means of the codes, in [-1, 1], and the experts' shares, the same for all layers.
 
         Args:
             spec: the resolved architecture of all B requests.
@@ -151,7 +163,21 @@ class Layerwise(nn.Module, Generator):
             has_architecture: whether the layers say where they stand and how wide they are.
         """
         x, tokens = self.sequence(spec, instruction, classes, has_architecture=has_architecture)
-        return torch.tanh(self.out(self.backbone(x)[:, -tokens:]))
+        codes = torch.tanh(self.out(self.backbone(x)[:, -tokens:]))
+        if self.expert is None:
+            return codes
+        shares = self.expert_logits(classes, len(codes)).softmax(-1)
+        return torch.cat([codes, shares[:, None].expand(-1, tokens, -1)], dim=-1)
+
+    def expert_logits(self, classes: Tensor | None, batch: int) -> Tensor:
+        """(B, E) what speaks for each expert, from examples (B, C, 2F) whatever the classes' order; zero
+        without examples.
+        """
+        assert self.expert is not None
+        if classes is None:
+            return torch.zeros(batch, self.config.experts)
+        seen = torch.cat([classes.mean(-2), classes.std(-2, correction=0)], dim=-1)  # (B, 4F)
+        return self.expert(seen)
 
     def sequence(
         self,

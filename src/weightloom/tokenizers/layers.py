@@ -2,10 +2,11 @@
 
 A dictionary has, for every role that a layer can have in its family (:meth:`ArchitectureSpec.place`), the
 weights of the widest layer of that role and R rank-one *atoms*; a layer's code says how much of each atom is
-added. A narrower network takes the first rows and columns, a wider one repeats channels in such a way that
-it computes the same function, and a role of which a deep network has several layers is interpolated between
-*anchors* along the depth. The dictionary is learned through the networks that it makes, so its networks of
-all sizes share what they know. Heads are not its business. Knows nothing of priors.
+added. It may also have E *experts*, whole layers' worth of differences, mixed in shares. A narrower network
+takes the first rows and columns, a wider one repeats channels in such a way that it computes the same
+function, and a role of which a deep network has several layers is interpolated between *anchors* along the
+depth. The dictionary is learned through the networks that it makes, so its networks of all sizes share what
+they know. Heads are not its business. Knows nothing of priors.
 
 Shapes: B networks, T tokens (layers with weights, without the head), R codes a token, A anchors, P values.
 Sources: one set of weights for all widths, Yu and Huang (arXiv 1903.05134), section 3; wider networks with
@@ -79,18 +80,21 @@ class LayerDictionary(nn.Module):
         1642
     """
 
-    def __init__(self, largest: Sequence[ArchitectureSpec], codes: int, anchors: int = 3) -> None:
+    def __init__(
+        self, largest: Sequence[ArchitectureSpec], codes: int, anchors: int = 3, experts: int = 0
+    ) -> None:
         """
         Args:
             largest: for every family its widest and deepest network, resolved.
             codes: R.
             anchors: A, of each role that a network can have several layers of.
+            experts: E.
 
         Raises:
             SpecError: a family is named twice.
         """
         super().__init__()
-        self.codes, self.anchors = codes, anchors
+        self.codes, self.anchors, self.experts = codes, anchors, experts
         self.largest = {spec.family: spec for spec in largest}
         if len(self.largest) != len(largest):
             raise SpecError("a layer dictionary has one largest network for each family")
@@ -119,6 +123,8 @@ class LayerDictionary(nn.Module):
         if count > 1 and weight.shape[0] == weight.shape[1]:
             base = 0.5 * base + _identity(weight)  # layers in between change little at first
         self.tables[f"{key}/weight"] = nn.Parameter(base)
+        if self.experts:
+            self.tables[f"{key}/experts"] = nn.Parameter(torch.zeros(self.experts, *weight.shape))
         rows, columns = weight.shape[0], tuple(weight.shape[1:])
         size = float(base.std()) * ATOM_SCALE
         self.tables[f"{key}/rows"] = nn.Parameter(
@@ -181,7 +187,7 @@ class LayerDictionary(nn.Module):
         return roles, torch.tensor(numbers)
 
     def decode(self, spec: ArchitectureSpec, latents: Tensor, *, seed: int = 0) -> Tensor:
-        """(B, P) networks of latents (B, T, R) in [-1, 1]; differentiable.
+        """(B, P) networks of latents (B, T, R + E), codes in [-1, 1] and then shares; differentiable.
 
         Heads are zero and batch norms have no statistics yet (mean 0, variance 1). ``seed`` decides how the
         repeated channels of a network wider than the dictionary share their inputs.
@@ -200,8 +206,9 @@ class LayerDictionary(nn.Module):
     def decode_layer(
         self, spec: ArchitectureSpec, place: LayerPlace, codes: Tensor, *, seed: int = 0
     ) -> dict[str, Tensor]:
-        """The tensors of one layer, with a leading B, from its latents (B, R): memory of one layer only."""
+        """The tensors of one layer, with a leading B, from its latents (B, R + E): memory of one layer only."""
         key, tables = self._key(spec.family, place.role), self.tables
+        codes, shares = codes[:, : self.codes], codes[:, self.codes :]
         held = tables[f"{key}/weight"]
         rows = _taken(place.shape[0], held.shape[1])
         columns = _taken(place.shape[1], held.shape[2])
@@ -209,8 +216,11 @@ class LayerDictionary(nn.Module):
         atoms = tables[f"{key}/columns"][:, : len(columns)]
         # (B, rows, R) @ (R, columns*...) -> (B, rows, columns, ...)
         moved = (codes[:, None] * tables[f"{key}/rows"].T[: len(rows)]) @ atoms.flatten(1)
+        if self.experts:
+            whole = tables[f"{key}/experts"][:, : len(rows)][:, :, : len(columns)]
+            base = base + torch.einsum("be,e...->b...", shares, whole)
         # Fewer inputs, larger weights: sums stay as large.
-        larger = (math.prod(held.shape[2:]) / math.prod(base.shape[1:])) ** 0.5
+        larger = (math.prod(held.shape[2:]) / math.prod(atoms.shape[1:])) ** 0.5
         weight = (base + moved.unflatten(-1, atoms.shape[1:])) * larger
         if place.norm is not None and any(slot.is_variance for slot in place.norm.slots):
             weight = _as_initialised(weight)

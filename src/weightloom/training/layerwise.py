@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from weightloom.architectures import ArchitectureSpec, parse_architecture
@@ -48,6 +49,8 @@ class EpisodeSettings:
     shots: tuple[int, ...] = (8, 16)
     queries: int = 8
     described: int = 5
+    expert_weight: float = 0.3
+    """Of the loss that teaches which expert is for which dataset; after it they are mixed as they serve."""
     told_instruction: float = 0.15
     drop_dataset: float = 0.05
     drop_architecture: float = 0.05
@@ -102,15 +105,19 @@ class EpisodeObjective:
         drawn = [draw_episode(task, shots, settings.queries, generator) for task in tasks]
         told, seen = chance() < settings.told_instruction, chance() >= settings.drop_dataset
         has_architecture = chance() >= settings.drop_architecture
-        means = []
+        means, naming = [], torch.zeros(())
         for task, (support, _) in zip(tasks, drawn, strict=True):
             words = encode_text(task.instructions(1, seed=step, misspelt=0.25)) if told else None
             classes = model.images.describe(support[:, : settings.described])[None] if seen else None
             means.append(model.means(spec, words, classes, has_architecture=has_architecture))
+            if model.config.experts and classes is not None:
+                wanted = torch.tensor([self.sampler.datasets.index(task.dataset)])
+                naming = naming + F.cross_entropy(model.expert_logits(classes, 1), wanted) / len(tasks)
         latents = torch.cat(means)  # (B, T, R)
         noise = torch.randn(latents.shape, generator=generator) * model.config.spread
         trunks = model.dictionary.decode(spec, (latents + noise).clamp(-1, 1), seed=step)
         loss, right = model.episode_loss(spec, trunks, *zip(*drawn, strict=True))
+        loss = loss + settings.expert_weight * naming
         return loss, {f"{spec.family}_accuracy": float(right), "accuracy": float(right)}
 
 
@@ -169,6 +176,10 @@ def train_layerwise(recipe: LayerwiseRecipe, out: Path, progress: Progress) -> L
         config, settings = LayerwiseConfig(**recipe.config), EpisodeSettings(**recipe.objective)
     except TypeError as error:
         raise SpecError(f"the recipe's config or objective: {error}") from None
+    if config.experts not in (0, len(recipe.datasets)):
+        raise SpecError(
+            f"the recipe has {len(recipe.datasets)} datasets: experts are none or as many, not {config.experts}"
+        )
     model = Layerwise(
         config, validity_of(config, shape, (2, recipe.classes[1]), recipe.datasets), name=recipe.name
     )
