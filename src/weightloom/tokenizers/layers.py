@@ -206,7 +206,7 @@ class LayerDictionary(nn.Module):
     def decode_layer(
         self, spec: ArchitectureSpec, place: LayerPlace, codes: Tensor, *, seed: int = 0
     ) -> dict[str, Tensor]:
-        """The tensors of one layer, with a leading B, from its latents (B, R + E): memory of one layer only."""
+        """The tensors of one layer, with a leading B, from latents (B, R + E): memory of one layer only."""
         key, tables = self._key(spec.family, place.role), self.tables
         codes, shares = codes[:, : self.codes], codes[:, self.codes :]
         held = tables[f"{key}/weight"]
