@@ -178,7 +178,7 @@ def train_layerwise(recipe: LayerwiseRecipe, out: Path, progress: Progress) -> L
         raise SpecError(f"the recipe's config or objective: {error}") from None
     if config.experts not in (0, len(recipe.datasets)):
         raise SpecError(
-            f"the recipe has {len(recipe.datasets)} datasets: experts are none or as many, not {config.experts}"
+            f"experts must be 0 or {len(recipe.datasets)}, one for each dataset, not {config.experts}"
         )
     model = Layerwise(
         config, validity_of(config, shape, (2, recipe.classes[1]), recipe.datasets), name=recipe.name
