@@ -21,7 +21,7 @@ FACE = {
         "INSTRUCTION", "--task", "--data", "--arch", "--generator", "--samples", "--seed", "--shots",
         "--temperature", "--top-k", "--top-p", "--guidance",
         "--batch-norm", "--out", "--plot", "--steps", "--compare",
-        "--no-compare", "--json",
+        "--no-compare", "--explain", "--json",
     },
     "evaluate": {"FILE", "--task", "--data", "--arch", "--json"},
     "finetune": {
@@ -41,7 +41,10 @@ FACE = {
     "zoo verify": {"DIR", "--json"},
     "zoo import": {"DIR", "FILES...", "--task", "--arch", "--match", "--json"},
     "zoo export": {"DIR", "ID", "--out", "--json"},
-    "train": {"RECIPE", "--zoo", "--out", "--json"},
+    "train": {
+        "RECIPE", "--zoo", "--out", "--objective", "--task", "--data", "--arch", "--shots", "--seed",
+        "--json",
+    },
     "audit": {
         "GENERATOR", "--zoo", "--samples", "--tasks", "--arch", "--task", "--images", "--seed", "--out",
         "--plot", "--json",
