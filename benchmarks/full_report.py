@@ -303,8 +303,9 @@ def page(results: Results) -> str:
         "# IGPG at full strength",
         "<!-- Written by benchmarks/full_report.py from benchmarks/results. Do not edit by hand. -->",
         "± is the standard deviation over seeds; a seed decides the examples that are shown, the wording and "
-        "what is drawn. Test images are never used to choose. The older tables are on "
-        "[the page of IGPG](igpg.md).",
+        "what is drawn. Test images are never used to choose. The older tables, on "
+        "[the page of IGPG](igpg.md), were measured before `igpg-tiny` had layer-wise parts; what is new "
+        "is here.",
         markdown(
             ("what was measured", "bar", "result", "", "remark"),
             [(f.what, f.bar, f.result, f.verdict, f.remark) for f in found],
