@@ -30,9 +30,8 @@ def _fit(tensor: Tensor, shape: tuple[int, ...], how: str) -> Tensor:
             index = torch.arange(shape[axis]) % tensor.shape[axis]
             tensor = tensor.index_select(axis, index)
         return tensor * min(gain, 1.0)
-    rows = tensor.reshape(
-        tensor.shape[0], -1 if tensor.dim() == 1 else tensor.shape[1], -1
-    )  # (out, in, places)
+    columns = 1 if tensor.dim() == 1 else tensor.shape[1]
+    rows = tensor.reshape(tensor.shape[0], columns, -1)  # (out, in, places)
     wanted = (shape[0], 1 if tensor.dim() == 1 else shape[1])
     image = rows.permute(2, 0, 1)[:, None]  # (places, 1, out, in)
     image = F.interpolate(image, size=wanted, mode="bilinear", align_corners=True)
