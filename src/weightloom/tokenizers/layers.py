@@ -77,7 +77,7 @@ class LayerDictionary(nn.Module):
         >>> dictionary = LayerDictionary([largest], codes=4)
         >>> narrow = parse_architecture("cnn(depth=5,width=6,classes=2,input=3x16x16)")
         >>> dictionary.decode(narrow, torch.zeros(1, dictionary.num_tokens(narrow), 4)).shape[1]
-        1642
+        1628
     """
 
     def __init__(
