@@ -60,7 +60,10 @@ def test_what_makes_no_sense_is_refused(zoo: Path, tmp_path: Path) -> None:
 
 
 def test_every_file_of_the_room_can_register_how_its_family_is_trained() -> None:
-    assert {"diffusion", "ghn", "igpg", "static_hypernetwork"} <= set(trainers.names()) <= set(generators)
+    trained = set(trainers.names())
+    assert {"diffusion", "ghn", "igpg", "layerwise", "static_hypernetwork"} <= trained
+    # Consolidated checkpoints are found and not generated: no generator, but built from a recipe like one.
+    assert trained - {"consolidated"} <= set(generators)
 
 
 def test_without_a_zoo_only_what_needs_none_is_trained(zoo: Path, tmp_path: Path) -> None:
