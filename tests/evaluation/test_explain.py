@@ -42,7 +42,7 @@ def test_examples_drive_a_layerwise_network(layerwise):
 
 def test_attention_goes_to_named_parts_and_sums_to_one(layerwise):
     shares = asked(layerwise)["attention"]
-    assert set(shares) == {"no instruction", "class 3", "class 1", "class 7"}
+    assert set(shares) == {"(no instruction given)", "class 3", "class 1", "class 7"}
     assert sum(shares.values()) == pytest.approx(1) and min(shares.values()) >= 0
 
 

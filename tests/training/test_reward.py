@@ -82,9 +82,9 @@ def test_a_reward_that_is_not_finite_loses_nothing(model, task, tmp_path):
     def breaks(answers, labels):
         calls.append(1)
         score = accuracy_reward(answers, labels)
-        return score / 0 if len(calls) > 5 * SETTINGS.trunks + 1 else score
+        return score / 0 if len(calls) > 7 * SETTINGS.trunks + 1 else score
 
-    with pytest.raises(TrainingError, match="round 6 is not finite"):
+    with pytest.raises(TrainingError, match="round 8 is not finite"):
         steer(model, asked, task.data("train"), SETTINGS, reward=breaks, folder=tmp_path)
     assert (tmp_path / "steering.safetensors").is_file()
     gone_on = steer(model, asked, task.data("train"), SETTINGS, folder=tmp_path)

@@ -359,7 +359,7 @@ def _show(result: dict[str, Any], task: Task | None) -> None:
 def _show_reasons(reasons: dict[str, Any]) -> None:
     """What drove the result, for people."""
     say()
-    names = {"nothing": "the whole request", "both": "without both"}
+    names = {"nothing": "the whole request (its first sample)", "both": "without both"}
     rows = [
         (names.get(name, f"without the {name}"), percent(value), bar(value))
         for name, value in reasons["removed"].items()
@@ -374,7 +374,9 @@ def _show_reasons(reasons: dict[str, Any]) -> None:
             [(n, percent(v), bar(v)) for n, v in shares],
             numbers=["share"],
         )
-    if reasons["nearest"]:
+    if not reasons["nearest"]:
+        note("no training checkpoint has this architecture: none is near, and novelty has no unit")
+    else:
         say()
         near = [(f"{n['distance']:.3f}", n["task"], percent(n["accuracy"])) for n in reasons["nearest"]]
         table(["distance", "nearest training checkpoints", "their accuracy"], near, numbers=["distance"])

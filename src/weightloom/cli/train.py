@@ -20,7 +20,7 @@ def train(
         str,
         typer.Argument(
             metavar="RECIPE",
-            help="A YAML file, or the name of a published recipe; with --objective reward a generator.",
+            help="A YAML file, or the name of a published recipe; with --objective reward: a generator.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the generator is written.")],
@@ -54,7 +54,7 @@ def train(
 
     Examples:
         weightloom train igpg-tiny --zoo zoos/tiny --out runs/igpg-tiny
-        weightloom train igpg-tiny --objective reward --task 'mnist[3,1,7,0]+rot90' --out runs/better
+        weightloom train igpg-tiny --objective reward --task 'digits[3,1,7,0]+rot90' --out runs/better
         weightloom generate "Recognise handwritten digits" --task digits --generator runs/igpg-tiny
     """
     started = time.perf_counter()

@@ -108,8 +108,10 @@ def attention_over_prefix(
     report: Mapping[str, Any],
 ) -> dict[str, float] | None:
     """Mean attention of the generated tokens to the words, the architecture and each class."""
-    names = [f"class {name}" for name in support.class_names] if support is not None else ["no examples"]
-    words = "instruction" if instruction is not None else "no instruction"
+    names = (
+        [f"class {name}" for name in support.class_names] if support is not None else ["(no examples given)"]
+    )
+    words = "instruction" if instruction is not None else "(no instruction given)"
     layerwise = model if isinstance(model, Layerwise) else None
     if isinstance(model, IGPG):
         layerwise = model.layerwise_for(spec)
@@ -123,7 +125,7 @@ def attention_over_prefix(
         condition = model.condition(spec, [instruction], [images])
         prefix, starts, _ = model.prefix(spec, condition)
         if support is None:
-            names = ["no examples"] * condition.num_classes
+            names = ["(no examples given)"] * condition.num_classes
         x = torch.cat([prefix, starts], dim=1)
         return _shares(model.backbone, x, starts.shape[1], [words, "architecture", *names])
     return None

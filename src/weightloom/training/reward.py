@@ -139,6 +139,12 @@ def steer(
         first = int(about["rounds"])
     size = min(settings.images, len(data))
     half = settings.heads // 2
+
+    def keep(rounds: int) -> None:
+        if store is not None:
+            tensors = {"means": means, "shift": shift, "moves": moves, "rewards": torch.tensor(rewards)}
+            save_tensors(store, tensors, {"rounds": str(rounds)})
+
     for number in range(first, settings.rounds):
         generator = torch_generator("reward", request.seed, number)
         order = torch.randperm(len(data), generator=generator)[:size]
@@ -155,6 +161,7 @@ def steer(
             ]
         )  # (K, G)
         if not bool(torch.isfinite(scores).all()):
+            keep(number)
             raise TrainingError(
                 f"a reward of round {number + 1} is not finite; what was reached before is kept"
             )
@@ -165,9 +172,8 @@ def steer(
         ascent = torch.einsum("k,ktr->tr", between, tried) / len(between)
         shift = shift + settings.code_rate * ascent - settings.leash * shift
         rewards.append(float(scores.mean()))
-        if store is not None and ((number + 1) % 5 == 0 or number + 1 == settings.rounds):
-            tensors = {"means": means, "shift": shift, "moves": moves, "rewards": torch.tensor(rewards)}
-            save_tensors(store, tensors, {"rounds": str(number + 1)})
+        if (number + 1) % 5 == 0 or number + 1 == settings.rounds:
+            keep(number + 1)
         progress("steering", number + 1, settings.rounds)
     scored = settings.rounds * settings.trunks * 2 * half
     return Steered(means, shift, moves, tuple(rewards), scored)
