@@ -16,6 +16,8 @@ import statistics
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -292,48 +294,55 @@ def size_tasks(count: int) -> list[DatasetTask]:
     return [found[keys[i]] for i in order[:count]]
 
 
-def table_sizes(options: argparse.Namespace) -> dict[str, Any]:
-    """Depths and widths outside training, on unseen tasks, beside resized weights of the nearest size."""
+def size_rows(text: str, options: argparse.Namespace) -> Rows:
+    """One depth and width on every task and seed."""
+    torch.set_num_threads(1)
     model = load_generator(options.generator)
     zoo = load_generator("igpg-tiny")
     assert isinstance(zoo, IGPG) and zoo.fingerprint is not None
     rows = []
-    for text in (*INSIDE, *OUTSIDE):
-        for task in size_tasks(options.limit):
-            spec = spec_of(text, task)
-            images, labels = test_batch(task)
-            trained = float(accuracy(spec, trained_from_scratch(spec, task, 1), images, labels))
-            near = next(
-                parse_architecture(key).resolve(classes=task.num_classes)
-                for key in zoo.validity.architectures
-                if parse_architecture(key).family == spec.family
-            )
-            for seed in range(options.seeds):
-                support = task.support(16, seed=100 + seed)
-                made = model.generate_many(spec, support=support, num_samples=options.samples, seed=seed)
-                scores = accuracy(spec, torch.stack([s.flat for s in made]), images, labels)
-                # The mean trunk of the most alike tasks of the zoo, in the nearest size that the zoo has.
-                trunk = zoo.fingerprint.trunk_near(near, zoo.images.describe(support.images))
-                assert trunk is not None
-                copies = {
-                    f"resized_{how}": closed_form_network(
-                        spec, resized(near, trunk, spec, how), support.images
-                    )
-                    for how in RESIZINGS
+    for task in size_tasks(options.limit):
+        spec = spec_of(text, task)
+        images, labels = test_batch(task)
+        trained = float(accuracy(spec, trained_from_scratch(spec, task, 1), images, labels))
+        near = next(
+            parse_architecture(key).resolve(classes=task.num_classes)
+            for key in zoo.validity.architectures
+            if parse_architecture(key).family == spec.family
+        )
+        for seed in range(options.seeds):
+            support = task.support(16, seed=100 + seed)
+            made = model.generate_many(spec, support=support, num_samples=options.samples, seed=seed)
+            scores = accuracy(spec, torch.stack([s.flat for s in made]), images, labels)
+            # The mean trunk of the most alike tasks of the zoo, in the nearest size that the zoo has.
+            trunk = zoo.fingerprint.trunk_near(near, zoo.images.describe(support.images))
+            assert trunk is not None
+            copies = {}
+            for how in RESIZINGS:
+                copy = resized(near, trunk, spec, how)
+                copies[f"resized_{how}"] = closed_form_network(spec, copy, support.images)
+            copied = accuracy(spec, torch.stack(list(copies.values())), images, labels).tolist()
+            rows.append(
+                {
+                    "architecture": text,
+                    "family": spec.family,
+                    "where": "inside" if text in INSIDE else "outside",
+                    "task": str(task),
+                    "seed": seed,
+                    "trained": trained,
+                    "generated": float(scores.mean()),
+                    **dict(zip(copies, copied, strict=True)),
                 }
-                copied = accuracy(spec, torch.stack(list(copies.values())), images, labels).tolist()
-                rows.append(
-                    {
-                        "architecture": text,
-                        "family": spec.family,
-                        "where": "inside" if text in INSIDE else "outside",
-                        "task": str(task),
-                        "seed": seed,
-                        "trained": trained,
-                        "generated": float(scores.mean()),
-                        **dict(zip(copies, copied, strict=True)),
-                    }
-                )
+            )
+    return rows
+
+
+def table_sizes(options: argparse.Namespace) -> dict[str, Any]:
+    """Depths and widths outside training, on unseen tasks, beside resized weights of the nearest size."""
+    rows: Rows = []
+    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
+        for found in pool.map(size_rows, (*INSIDE, *OUTSIDE), [options] * len(INSIDE + OUTSIDE)):
+            rows += found
             print(json.dumps(rows[-1]), flush=True)
     table = {}
     names = [("all", "where", "inside"), ("outside", "where", "outside")]
@@ -637,6 +646,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--limit", type=int, default=4, help="tasks of each group")
     parser.add_argument("--steps", type=int, default=1600, help="longest fine-tuning")
+    parser.add_argument("--workers", type=int, default=1, help="processes of one thread, for sizes")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()

@@ -122,6 +122,9 @@ def test_a_generator_recipe_makes_sense_on_its_zoo(name):
     recipe = read_yaml(FOLDER / f"{name}.yaml", GeneratorRecipe)
     zoo = read_yaml(FOLDER / f"{zoo_of(name)}.yaml", ZooRecipe)
     check_recipe(recipe, zoo.model_dump(mode="json"))
+    for part in recipe.layerwise:
+        held = read_yaml(FOLDER / f"{part}.yaml", LayerwiseRecipe)
+        assert (held.salt, held.datasets, held.size) == (zoo.salt, list(zoo.datasets), zoo.size)
     trained = {group.classes for group in zoo.groups if group.split == "train"}
     assert trained & recipe.encoder.tasks.keys(), "its dataset encoder sees the class counts of the zoo"
 
@@ -180,6 +183,7 @@ def shrunk_generator(name):
         for part in ("encoder", "tokenizer", "denoiser"):
             raw[part]["loop"] = {**raw[part]["loop"], **loop}
         return raw
+    raw["layerwise"] = []  # recipes of their own, tested above
     raw["memories"] = {"steps": 1, "batch_size": 8}
     raw["prior"] |= {"wordings": 1, "supports": 1, "evaluate_every": 2}
     raw["prior"].setdefault("objective", {}).update({"networks": 2, "queries": 4})

@@ -8,15 +8,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 
 import weightloom.training.igpg as room
-from weightloom.errors import DataUnavailableError, InputError, SpecError, UnknownNameError
+from weightloom.errors import DataUnavailableError, InputError, SpecError, UnknownNameError, WeightloomError
 from weightloom.generators import Validity
+from weightloom.generators.load import load_generator
 from weightloom.io import read_json, write_json
 from weightloom.tasks import parse_task
 from weightloom.tokenizers import architecture_key
 from weightloom.training.igpg import check_recipe, make_igpg, train_generator
 from weightloom.training.recipe import GeneratorRecipe
+from weightloom.training.run import train_recipe
 from weightloom.training.stages import (
     VALIDATION_FIRST,
     make_fingerprint,
@@ -339,3 +342,41 @@ def test_a_note_that_is_broken_is_told(trained, zoo, tmp_path):
     write_json(out / "work" / "encoder" / "made-from.json", [])
     with pytest.raises(InputError, match="another recipe or zoo"):
         train_generator(recipe_of(), zoo, out, quiet)
+
+
+LAYERWISE = {
+    "kind": "generator",
+    "generator": "layerwise",
+    "name": "any-size",
+    "salt": "training-tests",
+    "datasets": ["digits"],
+    "size": 8,
+    "channels": 1,
+    "classes": [3, 4],
+    "architectures": ["cnn(depth=2,width=4)"],
+    "encoder": {**RECIPE["encoder"]},
+    "config": {
+        "largest": ["cnn(depth=2,width=4)"], "channels": 1, "codes": 2, "width": 16, "depth": 1, "heads": 2,
+        "image_features": 8, "image_width": 8,
+    },
+    "objective": {"tasks": 1, "shots": [2], "queries": 2},
+    "loop": {"steps": 2, "log_every": 1, "save_every": 2},
+}  # fmt: skip
+
+
+def test_layerwise_parts_are_trained_and_carried(zoo, text_encoder, tmp_path):
+    whole = {**RECIPE, "layerwise": ["any-size"]}
+    for name, raw in (("whole", whole), ("any-size", LAYERWISE)):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(raw))
+    made = train_recipe(tmp_path / "whole.yaml", zoo.path, tmp_path / "out")
+    again = load_generator(tmp_path / "out")
+    assert [part.name for part in again.layerwise] == ["any-size"] == [part.name for part in made.layerwise]
+    support = parse_task("digits[3,1,7]@8c1").support(4)
+    assert again.generate("cnn(depth=2,width=3)", support=support).report["first_guess"] == "layer by layer"
+
+
+def test_a_layerwise_part_that_is_missing_is_said_before_anything_is_trained(zoo, tmp_path):
+    (tmp_path / "whole.yaml").write_text(yaml.safe_dump({**RECIPE, "layerwise": ["nowhere"]}))
+    with pytest.raises(WeightloomError, match="nowhere"):
+        train_recipe(tmp_path / "whole.yaml", zoo.path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -34,8 +34,9 @@ from weightloom.io import read_yaml
 from weightloom.seeding import seed_for, torch_generator
 from weightloom.tokenizers import WeightTokenizer, architecture_key, tokenizers
 from weightloom.training.bank import BankedTask, banked_condition, build_bank
+from weightloom.training.layerwise import train_layerwise
 from weightloom.training.loop import Progress, run_loop
-from weightloom.training.recipe import GeneratorRecipe
+from weightloom.training.recipe import GeneratorRecipe, LayerwiseRecipe
 from weightloom.training.stages import (
     claim,
     keep_memories,
@@ -235,7 +236,15 @@ def _loss(answers: Tensor, labels: Tensor) -> tuple[Tensor, float]:
 @trainers.register(IGPG.kind)
 def train_from_recipe(recipe_path: Path, zoo: Path | None, out: Path, progress: Progress) -> IGPG:
     """See :data:`weightloom.training.trainers.Trainer`."""
-    return train_generator(read_yaml(recipe_path, GeneratorRecipe), open_zoo(zoo, IGPG.kind), out, progress)
+    recipe = read_yaml(recipe_path, GeneratorRecipe)
+    # Read before hours of work: a part that is missing is said now.
+    parts = [read_yaml(recipe_path.parent / f"{name}.yaml", LayerwiseRecipe) for name in recipe.layerwise]
+    model = train_generator(recipe, open_zoo(zoo, IGPG.kind), out, progress)
+    if parts:
+        made = [train_layerwise(part, out / "work" / part.name, progress) for part in parts]
+        model.carry(*made)
+        model.save_pretrained(out)
+    return model
 
 
 def train_generator(recipe: GeneratorRecipe, zoo: Zoo, out: Path, progress: Progress) -> IGPG:
@@ -296,6 +305,7 @@ def _origins(recipe: GeneratorRecipe, source: dict[str, Any]) -> dict[str, dict[
     """What each stage is made from; how often it is logged and kept changes nothing."""
     # Without defaults: an option that a later version adds does not make another recipe of this one.
     said = recipe.model_dump(mode="json", exclude_defaults=True)
+    said.pop("layerwise", None)  # parts beside it, with notes of their own
     for part in ("encoder", "tokenizer", "prior"):
         for name in ("log_every", "save_every"):
             said[part]["loop"].pop(name, None)

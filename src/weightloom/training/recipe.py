@@ -133,11 +133,15 @@ class StagedRecipe(_Strict):
 
 
 class GeneratorRecipe(StagedRecipe):
-    """IGPG: dataset encoder, weight tokenizer, memories, prior."""
+    """IGPG: dataset encoder, weight tokenizer, memories, prior.
+
+    ``layerwise`` names recipes in the same folder of layer-wise parts, in the order in which they are asked.
+    """
 
     generator: Literal["igpg"]
     memories: MemoryRecipe = MemoryRecipe()
     prior: PriorRecipe
+    layerwise: list[Name] = Field(default_factory=list)
 
 
 class DenoiserRecipe(_Strict):
