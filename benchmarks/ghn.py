@@ -1,11 +1,15 @@
-"""The figures of the graph hypernetwork: `python benchmarks/ghn.py TABLE [--generator DIR] [options]`.
+"""The figures of graph hypernetworks: `python benchmarks/ghn.py TABLE [options]`.
 
 TABLE is one of
-  zero-shot  accuracy of predicted networks of every split, beside random weights and short training;
-  predict    seconds and memory of one prediction for a ResNet-50 (needs torchvision; weights do not matter).
+  unseen      accuracy of predicted networks of every split, beside copies, random weights and training;
+  finetune    predicted, copied and He's weights after 0, 1 and 5 epochs, on all images and on 100 a class;
+  properties  Kendall's tau of what graph embeddings say of unseen networks;
+  ablations   the recipe without its parts, each trained for a share of its steps;
+  predict     seconds and memory of one prediction for a ResNet-50 (needs torchvision; weights do not matter).
 
 Every table prints itself and writes benchmarks/results/ghn-TABLE.json. Batch norms of all methods are
-measured on the same unlabelled training images; test images are used for nothing but the accuracies.
+measured on the same unlabelled training images; test images are used for nothing but the accuracies. Trained
+networks are kept in --references and made once.
 """
 
 from __future__ import annotations
@@ -16,80 +20,363 @@ import platform
 import resource
 import statistics
 import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from resizing import RESIZINGS, resized_by_graph
 from torch import Tensor
 
 from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.architectures.capture import capture_graph, graph_of
 from weightloom.architectures.deepnet import DeepNetSpec
-from weightloom.fitting import FitSettings, accuracy, fit_population, initial_flats, recalibrate
+from weightloom.fitting import (
+    FitSettings,
+    accuracy,
+    closed_form_network,
+    fit_population,
+    initial_flats,
+    recalibrate,
+)
 from weightloom.generators.ghn import GHN, GHNConfig, make_validity
 from weightloom.generators.load import load_generator
-from weightloom.io import write_json
-from weightloom.seeding import torch_generator
-from weightloom.tasks import Task, parse_task
+from weightloom.io import load_tensors, read_yaml, save_tensors, write_json
+from weightloom.seeding import seed_for, torch_generator
+from weightloom.tasks import DatasetTask, TaskData, parse_task
+from weightloom.training.ghn import train_ghn
+from weightloom.training.recipe import GHNRecipe
+from weightloom.weights import layout_of
 
 RESULTS = Path(__file__).parent / "results"
 SPLITS = ("test", "wide", "deep", "dense", "bn-free")
-OTHERS = ("resnet(depth=20,width=16)", "vit(depth=4,width=32)", "cnn(depth=3,width=16)")
-BATCH = 64
+OTHERS = {"resnet": "resnet(depth=20,width=16)", "vit": "vit(depth=4,width=32)"}
+BATCH = 128
+CALIBRATION = 512
+RATE = 3e-3
 
 
-def networks(model: GHN, space: str, count: int) -> dict[str, list[ArchitectureSpec]]:
-    """The networks of every row: unseen ones of each split, and families that are in no split."""
-    shape = {"classes": model.config.classes, "input": model.validity.input}
-    found: dict[str, list[ArchitectureSpec]] = {
-        split: [DeepNetSpec(space=space, split=split, index=i, **shape) for i in range(count)]
-        for split in SPLITS
-    }
-    return found | {text: [parse_architecture(text).resolve(**shape)] for text in OTHERS}
+@dataclass(frozen=True)
+class Bench:
+    """One task, its images, and the networks that were trained on it."""
+
+    task: DatasetTask
+    options: argparse.Namespace
+
+    @cached_property
+    def data(self) -> TaskData:
+        """Training images."""
+        return self.task.data("train")
+
+    @cached_property
+    def calibration(self) -> Tensor:
+        """Unlabelled images for batch norms."""
+        order = torch.randperm(len(self.data), generator=torch_generator("benchmark"))
+        return self.data.batch(order[:CALIBRATION])[0]
+
+    @cached_property
+    def test(self) -> tuple[Tensor, Tensor]:
+        """Test images and labels."""
+        test = self.task.data("test")
+        chosen = torch.randperm(len(test), generator=torch_generator("benchmark", str(self.task)))
+        return test.batch(chosen[: self.options.images])
+
+    @property
+    def epoch(self) -> int:
+        """Steps of an epoch."""
+        return len(self.data) // BATCH
+
+    def spec(self, split: str, index: int) -> DeepNetSpec:
+        """A random network for the task."""
+        shape = {"classes": self.task.num_classes, "input": self.task.input_shape}
+        return DeepNetSpec(space=self.options.space, split=split, index=index, **shape)
+
+    def other(self, text: str) -> ArchitectureSpec:
+        """A network of a family that is no cell network."""
+        return parse_architecture(text).resolve(classes=self.task.num_classes, input=self.task.input_shape)
+
+    def scored(self, spec: ArchitectureSpec, flat: Tensor) -> float:
+        """Test accuracy of weights (P,), batch norms measured on the unlabelled images."""
+        return float(accuracy(spec, recalibrate(spec, flat[None], self.calibration), *self.test)[0])
+
+    def trained(self, spec: ArchitectureSpec, epochs: int) -> Tensor:
+        """(P,) the network after so many epochs from He's initialisation; made once."""
+        name = f"{seed_for(str(spec), str(self.task), epochs):016x}.safetensors"
+        path = Path(self.options.references) / name
+        if not path.is_file():
+            settings = FitSettings(steps=epochs * self.epoch, batch_size=BATCH, learning_rate=RATE)
+            (*_, last) = fit_population(spec, initial_flats(spec, [0]), [self.data], settings)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_tensors(path, {"flat": last.flats[0]}, {"network": str(spec), "epochs": str(epochs)})
+        return load_tensors(path)[0]["flat"]
+
+    def copied(self, spec: ArchitectureSpec, bank: Sequence[ArchitectureSpec], images: Tensor) -> Tensor:
+        """(P,) of the bank's network that is most alike: cropped and tiled or interpolated.
+
+        The better of the two on ``images``, which are training images, with their labels in ``self``.
+        """
+        graph = graph_of(spec)
+        source = max(bank, key=lambda other: _likeness(graph_of(other), graph))
+        layout = layout_of(source)
+        state = layout.unflatten(self.trained(source, self.options.epochs))
+        target = layout_of(spec)
+        found = []
+        for how in RESIZINGS:
+            made = target.unflatten(initial_flats(spec, [0])[0])
+            made = {**made, **resized_by_graph(graph_of(source), state, graph, how)}
+            flat = recalibrate(spec, target.flatten(made)[None], self.calibration)
+            found.append((float(accuracy(spec, flat, *self.judging)[0]), flat[0]))
+        return max(found, key=lambda pair: pair[0])[1]
+
+    @cached_property
+    def judging(self) -> tuple[Tensor, Tensor]:
+        """Training images with labels, for the choices that baselines make."""
+        order = torch.randperm(len(self.data), generator=torch_generator("benchmark", "judging"))
+        return self.data.batch(order[:1000])
 
 
-def trained(spec: ArchitectureSpec, task: Task, steps: int) -> Tensor:
-    """(1, P) the network after ``steps`` steps of ordinary training."""
-    start = initial_flats(spec, [0])
-    settings = FitSettings(steps=steps, batch_size=BATCH, learning_rate=3e-3)
-    return list(fit_population(spec, start, [task.data("train")], settings))[-1].flats
+def _likeness(a: Any, b: Any) -> float:
+    """Cosine between the counts of two graphs' kinds and kernels."""
+    counts: list[dict[Any, int]] = []
+    for graph in (a, b):
+        held: dict[Any, int] = defaultdict(int)
+        for node in graph.nodes:
+            held[node.kind, node.shape[2:] if node.shape else None] += 1
+        counts.append(held)
+    keys = sorted(set(counts[0]) | set(counts[1]), key=str)
+    first, second = (np.array([held[key] for key in keys], dtype=float) for held in counts)
+    return float(first @ second / np.linalg.norm(first) / np.linalg.norm(second))
 
 
-def table_zero_shot(options: argparse.Namespace) -> dict[str, Any]:
-    """Mean, best and worst accuracy of each split."""
+def hypernetwork(options: argparse.Namespace) -> tuple[GHN, Bench]:
+    """The generator and the task that it was trained for."""
     model = load_generator(options.generator)
     assert isinstance(model, GHN)
     (name,) = model.validity.tasks
     task = parse_task(name)
-    data, test = task.data("train"), task.data("test")
-    calibration, _ = data.batch(torch.randperm(len(data), generator=torch_generator("benchmark"))[:512])
-    chosen = torch.randperm(len(test), generator=torch_generator("benchmark", name))[: options.images]
-    images, labels = test.batch(chosen)
+    assert isinstance(task, DatasetTask)
+    return model, Bench(task, options)
+
+
+def _groups(bench: Bench) -> dict[str, list[ArchitectureSpec]]:
+    count = {"test": bench.options.networks}
+    found: dict[str, list[ArchitectureSpec]] = {
+        split: [bench.spec(split, i) for i in range(count.get(split, bench.options.others))]
+        for split in SPLITS
+    }
+    return found | {name: [bench.other(text)] for name, text in OTHERS.items()}
+
+
+def _mean(scores: Sequence[float]) -> dict[str, float]:
+    return {
+        "mean": statistics.fmean(scores),
+        "sd": statistics.stdev(scores) if len(scores) > 1 else 0.0,
+        "max": max(scores),
+        "n": len(scores),
+    }
+
+
+def table_unseen(options: argparse.Namespace) -> dict[str, Any]:
+    """Accuracies of each group of unseen networks."""
+    model, bench = hypernetwork(options)
+    bank = [bench.spec("train", i) for i in range(options.bank)]
+    few = bench.task.support(16, seed=0).images
+    many = bench.task.support(options.shots, seed=0).images
     table, rows = {}, []
-    for group, specs in networks(model, options.space, options.networks).items():
-        scores: dict[str, list[float]] = {}
+    for group, specs in _groups(bench).items():
+        scores: dict[str, list[float]] = defaultdict(list)
         for spec in specs:
-            flats = {
-                "ghn": model.generate_many(spec)[0].flat[None],
-                "random_init": initial_flats(spec, [0]),
+            ghn, random = model.generate_many(spec)[0].flat, initial_flats(spec, [0])[0]
+            copy = bench.copied(spec, bank, bench.calibration)
+            row = {
+                "predicted": bench.scored(spec, ghn),
+                "random": bench.scored(spec, random),
+                "copied": bench.scored(spec, copy),
+                **{
+                    f"{name}, {label}": float(
+                        accuracy(spec, closed_form_network(spec, flat, support)[None], *bench.test)[0]
+                    )
+                    for name, flat in (("predicted", ghn), ("random", random), ("copied", copy))
+                    for label, support in (("head of 16", few), (f"head of {options.shots}", many))
+                },
+                "one_epoch": bench.scored(spec, bench.trained(spec, 1)),
+                "trained": bench.scored(spec, bench.trained(spec, options.epochs)),
             }
-            flats = {method: recalibrate(spec, flat, calibration) for method, flat in flats.items()}
-            if options.sgd_steps:
-                flats[f"trained_{options.sgd_steps}_steps"] = trained(spec, task, options.sgd_steps)
-            row = {method: float(accuracy(spec, flat, images, labels)[0]) for method, flat in flats.items()}
             rows.append({"group": group, "network": str(spec), "nodes": len(graph_of(spec)), **row})
             for method, score in row.items():
-                scores.setdefault(method, []).append(score)
-        table[group] = {
-            method: {"mean": statistics.fmean(s), "min": min(s), "max": max(s), "n": len(s)}
-            for method, s in scores.items()
+                scores[method].append(score)
+        table[group] = {method: _mean(found) for method, found in scores.items()}
+        table[group]["ratio"] = table[group]["predicted"]["mean"] / table[group]["trained"]["mean"]
+        shown = "  ".join(f"{m} {v['mean']:.3f}" for m, v in table[group].items() if m != "ratio")
+        print(f"{group:8} ratio {table[group]['ratio']:.3f}  {shown}", flush=True)
+    return {
+        "generator": model.name, "task": str(bench.task), "epochs": options.epochs,
+        "steps_of_an_epoch": bench.epoch, "test_images": len(bench.test[1]), "table": table, "rows": rows,
+    }  # fmt: skip
+
+
+def table_finetune(options: argparse.Namespace) -> dict[str, Any]:
+    """Accuracy after 0, 1 and 5 epochs of fine-tuning from each start."""
+    model, bench = hypernetwork(options)
+    bank = [bench.spec("train", i) for i in range(options.bank)]
+    few = bench.data.batch(_first_of_each(bench.data.labels, 100))
+    sets = {"all images": (bench.data, bench.epoch), "100 a class": (_Held(*few), len(few[1]) // BATCH)}
+    table: dict[str, Any] = {}
+    specs: list[ArchitectureSpec] = [bench.spec("test", i) for i in range(options.others)]
+    for name, (data, epoch) in sets.items():
+        scores: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+        for spec in specs:
+            starts = {
+                "predicted": model.generate_many(spec)[0].flat,
+                "copied": bench.copied(spec, bank, bench.calibration),
+                "he": initial_flats(spec, [0])[0],
+            }
+            for start, flat in starts.items():
+                scores[start][0].append(bench.scored(spec, flat))
+                for epochs in (1, 5):
+                    # Each number of epochs has a schedule of its own, and the best rate of two on training images.
+                    best = (-1.0, 0.0)
+                    for rate in (RATE, RATE / 3):
+                        settings = FitSettings(steps=epochs * epoch, batch_size=BATCH, learning_rate=rate)
+                        (*_, last) = fit_population(spec, flat[None], [data], settings)  # type: ignore[list-item]
+                        judged = float(accuracy(spec, last.flats, *bench.judging)[0])
+                        best = max(best, (judged, bench.scored(spec, last.flats[0])))
+                    scores[start][epochs].append(best[1])
+        table[name] = {
+            start: {str(epochs): _mean(found) for epochs, found in held.items()}
+            for start, held in scores.items()
         }
-        shown = "  ".join(
-            f"{method} {value['mean']:.3f} (best {value['max']:.3f})"
-            for method, value in table[group].items()
+        for start, held in table[name].items():
+            print(
+                name, start, {epochs: round(value["mean"], 3) for epochs, value in held.items()}, flush=True
+            )
+    return {"generator": model.name, "task": str(bench.task), "table": table}
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A few images as training data."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Images and labels at ``index``."""
+        return self.images[index], self.labels[index]
+
+
+def _first_of_each(labels: Tensor, count: int) -> Tensor:
+    return torch.cat([torch.nonzero(labels == c).flatten()[:count] for c in labels.unique()])
+
+
+def table_properties(options: argparse.Namespace) -> dict[str, Any]:
+    """Kendall's tau of ridge regressions on mean node states, trained on one half of the networks."""
+    from scipy.stats import kendalltau
+    from sklearn.linear_model import RidgeCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model, bench = hypernetwork(options)
+    halves = {split: [bench.spec(split, i) for i in range(options.pairs)] for split in ("val", "test")}
+    held: dict[str, dict[str, list[Any]]] = {}
+    for split, specs in halves.items():
+        rows: dict[str, list[Any]] = defaultdict(list)
+        for spec in specs:
+            with torch.no_grad():
+                rows["embedding"].append(model.embed_graph(graph_of(spec)).numpy())
+            flat = model.generate_many(spec)[0].flat
+            rows["predicted accuracy"].append(bench.scored(spec, flat))
+            rows["parameter count"].append(spec.num_parameters())
+            short, full = bench.trained(spec, 1), bench.trained(spec, 2)
+            images, labels = bench.test
+            noise = torch.randn(images.shape, generator=torch_generator("noise"))
+            rows["accuracy"].append(bench.scored(spec, full))
+            rows["noisy accuracy"].append(
+                float(accuracy(spec, full[None], (images + 0.3 * noise).clamp(-1, 1), labels)[0])
+            )
+            rows["inference seconds"].append(_seconds(spec, full, images[:256]))
+            rows["convergence"].append(bench.scored(spec, short) / max(bench.scored(spec, full), 1e-3))
+        held[split] = rows
+    table = {}
+    for target in ("accuracy", "noisy accuracy", "inference seconds", "convergence"):
+        fit = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-1, 4, 16)))
+        fit.fit(np.array(held["val"]["embedding"]), np.array(held["val"][target]))
+        guesses = {
+            "embedding": fit.predict(np.array(held["test"]["embedding"])),
+            "parameter count": held["test"]["parameter count"],
+            "predicted accuracy": held["test"]["predicted accuracy"],
+        }
+        truth = held["test"][target]
+        table[target] = {name: float(kendalltau(guess, truth).statistic) for name, guess in guesses.items()}
+        print(target, {name: round(value, 3) for name, value in table[target].items()}, flush=True)
+    return {"generator": model.name, "task": str(bench.task), "networks": options.pairs, "table": table}
+
+
+def _seconds(spec: ArchitectureSpec, flat: Tensor, images: Tensor) -> float:
+    """The fastest of five forward passes."""
+    found = []
+    for _ in range(5):
+        start = time.perf_counter()
+        accuracy(spec, flat[None], images, torch.zeros(len(images), dtype=torch.int64))
+        found.append(time.perf_counter() - start)
+    return min(found)
+
+
+ABLATIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "full": ({}, {}),
+    "no virtual edges": ({"virtual_edges": 1}, {}),
+    "no normalisation": ({"normalise": False}, {}),
+    "meta-batch 1": ({}, {"meta_batch": 1}),
+    "mlp": ({"backbone": "mlp"}, {}),
+    "no closed-form loss": ({}, {"features": 0.0}),
+    "GHN-3": ({"backbone": "transformer"}, {}),
+    "coordinate decoder": ({"decoder": "coordinate"}, {}),
+}
+"""Changes of GHN-2's config and objective."""
+
+
+def table_ablations(options: argparse.Namespace) -> dict[str, Any]:
+    """The recipe with a gated backbone and without its parts, all for the same steps and images."""
+    recipe = read_yaml(Path(options.recipe), GHNRecipe)
+    task = parse_task(recipe.task)
+    assert isinstance(task, DatasetTask)
+    bench = Bench(task, options)
+    table: dict[str, Any] = {}
+    chosen = options.only.split(",") if options.only else list(ABLATIONS)
+    for name in chosen:
+        config, objective = ABLATIONS[name]
+        loop = recipe.loop.model_copy(update={"steps": options.steps, "log_every": 100, "save_every": 200})
+        changed = recipe.model_copy(
+            update={
+                "loop": loop,
+                "evaluate_every": options.steps,
+                "config": {**recipe.config, "backbone": "gated", **config},
+                "objective": {**recipe.objective, **objective},
+            }
         )
-        print(f"{group:28} {shown}", flush=True)
-    return {"generator": model.name, "task": name, "test_images": len(labels), "table": table, "rows": rows}
+        out = Path(options.references) / "ablations" / name.replace(" ", "-")
+        model = load_generator(out) if (out / "config.json").is_file() else train_ghn(changed, out)
+        assert isinstance(model, GHN)
+        support = task.support(options.shots, seed=0).images
+        for split in ("test", "deep", "dense", "wide", "bn-free"):
+            count = options.networks if split == "test" else options.others
+            plain, fitted = [], []
+            for spec in (bench.spec(split, i) for i in range(count)):
+                flat = model.generate_many(spec)[0].flat
+                plain.append(bench.scored(spec, flat))
+                head = closed_form_network(spec, flat, support)
+                fitted.append(float(accuracy(spec, head[None], *bench.test)[0]))
+            table.setdefault(name, {})[split] = {"predicted": _mean(plain), "fitted": _mean(fitted)}
+        shown = {s: [round(v[k]["mean"], 3) for k in v] for s, v in table[name].items()}
+        print(f"{name:22} {shown}", flush=True)
+    return {"task": str(task), "steps": options.steps, "table": table}
 
 
 def table_predict(options: argparse.Namespace) -> dict[str, Any]:
@@ -104,7 +391,7 @@ def table_predict(options: argparse.Namespace) -> dict[str, Any]:
     table = {}
     for backbone, decoder in (("gated", "tiling"), ("transformer", "tiling"), ("gated", "coordinate")):
         config = GHNConfig(classes=10, backbone=backbone, decoder=decoder)  # type: ignore[arg-type]
-        model = GHN(config, make_validity((3, 32, 32), 10)).eval()
+        model = GHN(config, make_validity((3, 32, 32))).eval()
         model.generate(module)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         wall, busy, graphs = [], [], []
@@ -144,22 +431,40 @@ def table_predict(options: argparse.Namespace) -> dict[str, Any]:
     return {"machine": {**machine, "python": platform.python_version()}, "graph": graph, "table": table}
 
 
-TABLES = {"zero-shot": table_zero_shot, "predict": table_predict}
+TABLES = {
+    "unseen": table_unseen,
+    "finetune": table_finetune,
+    "properties": table_properties,
+    "ablations": table_ablations,
+    "predict": table_predict,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("table", choices=sorted(TABLES))
-    parser.add_argument("--generator", default="runs/ghn-cifar10-tiny")
+    parser.add_argument("--generator", default="ghn-cifar10-tiny", help="a name or a folder")
+    parser.add_argument("--recipe", default="recipes/ghn-cifar10-tiny.yaml", help="of the ablations")
+    parser.add_argument("--references", default="runs/ghn-references", help="where trained networks are kept")
     parser.add_argument("--space", default="tiny")
-    parser.add_argument("--networks", type=int, default=20, help="networks of each split")
+    parser.add_argument("--networks", type=int, default=8, help="networks of the split test")
+    parser.add_argument("--others", type=int, default=4, help="networks of each other split")
+    parser.add_argument("--bank", type=int, default=8, help="trained networks that copies are made of")
+    parser.add_argument("--pairs", type=int, default=40, help="networks of each half of the properties")
+    parser.add_argument("--epochs", type=int, default=5, help="of ordinary training")
+    parser.add_argument("--shots", type=int, default=200, help="examples a class of the larger closed form")
+    parser.add_argument("--steps", type=int, default=1500, help="of each ablation")
+    parser.add_argument("--only", default="", help="these ablations only, by name, with commas")
     parser.add_argument("--images", type=int, default=2000, help="test images")
-    parser.add_argument("--sgd-steps", type=int, default=0, help="also train each network for so many steps")
     parser.add_argument("--repeats", type=int, default=9)
     options = parser.parse_args()
+    start = time.perf_counter()
     result = TABLES[options.table](options)
     asked = {name: value for name, value in vars(options).items() if name != "table"}
-    write_json(RESULTS / f"ghn-{options.table}.json", {"asked": asked, **result})
+    write_json(
+        RESULTS / f"ghn-{options.table}.json",
+        {"asked": asked, "seconds": time.perf_counter() - start, **result},
+    )
 
 
 if __name__ == "__main__":

@@ -7,11 +7,13 @@ by whoever asks.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from weightloom.architectures import ArchitectureSpec
+from weightloom.architectures.graph import ModuleGraph, Shape4
 from weightloom.tokenizers.layers import LayerPlace, places
 from weightloom.weights import layout_of
 
@@ -64,3 +66,52 @@ def resized(source: ArchitectureSpec, flat: Tensor, target: ArchitectureSpec, ho
                 if not b.is_buffer:
                     made[b.name] = _fit(state[a.name], b.shape, how)
     return layout.flatten(made)
+
+
+def resized_by_graph(
+    source: ModuleGraph, state: dict[str, Tensor], target: ModuleGraph, how: str
+) -> dict[str, Tensor]:
+    """Parameters for ``target``'s network by name, each from the layer of ``source``'s that is most like it.
+
+    That is the one of the same kind whose kernel is nearest in size, then the nearest along the depth.
+    Parameters of a kind that the source has not are left out.
+    """
+    depths = {id(graph): _depths(graph) for graph in (source, target)}
+    made: dict[str, Tensor] = {}
+    for place, node in enumerate(target.nodes):
+        for tensor in node.tensors:
+            if tensor.role not in ("weight", "bias"):
+                continue
+            found = [
+                (_unlike(node.shape, other.shape), abs(depths[id(source)][i] - depths[id(target)][place]), t)
+                for i, other in enumerate(source.nodes)
+                for t in other.tensors
+                if (other.kind, i in source.heads, t.role, len(t.shape))
+                == (node.kind, place in target.heads, tensor.role, len(tensor.shape))
+            ]
+            if found:
+                nearest = min(found, key=lambda row: row[:2])[2]
+                made[tensor.name] = _fit_sides(state[nearest.name], tensor.shape, how)
+    return made
+
+
+def _depths(graph: ModuleGraph) -> np.ndarray:
+    """(N,) share of the way from the input to the end."""
+    before, after = graph.distances[0], graph.distances.max(1)
+    found: np.ndarray = before / np.maximum(before + after, 1)
+    return found
+
+
+def _unlike(a: Shape4 | None, b: Shape4 | None) -> int:
+    """How far apart two kernels are; depthwise and full ones farthest."""
+    if a is None or b is None:
+        return 0 if a is b else 100
+    return abs(a[2] - b[2]) + abs(a[3] - b[3]) + 50 * ((a[1] == 1) != (b[1] == 1))
+
+
+def _fit_sides(tensor: Tensor, shape: tuple[int, ...], how: str) -> Tensor:
+    """As :func:`_fit`, kernels of another size bilinearly and with the same sum of squares."""
+    if tensor.dim() == 4 and tensor.shape[2:] != shape[2:]:
+        sides = F.interpolate(tensor, size=shape[2:], mode="bilinear", align_corners=False)
+        tensor = sides * (tensor.square().sum() / sides.square().sum().clamp(min=1e-12)).sqrt()
+    return _fit(tensor, shape, how)

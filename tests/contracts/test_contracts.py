@@ -208,7 +208,7 @@ def tiny_ghn() -> GHN:
     config = GHNConfig(classes=3, width=8, decoder="coordinate", rank=4, kernel=5)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
-        model = moved(GHN(config, make_validity((1, 8, 8), 3), name="tiny-ghn"))
+        model = moved(GHN(config, make_validity((1, 8, 8)), name="tiny-ghn"))
     assert isinstance(model, GHN)
     return model.eval()
 

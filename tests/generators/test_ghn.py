@@ -19,6 +19,7 @@ from weightloom.errors import (
 )
 from weightloom.generators.ghn import GHN, GHNConfig, fan_in_scale, make_validity
 from weightloom.generators.load import load_generator
+from weightloom.tasks import SupportSet
 
 CONFIGS = {
     "ghn-2": {"backbone": "gated", "decoder": "tiling", "block": 8},
@@ -32,7 +33,7 @@ def make(name="coordinate", classes=3, **changes):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         config = GHNConfig(**{"classes": classes, "width": 8, "kernel": 3, **CONFIGS[name], **changes})
-        return GHN(config, make_validity((3, 16, 16), classes, ("cifar10",)), name="tiny").eval()
+        return GHN(config, make_validity((3, 16, 16), ("cifar10",)), name="tiny").eval()
 
 
 def convnet(width=20, classes=3):
@@ -184,3 +185,31 @@ def test_an_embedding_is_the_mean_of_the_nodes():
     graph = capture_graph(convnet(), (3, 16, 16))
     assert model.embed_graph(graph).shape == (8,)
     assert torch.allclose(model.embed_graph(graph), model.embed([graph]).mean(0))
+
+
+def examples(classes, shots=8, seed=0):
+    """Classes that differ in brightness alone."""
+    generator = torch.Generator().manual_seed(seed)
+    shades = torch.linspace(-1, 1, classes)[:, None, None, None, None]
+    noise = 0.05 * torch.randn(classes, shots, 3, 16, 16, generator=generator)
+    names = tuple(f"shade {c}" for c in range(classes))
+    return SupportSet(images=shades + noise, class_names=names)
+
+
+@pytest.mark.parametrize("classes", [2, 10, 13])
+def test_examples_make_a_head_for_any_number_of_classes(classes):
+    """An untrained hypernetwork predicts heads of chance; the closed form tells such classes apart."""
+    model = make("ghn-2", classes=10)
+    sample = model.generate("cnn(depth=2,width=8)", support=examples(classes))
+    assert sample.report["head"] == "closed form of the examples"
+    images, labels = examples(classes, seed=1).flat()
+    right = float((sample.module(images).argmax(1) == labels).float().mean())
+    assert right > 1.5 / classes and right >= 0.5
+    assert ("predicted_accuracy" in sample.report) == (classes == 10)
+
+
+def test_without_examples_only_the_trained_classes_are_made():
+    model = make("ghn-2", classes=10)
+    assert model.generate("cnn(depth=2,width=8,classes=10)").report["head"] == "predicted"
+    with pytest.raises(UnsupportedRequestError, match="give examples"):
+        model.generate("cnn(depth=2,width=8,classes=3)")

@@ -36,7 +36,7 @@ def test_every_kernel_comes_out_exactly(decoder, sides):
 
 
 @pytest.mark.parametrize("kind", sorted(MAKE))
-def test_the_start_is_of_unit_variance(kind):
+def test_the_start_is_of_unit_variance_with_quiet_heads_and_gains(kind):
     torch.manual_seed(0)
     decoder = {
         "tiling": TilingDecoder(32, classes=10),
@@ -44,10 +44,19 @@ def test_the_start_is_of_unit_variance(kind):
     }[kind]  # fmt: skip
     states = torch.nn.functional.layer_norm(torch.randn(200, 32), (32,))
     with torch.no_grad():
-        for made in (
-            decoder.weight(states, (32, 16, 3, 3)), decoder.vectors(states, 48), decoder.head(states, 64)
-        ):  # fmt: skip
-            assert 0.5 < float(made.var()) < 2.0
+        assert 0.5 < float(decoder.weight(states, (32, 16, 3, 3)).var()) < 2.0
+        for quiet in (decoder.vectors(states, 48), decoder.head(states, 64)):
+            assert 0.03 < float(quiet.var()) < 0.2
+
+
+@torch.no_grad()
+def test_tensors_of_other_states_are_others():
+    """A mean that all states share would make the layers of a network copies of each other."""
+    torch.manual_seed(0)
+    states = torch.nn.functional.layer_norm(torch.randn(50, 32), (32,))
+    made = TilingDecoder(32, classes=10).weight(states, (16, 16, 3, 3)).flatten(1)
+    alike = torch.nn.functional.normalize(made, dim=1) @ torch.nn.functional.normalize(made, dim=1).T
+    assert float((alike - torch.eye(50)).mean()) < 0.2
 
 
 def test_a_smaller_tensor_is_the_corner_of_a_larger_one():

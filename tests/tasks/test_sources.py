@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, ImageFont
 
 from weightloom.tasks import dataset_info
-from weightloom.tasks.datasets import glyphs
+from weightloom.tasks.datasets import glyphs, shapes
 from weightloom.tasks.sources import debian_package, decode_idx, hub_arrays, npm_archives, npm_package
 from weightloom.tasks.store import SourceSilent
 
@@ -225,3 +225,19 @@ def test_the_hub_gives_images(monkeypatch):
     hub.hf_hub_download = offline
     with pytest.raises(SourceSilent, match="no network"):
         hub_arrays("a/b", "c", "image", "label", quiet)
+
+
+def test_shapes_are_drawn_from_seeds_alone_and_tell_classes_apart(monkeypatch):
+    monkeypatch.setattr(shapes, "_COUNTS", {"train": 240, "test": 48})
+    first, again = (dataset_info("shapes").sources[0].read(quiet) for _ in range(2))
+    images, labels = first["train"]
+    assert images.shape == (240, 3, 32, 32) and (np.bincount(labels) == 10).all()
+    assert (images == again["train"][0]).all() and not (images[:48] == first["test"][0]).all()
+    assert len(np.unique(images.reshape(240, -1), axis=0)) == 240
+    # Pictures of one class are nearer to its mean than to that of the next, more often than not.
+    flat = images.reshape(240, -1).astype(float)
+    means = np.stack([flat[labels == c].mean(0) for c in range(24)])
+    test, truth = first["test"][0].reshape(48, -1).astype(float), first["test"][1]
+    own = np.linalg.norm(test - means[truth], axis=1)
+    other = np.linalg.norm(test - means[(truth + 1) % 24], axis=1)
+    assert (own < other).mean() > 0.6

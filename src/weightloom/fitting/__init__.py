@@ -1,6 +1,6 @@
 """Target networks on tasks: running, training and fine-tuning many at once."""
 
-from weightloom.fitting.closed_form import closed_form_network, discriminant
+from weightloom.fitting.closed_form import closed_form_network, discriminant, left_out
 from weightloom.fitting.finetune import Curve, finetune
 from weightloom.fitting.population import (
     accuracy,
@@ -21,6 +21,7 @@ __all__ = [
     "finetune",
     "fit_population",
     "initial_flats",
+    "left_out",
     "recalibrate",
     "run_networks",
     "trunk_features",

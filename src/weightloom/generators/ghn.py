@@ -23,9 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from weightloom import __version__
+from weightloom.architectures import ArchitectureSpec
 from weightloom.architectures.capture import capture_graph, copy_with, graph_of
 from weightloom.architectures.graph import NORM_KINDS, WEIGHT_KINDS, GraphTensor, ModuleGraph, Shape4
+from weightloom.conditioning.architecture import MAX_CLASSES
 from weightloom.errors import CheckpointError, InputError, SpecError, UnsupportedRequestError, WeightloomError
+from weightloom.fitting import accuracy, closed_form_network, left_out, recalibrate, trunk_features
 from weightloom.generators.base import (
     ANY_ARCHITECTURE,
     Generator,
@@ -37,6 +40,7 @@ from weightloom.generators.base import (
 from weightloom.io import dump_json, load_tensors, read_json, save_tensors, shapes_of, write_json
 from weightloom.nn.graph import GatedGraphNetwork, GraphBatch, GraphTransformer, NodeEncoder
 from weightloom.nn.tensor_decoder import CoordinateDecoder, TensorDecoder, TilingDecoder
+from weightloom.tasks import SupportSet
 from weightloom.weights import layout_of, require_finite
 
 _MOST_RECALIBRATION = 4096
@@ -128,7 +132,7 @@ class GHN(nn.Module, Generator):
     """A graph hypernetwork. Nothing is drawn: every seed gives the same weights.
 
     Example:
-        >>> validity = make_validity((3, 8, 8), 2)
+        >>> validity = make_validity((3, 8, 8))
         >>> model = GHN(GHNConfig(classes=2, width=8, block=8, kernel=3), validity)
         >>> net = nn.Sequential(nn.Conv2d(3, 20, 3), nn.BatchNorm2d(20), nn.Flatten(), nn.Linear(720, 2))
         >>> sample = model.generate(net)
@@ -181,8 +185,10 @@ class GHN(nn.Module, Generator):
         """(D,) the mean state of a graph's nodes: what its network's properties are predicted from."""
         return self.embed([graph]).mean(0)
 
-    def forward(self, graphs: Sequence[ModuleGraph]) -> list[dict[str, Tensor]]:
+    def forward(self, graphs: Sequence[ModuleGraph], *, heads: bool = True) -> list[dict[str, Tensor]]:
         """The predicted parameters of each graph by name, differentiable; one pass for all of them.
+
+        ``heads=False`` leaves the last layers at zero, for whatever number of classes.
 
         Raises:
             UnsupportedRequestError: a head has another number of classes than the generator was trained for.
@@ -193,17 +199,20 @@ class GHN(nn.Module, Generator):
         groups: dict[tuple[Any, ...], list[tuple[int, int, GraphTensor]]] = defaultdict(list)
         start = 0
         for number, graph in enumerate(graphs):
-            heads, head_biases = set(graph.heads), set(graph.head_biases)
+            last, last_biases = set(graph.heads), set(graph.head_biases)
             for index, node in enumerate(graph.nodes):
                 for tensor in node.tensors:
                     if tensor.role not in ("weight", "bias"):
                         continue
                     assert node.shape is not None, node
                     key: tuple[Any, ...]
-                    if index in heads or index in head_biases:
+                    if index in last or index in last_biases:
+                        if not heads:
+                            found[number][tensor.name] = states.new_zeros(tensor.shape)
+                            continue
                         self._check_classes(node.name, node.shape[0])
                         key = ("head", node.shape[1:], node.transposed)
-                        if index in head_biases:
+                        if index in last_biases:
                             key = ("head_bias",)
                     elif node.kind in WEIGHT_KINDS:
                         key = ("weight", node.shape, node.transposed)
@@ -226,7 +235,8 @@ class GHN(nn.Module, Generator):
         if rows != self.config.classes:
             raise UnsupportedRequestError(
                 f"generator {self.name} predicts heads of {self.config.classes} classes, but layer "
-                f"{name.removesuffix('.weight')!r} has {rows}; replace it by one of {self.config.classes}"
+                f"{name.removesuffix('.weight')!r} has {rows}; replace it by one of {self.config.classes}, "
+                "or give examples of the classes with an architecture of this library"
             )
 
     def _decoded(self, what: str, details: list[Any], states: Tensor) -> Tensor:
@@ -258,17 +268,41 @@ class GHN(nn.Module, Generator):
 
     @torch.no_grad()
     def sample_flats(self, request: Request) -> tuple[Tensor, list[dict[str, Any]]]:
-        """(M, P), all alike; running statistics are those of a fresh batch norm."""
-        spec = request.architecture
+        """(M, P), all alike; running statistics are those of a fresh batch norm.
+
+        With examples the head is the predicted one or the closed form of the examples, whichever is right
+        more often on examples that it was not made from; of other classes than the trained ones, the latter.
+        """
+        spec, support = request.architecture, request.support
         graph = graph_of(spec)
-        (state,) = self([graph])
+        predicts = support is None or spec.classes == self.config.classes
+        (state,) = self([graph], heads=predicts)
         layout = layout_of(spec)
         for slot in layout.slots:
             if slot.is_buffer:
                 fresh = torch.ones if slot.is_variance else torch.zeros
                 state[slot.name] = fresh(slot.shape, device=self.device)
         flat = layout.flatten(state).cpu()
-        return flat.repeat(request.num_samples, 1), merge_reports(request.num_samples, {"nodes": len(graph)})
+        report: dict[str, Any] = {"nodes": len(graph), "head": "predicted"}
+        if support is not None:
+            report |= self._head_scores(spec, flat, support, predicts=predicts)
+            if report["closed_form_accuracy"] > report.get("predicted_accuracy", -1.0):
+                flat = closed_form_network(spec, flat, support.images)
+                report["head"] = "closed form of the examples"
+        return flat.repeat(request.num_samples, 1), merge_reports(request.num_samples, report)
+
+    def _head_scores(
+        self, spec: ArchitectureSpec, flat: Tensor, support: SupportSet, *, predicts: bool
+    ) -> dict[str, float]:
+        """How often each kind of head is right on the examples, each left out where heads are fitted."""
+        images, labels = support.flat()
+        measured = recalibrate(spec, flat[None], images)
+        features = trunk_features(spec, measured, images)[0]
+        judged = left_out(features, labels, support.num_classes).argmax(1)
+        found = {"closed_form_accuracy": float((judged == labels).float().mean())}
+        if predicts:
+            found["predicted_accuracy"] = float(accuracy(spec, measured, images, labels)[0])
+        return found
 
     # ------------------------------------------------------------------------------- modules
 
@@ -398,10 +432,12 @@ class GHN(nn.Module, Generator):
         return model.requires_grad_(True).eval()
 
 
-def make_validity(input: tuple[int, int, int], classes: int, tasks: tuple[str, ...] = ()) -> Validity:
-    """Any architecture, for one shape of pictures and one number of classes."""
+def make_validity(input: tuple[int, int, int], tasks: tuple[str, ...] = ()) -> Validity:
+    """Any architecture, for one shape of pictures; heads for other classes than the trained ones need
+    examples.
+    """
     return Validity(
-        architectures=(ANY_ARCHITECTURE,), input=input, min_classes=classes, max_classes=classes, tasks=tasks
+        architectures=(ANY_ARCHITECTURE,), input=input, min_classes=2, max_classes=MAX_CLASSES, tasks=tasks
     )
 
 

@@ -24,8 +24,8 @@ from weightloom.errors import SpecError
 # Every size up to 32, where small networks differ, then the bins of the paper.
 _CHANNELS = np.array([*range(1, 33), 40, 48, 56, *range(64, 4081, 16), *range(4096, 8193, 32)])
 _KERNEL = 16
-_MAX_DEGREE = 100
-_MAX_DEPTH = 1000
+_PLACES = (100, 100, 1000, 1000, 1000, 1000)
+"""What the numbers of a node's place are cut at: two degrees, two distances, and two counts of nodes."""
 
 
 @dataclass(frozen=True)
@@ -114,14 +114,18 @@ class GraphBatch:
 
     @cached_property
     def places(self) -> Tensor:
-        """(N, 3): how many a node reads, how many read it, and how far it is from the input."""
-        found = np.zeros((self.size, 3), dtype=np.int64)
+        """(N, 6) of each node: how many it reads and how many read it, edges from the input and to the last
+        node, and how many come before it and after it.
+        """
+        found = np.zeros((self.size, len(_PLACES)), dtype=np.int64)
         for start, graph in zip(self.starts, self.graphs, strict=True):
             for source, target in graph.edges:
                 found[start + target, 0] += 1
                 found[start + source, 1] += 1
-            found[start : start + len(graph), 2] = graph.distances[0]
-        return torch.from_numpy(np.minimum(found, [_MAX_DEGREE, _MAX_DEGREE, _MAX_DEPTH])).to(self.device)
+            rows, distances = slice(start, start + len(graph)), graph.distances
+            found[rows, 2], found[rows, 3] = distances[0], distances[:, -1]
+            found[rows, 4], found[rows, 5] = (distances > 0).sum(0), (distances > 0).sum(1)
+        return torch.from_numpy(np.minimum(found, _PLACES)).to(self.device)
 
 
 def _bins(shapes: np.ndarray) -> np.ndarray:
@@ -224,14 +228,11 @@ class GraphTransformer(nn.Module):
         if width % heads:
             raise SpecError(f"a width of {width} cannot be split into {heads} heads")
         self.virtual_edges = virtual_edges
-        self.places = nn.ModuleList(
-            nn.Embedding(count + 1, width) for count in (_MAX_DEGREE, _MAX_DEGREE, _MAX_DEPTH)
-        )
+        # As large as the embeddings of kinds: smaller ones leave the states of all layers alike.
+        self.places = nn.ModuleList(nn.Embedding(count + 1, width) for count in _PLACES)
         self.distance = nn.Embedding(virtual_edges + 2, width)
         self.bias = nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), nn.Linear(width, heads))
         self.layers = nn.ModuleList(_Layer(width, heads) for _ in range(depth))
-        for table in (*self.places, self.distance):
-            nn.init.trunc_normal_(table.weight, std=width**-0.5)
 
     def forward(self, x: Tensor, batch: GraphBatch) -> Tensor:
         """(N, D) features to (N, D) states."""

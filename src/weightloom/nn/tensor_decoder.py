@@ -39,9 +39,25 @@ class TensorDecoder(nn.Module, ABC):
         """(K, classes)."""
 
 
+_RELU_VARIANCE = 0.5 - 0.5 / math.pi
+"""Of max(0, z) for standard normal z."""
+
+_QUIET = 0.3
+"""What heads, gains and biases start with, of what tensors of unit variance would be: a network with random
+gains and a loud head loses to an ordinary initialisation (`docs/experiments.md`)."""
+
+
 def _unit(layer: nn.Linear, *, after_relu: bool = False) -> nn.Linear:
-    """Start with outputs of unit variance for inputs of unit variance."""
-    nn.init.normal_(layer.weight, std=math.sqrt((2 if after_relu else 1) / layer.in_features))
+    """Start with outputs of unit variance for inputs of unit variance.
+
+    After a ReLU all inputs share a positive mean, which would make the tensors of all nodes alike: each row's
+    weights then sum to zero, so that only what differs between inputs comes through.
+    """
+    variance = _RELU_VARIANCE if after_relu else 1.0
+    nn.init.normal_(layer.weight, std=(variance * layer.in_features) ** -0.5)
+    if after_relu:
+        with torch.no_grad():
+            layer.weight -= layer.weight.mean(1, keepdim=True)
     nn.init.zeros_(layer.bias)
     return layer
 
@@ -115,13 +131,13 @@ class TilingDecoder(TensorDecoder):
 
     def vectors(self, states: Tensor, length: int) -> Tensor:
         """(K, 2, length)."""
-        return _tiled(self.vector(states).unflatten(-1, (2, self.block)), length, 2)
+        return _QUIET * _tiled(self.vector(states).unflatten(-1, (2, self.block)), length, 2)
 
     def head(self, states: Tensor, into: int) -> Tensor:
         """(K, classes, into)."""
         block = self._block(states, (self.block, min(into, self.block), 1, 1))[..., 0, 0]  # (K, block, i)
         rows = self.classes(torch.relu(block).transpose(1, 2)).transpose(1, 2)  # (K, classes, i)
-        return _tiled(rows, into, 2)
+        return _QUIET * _tiled(rows, into, 2)
 
     def head_bias(self, states: Tensor) -> Tensor:
         """(K, classes)."""
@@ -187,12 +203,12 @@ class CoordinateDecoder(TensorDecoder):
 
     def vectors(self, states: Tensor, length: int) -> Tensor:
         """(K, 2, length)."""
-        return self.vector(states, _coordinates(length, states)).transpose(1, 2)
+        return _QUIET * self.vector(states, _coordinates(length, states)).transpose(1, 2)
 
     def head(self, states: Tensor, into: int) -> Tensor:
         """(K, classes, into)."""
         rows = self.out(states, self.classes)
-        return rows @ self.into(states, _coordinates(into, states)).transpose(1, 2) * self.rank**-0.5
+        return _QUIET * rows @ self.into(states, _coordinates(into, states)).transpose(1, 2) * self.rank**-0.5
 
     def head_bias(self, states: Tensor) -> Tensor:
         """(K, classes)."""

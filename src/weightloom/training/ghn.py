@@ -27,7 +27,7 @@ from weightloom.architectures.capture import graph_of
 from weightloom.architectures.deepnet import DeepNetSpec
 from weightloom.architectures.genotype import SPACES
 from weightloom.errors import SpecError
-from weightloom.fitting import accuracy, recalibrate
+from weightloom.fitting import accuracy, left_out, recalibrate
 from weightloom.generators.ghn import GHN, GHNConfig, make_validity
 from weightloom.io import read_yaml
 from weightloom.seeding import seed_for, torch_generator
@@ -52,6 +52,9 @@ class GHNSettings:
         images: B.
         augment: pictures are shifted by up to an eighth, and flipped half of the time.
         flip: whether a mirrored picture is of the same class.
+        features: weight of the loss that the network would have with a head in closed form, beside that with
+            the predicted head: at the start all networks' features differ, and no head can be right for all.
+        clip: the longest gradient of one network's weights; without norms it can be a hundred times others'.
         norm_penalty: what the mean norm of the predicted tensors is added to the loss with.
     """
 
@@ -61,15 +64,17 @@ class GHNSettings:
     images: int = 64
     augment: bool = True
     flip: bool = True
+    features: float = 1.0
+    clip: float = 2.0
     norm_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         if self.space not in SPACES:
             raise SpecError(f"space is one of {', '.join(SPACES)}, not {self.space!r}")
-        if min(self.networks, self.meta_batch) < 1 or self.images < 2 or self.norm_penalty < 0:
-            raise SpecError(
-                "networks and meta_batch must be at least 1, images at least 2, norm_penalty not negative"
-            )
+        if min(self.networks, self.meta_batch) < 1 or self.images < 2 or not self.clip > 0:
+            raise SpecError("networks and meta_batch must be at least 1, images at least 2, clip above 0")
+        if not min(self.features, self.norm_penalty) >= 0:
+            raise SpecError("features and norm_penalty must not be negative")
 
 
 _Buffer = tuple[str, tuple[int, ...], torch.dtype]
@@ -83,12 +88,20 @@ def _template(spec: ArchitectureSpec) -> tuple[nn.Module, tuple[_Buffer, ...]]:
     return module, tuple((name, tuple(b.shape), b.dtype) for name, b in module.named_buffers())
 
 
-def logits_of(spec: ArchitectureSpec, weights: dict[str, Tensor], images: Tensor) -> Tensor:
-    """(B, C) of the network with these weights; its batch norms use the batch."""
+def logits_of(spec: ArchitectureSpec, weights: dict[str, Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, C) logits of the network with these weights, and (B, H) what its head sees.
+
+    Batch norms use the batch.
+    """
     module, buffers = _template(spec)
     fresh = {name: torch.zeros(shape, dtype=dtype, device=images.device) for name, shape, dtype in buffers}
-    found: Tensor = functional_call(module, {**weights, **fresh}, (images,), tie_weights=False)
-    return found
+    seen: list[Tensor] = []
+    hook = module.get_submodule("head").register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    try:
+        found: Tensor = functional_call(module, {**weights, **fresh}, (images,), tie_weights=False)
+    finally:
+        hook.remove()
+    return found, seen[0]
 
 
 class GHNObjective:
@@ -121,20 +134,26 @@ class GHNObjective:
 
     def __call__(self, step: int) -> tuple[Tensor, dict[str, float]]:
         """The mean loss of K predicted networks on one batch."""
+        settings = self.settings
         stream = torch_generator("ghn", self.seed, step)
         specs = self.specs(stream)
         images, labels = self.batch(stream)
         predicted = self.model([graph_of(spec) for spec in specs])
-        losses, right = [], 0.0
+        losses, right, fitted = [], 0.0, 0.0
         for spec, weights in zip(specs, predicted, strict=True):
-            logits = logits_of(spec, weights, images)
-            losses.append(held_back(F.cross_entropy(logits, labels), self.classes))
+            logits, features = logits_of(spec, _bounded(weights, settings.clip / len(specs)), images)
+            loss = held_back(F.cross_entropy(logits, labels), self.classes)
             right += float((logits.argmax(1) == labels).float().mean()) / len(specs)
+            if settings.features:
+                judged = left_out(features, labels, self.classes)
+                loss = loss + settings.features * F.cross_entropy(judged, labels)
+                fitted += float((judged.argmax(1) == labels).float().mean()) / len(specs)
+            losses.append(loss)
         loss = torch.stack(losses).mean()
-        if self.settings.norm_penalty:
+        if settings.norm_penalty:
             norms = [value.norm() for weights in predicted for value in weights.values()]
-            loss = loss + self.settings.norm_penalty * torch.stack(norms).sum() / len(specs)
-        return loss, {"accuracy": right}
+            loss = loss + settings.norm_penalty * torch.stack(norms).sum() / len(specs)
+        return loss, {"accuracy": right} | ({"fitted_accuracy": fitted} if settings.features else {})
 
     def evaluate(self, split: str, count: int) -> dict[str, float]:
         """Mean and best zero-shot accuracy of ``count`` networks on images that are held back."""
@@ -145,6 +164,28 @@ class GHNObjective:
             *self.data.batch(self.validation),
         )
         return {f"{split}_mean": sum(scores) / len(scores), f"{split}_max": max(scores)}
+
+
+class _Bounded(torch.autograd.Function):
+    """The same tensors; their gradients together are no longer than ``most``, and none where not finite."""
+
+    @staticmethod
+    def forward(ctx: Any, most: float, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.most = most
+        return tuple(tensor.view_as(tensor) for tensor in tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        length = torch.stack([gradient.norm() for gradient in gradients]).norm()
+        if not bool(torch.isfinite(length)):
+            return (None, *(torch.zeros_like(gradient) for gradient in gradients))
+        factor = (ctx.most / length.clamp(min=1e-12)).clamp(max=1.0)
+        return (None, *(gradient * factor for gradient in gradients))
+
+
+def _bounded(weights: dict[str, Tensor], most: float) -> dict[str, Tensor]:
+    """One network's weights, from which no more than ``most`` of gradient comes back."""
+    return dict(zip(weights, _Bounded.apply(most, *weights.values()), strict=True))  # type: ignore[no-untyped-call]
 
 
 def held_back(loss: Tensor, classes: int) -> Tensor:
@@ -240,5 +281,5 @@ def make_ghn(recipe: GHNRecipe, task: Task) -> tuple[GHN, GHNSettings]:
         raise SpecError(f"the recipe's options: {error}") from None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for("ghn", recipe.seed))
-        model = GHN(config, make_validity(task.input_shape, task.num_classes, (str(task),)), name=recipe.name)
+        model = GHN(config, make_validity(task.input_shape, (str(task),)), name=recipe.name)
     return model, settings
