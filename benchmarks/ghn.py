@@ -105,14 +105,24 @@ class Bench:
 
     def trained(self, spec: ArchitectureSpec, epochs: int) -> Tensor:
         """(P,) the network after so many epochs from He's initialisation; made once."""
-        name = f"{seed_for(str(spec), str(self.task), epochs):016x}.safetensors"
+        return self._course(spec, epochs * self.epoch, ())[f"step {epochs * self.epoch}"]
+
+    def course(self, spec: ArchitectureSpec) -> tuple[Tensor, Tensor]:
+        """(P,) weights after a quarter of an epoch and after the whole of it, of one training; made once."""
+        early, late = self.epoch // 4, self.epoch
+        found = self._course(spec, late, (early,))
+        return found[f"step {early}"], found[f"step {late}"]
+
+    def _course(self, spec: ArchitectureSpec, steps: int, early: tuple[int, ...]) -> dict[str, Tensor]:
+        name = f"{seed_for(str(spec), str(self.task), steps, *early):016x}.safetensors"
         path = Path(self.options.references) / name
         if not path.is_file():
-            settings = FitSettings(steps=epochs * self.epoch, batch_size=BATCH, learning_rate=RATE)
-            (*_, last) = fit_population(spec, initial_flats(spec, [0]), [self.data], settings)
+            settings = FitSettings(steps=steps, batch_size=BATCH, learning_rate=RATE, snapshots=early)
+            snapshots = fit_population(spec, initial_flats(spec, [0]), [self.data], settings)
+            held = {f"step {snapshot.step}": snapshot.flats[0] for snapshot in snapshots}
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_tensors(path, {"flat": last.flats[0]}, {"network": str(spec), "epochs": str(epochs)})
-        return load_tensors(path)[0]["flat"]
+            save_tensors(path, held, {"network": str(spec)})
+        return load_tensors(path)[0]
 
     def copied(self, spec: ArchitectureSpec, bank: Sequence[ArchitectureSpec], images: Tensor) -> Tensor:
         """(P,) of the bank's network that is most alike: cropped and tiled or interpolated.
@@ -238,7 +248,7 @@ def table_finetune(options: argparse.Namespace) -> dict[str, Any]:
             for start, flat in starts.items():
                 scores[start][0].append(bench.scored(spec, flat))
                 for epochs in (1, 5):
-                    # Each number of epochs has a schedule of its own, and the best rate of two on training images.
+                    # A schedule for each number of epochs, and the better of two rates on training images.
                     best = (-1.0, 0.0)
                     for rate in (RATE, RATE / 3):
                         settings = FitSettings(steps=epochs * epoch, batch_size=BATCH, learning_rate=rate)
@@ -294,7 +304,7 @@ def table_properties(options: argparse.Namespace) -> dict[str, Any]:
             flat = model.generate_many(spec)[0].flat
             rows["predicted accuracy"].append(bench.scored(spec, flat))
             rows["parameter count"].append(spec.num_parameters())
-            short, full = bench.trained(spec, 1), bench.trained(spec, 2)
+            short, full = bench.course(spec)
             images, labels = bench.test
             noise = torch.randn(images.shape, generator=torch_generator("noise"))
             rows["accuracy"].append(bench.scored(spec, full))
@@ -450,7 +460,7 @@ def main() -> None:
     parser.add_argument("--networks", type=int, default=8, help="networks of the split test")
     parser.add_argument("--others", type=int, default=4, help="networks of each other split")
     parser.add_argument("--bank", type=int, default=8, help="trained networks that copies are made of")
-    parser.add_argument("--pairs", type=int, default=40, help="networks of each half of the properties")
+    parser.add_argument("--pairs", type=int, default=30, help="networks of each half of the properties")
     parser.add_argument("--epochs", type=int, default=5, help="of ordinary training")
     parser.add_argument("--shots", type=int, default=200, help="examples a class of the larger closed form")
     parser.add_argument("--steps", type=int, default=1500, help="of each ablation")

@@ -256,12 +256,12 @@ class GHN(nn.Module, Generator):
         if what == "head":
             into = details[0][0] * details[0][1] * details[0][2]
             values = self.decode.head(states, into)  # (K, C, I)
-            shape, transposed = (self.config.classes, into, 1, 1), details[1]
+            transposed = details[1]
+            if normalise:
+                values = values * fan_in_scale((self.config.classes, into, 1, 1))
         else:
             shape, transposed = details
-            values = self.decode.weight(states, shape)
-        if normalise:
-            values = values * fan_in_scale(shape)
+            values = self.decode.weight(states, shape, fan_in_scale(shape) if normalise else 1.0)
         return values.transpose(1, 2) if transposed else values
 
     # ------------------------------------------------------------------------------- specs
@@ -355,8 +355,8 @@ class GHN(nn.Module, Generator):
                 if tensor.role in ("weight", "bias") and shapes.get(tensor.name) != tensor.shape:
                     raise InputError(f"the graph is of another module: {tensor.name!r} does not fit")
         (predicted,) = self([graph])
-        largest = [value.detach().abs().amax() for value in predicted.values()]
-        if not all(bool(torch.isfinite(value)) for value in largest):
+        ends = [end for value in predicted.values() for end in torch.aminmax(value)]
+        if not bool(torch.isfinite(torch.stack(ends)).all()):
             require_finite(predicted, f"generator {self.name}")  # says which
 
         fresh = {t.name: t for node in graph.nodes for t in node.tensors if t.name not in predicted}

@@ -23,8 +23,8 @@ class TensorDecoder(nn.Module, ABC):
     """States (K, D) to tensors."""
 
     @abstractmethod
-    def weight(self, states: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
-        """(K, O, I, kh, kw) for ``shape`` (O, I, kh, kw)."""
+    def weight(self, states: Tensor, shape: tuple[int, int, int, int], scale: float = 1.0) -> Tensor:
+        """(K, O, I, kh, kw) for ``shape`` (O, I, kh, kw), times ``scale``."""
 
     @abstractmethod
     def vectors(self, states: Tensor, length: int) -> Tensor:
@@ -120,11 +120,11 @@ class TilingDecoder(TensorDecoder):
         # (K, kh, kw, o * i) -> (K, o, i, kh, kw)
         return block.unflatten(-1, (o, i)).permute(0, 3, 4, 1, 2)
 
-    def weight(self, states: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+    def weight(self, states: Tensor, shape: tuple[int, int, int, int], scale: float = 1.0) -> Tensor:
         """(K, O, I, kh, kw)."""
         o, i, high, wide = shape
         small = min(o, self.block), min(i, self.block), min(high, self.kernel), min(wide, self.kernel)
-        block = self._block(states, small)
+        block = self._block(states, small) * scale  # before the copies are made: they are most of the work
         if (high, wide) != small[2:]:
             block = _resized(block, (high, wide))
         return _tiled(_tiled(block, o, 1), i, 2)
@@ -185,7 +185,7 @@ class CoordinateDecoder(TensorDecoder):
         self.classes = nn.Parameter(torch.randn(classes, _FEATURES))
         self.class_bias = _unit(nn.Linear(width, classes))
 
-    def weight(self, states: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+    def weight(self, states: Tensor, shape: tuple[int, int, int, int], scale: float = 1.0) -> Tensor:
         """(K, O, I, kh, kw)."""
         o, i, high, wide = shape
         s = self.kernel
@@ -197,7 +197,7 @@ class CoordinateDecoder(TensorDecoder):
         rows, columns = self.out(states, _coordinates(o, states)), self.into(states, _coordinates(i, states))
         # (K, O, 1, r) * (K, 1, kh * kw, r) -> (K, O * kh * kw, r), then by (K, r, I)
         left_part = (rows[:, :, None] * sides.transpose(1, 2)[:, None]).flatten(1, 2)
-        full = left_part @ columns.transpose(1, 2) * self.rank**-0.5
+        full = left_part @ (columns.transpose(1, 2) * (scale * self.rank**-0.5))
         # (K, O * kh * kw, I) -> (K, O, kh, kw, I) -> (K, O, I, kh, kw)
         return full.unflatten(1, (o, high, wide)).permute(0, 1, 4, 2, 3)
 
