@@ -105,13 +105,13 @@ class Bench:
 
     def trained(self, spec: ArchitectureSpec, epochs: int) -> Tensor:
         """(P,) the network after so many epochs from He's initialisation; made once."""
-        return self._course(spec, epochs * self.epoch, ())[f"step {epochs * self.epoch}"]
+        return self._course(spec, epochs * self.epoch, ())[f"step-{epochs * self.epoch}"]
 
     def course(self, spec: ArchitectureSpec) -> tuple[Tensor, Tensor]:
         """(P,) weights after a quarter of an epoch and after the whole of it, of one training; made once."""
         early, late = self.epoch // 4, self.epoch
         found = self._course(spec, late, (early,))
-        return found[f"step {early}"], found[f"step {late}"]
+        return found[f"step-{early}"], found[f"step-{late}"]
 
     def _course(self, spec: ArchitectureSpec, steps: int, early: tuple[int, ...]) -> dict[str, Tensor]:
         name = f"{seed_for(str(spec), str(self.task), steps, *early):016x}.safetensors"
@@ -119,7 +119,7 @@ class Bench:
         if not path.is_file():
             settings = FitSettings(steps=steps, batch_size=BATCH, learning_rate=RATE, snapshots=early)
             snapshots = fit_population(spec, initial_flats(spec, [0]), [self.data], settings)
-            held = {f"step {snapshot.step}": snapshot.flats[0] for snapshot in snapshots}
+            held = {f"step-{snapshot.step}": snapshot.flats[0] for snapshot in snapshots}
             path.parent.mkdir(parents=True, exist_ok=True)
             save_tensors(path, held, {"network": str(spec)})
         return load_tensors(path)[0]

@@ -154,7 +154,8 @@ def unseen_section(held: Held) -> list[str]:
         f"Test accuracy in percent on {held['test_images']:,} images of `{held['task']}`, the mean of n "
         "networks. *Predicted*: one forward pass; batch norms of every method are measured on 512 unlabelled "
         "training images. *Head of N*: the last layer is the closed form of N labelled training images a "
-        "class, no gradient steps. *Copied*: from the most alike of the trained networks of the training split, "
+        "class, no gradient steps. *Copied*: from the most alike of the trained networks of the training "
+        "split, "
         f"resized. *Trained*: {held['epochs']} epochs of AdamW. The ratio is predicted ÷ trained.",
         "",
     ]
