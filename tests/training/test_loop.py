@@ -375,3 +375,43 @@ def test_states_without_steps_of_their_own_are_read(kept):
     save_tensors(kept / note["file"], old, metadata)
     write_json(kept / "state.json", {key: note[key] for key in ("step", "file", "steps", "log")})
     assert run(Toy(), kept)[-1]["step"] == 11
+
+
+def test_averaged_weights_are_those_of_the_definition_and_survive_a_kill(tmp_path):
+    plain = Toy()
+    seen = []
+
+    def watched(step):
+        seen.append({n: p.detach().clone() for n, p in plain.named_parameters()})
+        return plain.objective(step)
+
+    run(plain, objective=watched)
+    seen.append({n: p.detach().clone() for n, p in plain.named_parameters()})
+    expected = dict(seen[0])
+    for step, now in enumerate(seen[1:]):
+        stays = min(0.6, (step + 1) / (step + 10))
+        expected = {n: stays * expected[n] + (1 - stays) * now[n] for n in now}
+
+    averaged, probes = Toy(), []
+    run(averaged, average=0.6, evaluate=lambda step: probes.append(float(averaged.trust.detach())) or {})
+    for name, p in averaged.named_parameters():
+        assert torch.allclose(p, expected[name], atol=1e-6), name
+    assert probes[-1] == float(averaged.trust.detach()) != float(plain.trust.detach())
+
+    toy = Toy()
+
+    def killed(step):
+        if step == 8:
+            raise Killed
+        return toy.objective(step)
+
+    with pytest.raises(Killed):
+        run(toy, tmp_path, objective=killed, average=0.6)
+    again = Toy()
+    run(again, tmp_path, average=0.6)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), averaged.parameters(), strict=True))
+
+
+def test_an_average_of_everything_is_refused():
+    with pytest.raises(SpecError, match="average"):
+        LoopSettings(average=1.0)

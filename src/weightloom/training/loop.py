@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,9 @@ class LoopSettings:
     save_every: int = 500
     max_bad_steps: int = 5
     """Steps in a row with a loss or gradient that is not finite before the run gives up."""
+    average: float = 0.0
+    """How much of the running average of the weights stays in a step; 0 for none. Evaluations and the trained
+    modules have the averaged weights. In the first steps less stays, so that the start is soon forgotten."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not 0 < self.learning_rate <= 1 or self.warmup < 0 or self.clip <= 0:
@@ -48,6 +52,8 @@ class LoopSettings:
             )
         if min(self.log_every, self.save_every, self.max_bad_steps) < 1:
             raise SpecError("log_every, save_every and max_bad_steps must be at least 1")
+        if not 0 <= self.average < 1:
+            raise SpecError(f"average must be from 0 to below 1, not {self.average!r}")
 
 
 @dataclass
@@ -87,6 +93,9 @@ def run_loop(
     A step whose loss or gradient is not finite is left out; the log says how many were (``skipped``).
     ``evaluate`` adds its numbers to the log every ``evaluate_every`` steps and at the end.
 
+    Source of the average: Polyak and Juditsky (1992), "Acceleration of stochastic approximation by
+    averaging", as an exponential one.
+
     With a ``folder`` the run keeps its state there (``state.json``, the weights beside it, ``log.jsonl``)
     and goes on from it when called again.
 
@@ -107,12 +116,13 @@ def run_loop(
         lr=settings.learning_rate,
         betas=(0.9, 0.98),
     )
+    averages = {n: p.detach().clone() for n, p in parameters.items()} if settings.average else {}
     state = _State()
     store = None if folder is None else Path(folder)
     if store is not None:
         store.mkdir(parents=True, exist_ok=True)
         if (store / "state.json").is_file():
-            state = _restore(store, parameters, optimiser, settings)
+            state = _restore(store, parameters, optimiser, averages, settings)
         # Lines beyond the kept state are of steps that are done again.
         write_text(store / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in state.log))
     started = time.perf_counter() - state.seconds
@@ -127,6 +137,9 @@ def run_loop(
             norm = nn.utils.clip_grad_norm_(parameters.values(), settings.clip)
         if bool(torch.isfinite(norm)):
             optimiser.step()
+            stays = min(settings.average, (step + 1) / (step + 10))
+            for name, average in averages.items():
+                average.lerp_(parameters[name].detach(), 1 - stays)
             state.bad = 0
             for name, value in {"loss": float(loss.detach()), **numbers}.items():
                 state.sums[name] = state.sums.get(name, 0.0) + value
@@ -151,7 +164,8 @@ def run_loop(
             entry["seconds"] = time.perf_counter() - started
             if probed:
                 assert evaluate is not None
-                entry |= evaluate(done)
+                with _swapped(parameters, averages):
+                    entry |= evaluate(done)
             state.log.append(entry)
             state.sums, state.counts, state.skipped = {}, {}, 0
             if store is not None:
@@ -159,9 +173,27 @@ def run_loop(
                     stream.write(json.dumps(entry) + "\n")
         if store is not None and (last or done % settings.save_every == 0):
             state.step, state.seconds = done, time.perf_counter() - started
-            _keep(store, state, parameters, optimiser, settings)
+            _keep(store, state, parameters, optimiser, averages, settings)
         progress(what, done, settings.steps)
+    with torch.no_grad():
+        for name, average in averages.items():
+            parameters[name].copy_(average)
     return state.log
+
+
+@contextmanager
+def _swapped(parameters: dict[str, nn.Parameter], averages: dict[str, Tensor]) -> Iterator[None]:
+    """The averaged weights in the place of the current ones, for a while."""
+    kept = {name: parameters[name].detach().clone() for name in averages}
+    try:
+        with torch.no_grad():
+            for name, average in averages.items():
+                parameters[name].copy_(average)
+        yield
+    finally:
+        with torch.no_grad():
+            for name, current in kept.items():
+                parameters[name].copy_(current)
 
 
 def _rate(step: int, settings: LoopSettings) -> float:
@@ -176,9 +208,11 @@ def _keep(
     state: _State,
     parameters: dict[str, nn.Parameter],
     optimiser: torch.optim.Optimizer,
+    averages: dict[str, Tensor],
     settings: LoopSettings,
 ) -> None:
     tensors = {f"weight.{n}": p.detach().contiguous() for n, p in parameters.items()}
+    tensors |= {f"average.{n}": average.contiguous() for n, average in averages.items()}
     for name, p in parameters.items():
         # Adam counts a parameter's own steps: it has none where a step gave that parameter no gradient.
         for key, value in optimiser.state.get(p, {}).items():
@@ -193,6 +227,7 @@ def _restore(
     store: Path,
     parameters: dict[str, nn.Parameter],
     optimiser: torch.optim.Optimizer,
+    averages: dict[str, Tensor],
     settings: LoopSettings,
 ) -> _State:
     note = read_json(store / "state.json")
@@ -210,6 +245,10 @@ def _restore(
             if tensors[f"weight.{name}"].shape != p.shape:
                 raise CheckpointError(store, f"holds another model: weight {name!r} does not fit")
             p.copy_(tensors[f"weight.{name}"])
+            if name in averages:
+                if f"average.{name}" not in tensors:
+                    raise CheckpointError(store, "holds a run without averaged weights")
+                averages[name].copy_(tensors[f"average.{name}"])
             if f"exp_avg.{name}" in tensors:
                 optimiser.state[p] = {
                     "step": tensors.get(f"step.{name}", torch.tensor(float(state.step))),

@@ -30,6 +30,7 @@ class LoopRecipe(_Strict):
     warmup: Annotated[int, Field(ge=0)] = 50
     log_every: Annotated[int, Field(ge=1)] = 50
     save_every: Annotated[int, Field(ge=1)] = 250
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     def settings(self) -> LoopSettings:
         """The settings for :func:`weightloom.training.run_loop`."""
