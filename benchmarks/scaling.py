@@ -1,10 +1,11 @@
-"""What grows and what does not: `python benchmarks/scaling.py start|stream|zoo`.
+"""What grows and what does not: `python benchmarks/scaling.py start|stream|zoo|page`.
 
 `start` is the time of `weightloom --help`. `stream` writes networks of one to a thousand million parameters
 layer by layer and measures memory and time. `zoo` makes a zoo of 100,000 checkpoints and measures opening,
 one random checkpoint, filters and memory. Every measurement is made in a process of its own, and gives the
 seconds that passed and the processor's: on a machine that does something else too, only the second are those
-of the work. Each prints what it found and writes benchmarks/results/scaling-NAME.json.
+of the work. Each prints what it found and writes benchmarks/results/scaling-NAME.json; `page` puts their
+tables into docs/scaling.md.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
+START, END = "<!-- figures:start -->", "<!-- figures:end -->"
 WIDTHS = {1: 126, 10: 398, 100: 1260, 1000: 4096}
 """Width of cnn(depth=8) by its millions of parameters, roughly."""
 
@@ -134,11 +137,12 @@ def stream_one(options: argparse.Namespace) -> dict[str, Any]:
 
 def zoo(options: argparse.Namespace) -> dict[str, Any]:
     """A zoo of many checkpoints, made of random weights and measured."""
-    place = options.folder or Path(tempfile.mkdtemp()) / "zoo"
-    if not place.is_dir():
-        print(f"making {options.checkpoints:,} checkpoints", flush=True)
-        alone("zoo-make", options.checkpoints, place)
-    return alone("zoo-measure", place)
+    with tempfile.TemporaryDirectory() as scratch:
+        place = options.folder or Path(scratch) / "zoo"
+        if not place.is_dir():
+            print(f"making {options.checkpoints:,} checkpoints", flush=True)
+            alone("zoo-make", options.checkpoints, place)
+        return alone("zoo-measure", place)
 
 
 def zoo_make(options: argparse.Namespace) -> dict[str, Any]:
@@ -231,6 +235,85 @@ def zoo_measure(options: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
+# -- the page ----------------------------------------------------------------------------------
+
+
+def figures() -> str:
+    """The tables of docs/scaling.md, from the results that are there."""
+    parts = []
+    if (found := _result("stream")) is not None:
+        lines = [
+            "| network | parameters | peak memory above the generator's | seconds | processor's seconds | "
+            "of them writing, a million parameters |",
+            "|---|---:|---:|---:|---:|---:|",
+        ]
+        lines += [
+            f"| `{row['architecture']}` | {row['parameters']:,} | "
+            f"{row['peak_mib_above_generator']:.0f} MiB | {row['seconds']:.1f} | {row['cpu_seconds']:.1f} | "
+            f"{1000 * row['writing']['cpu_seconds_a_million']:.1f} ms |"
+            for row in found["rows"].values()
+        ]
+        ratio = found["largest_by_smallest_cpu_seconds_a_million"]
+        lines += [
+            "",
+            f"Writing takes {ratio:.2f} times as long a parameter at its slowest as at its fastest.",
+        ]
+        parts.append(_section("Networks", found, lines))
+    if (found := _result("zoo")) is not None:
+        one = found["random_checkpoint"]
+        lines = [
+            f"A zoo of {found['checkpoints']:,} checkpoints, {found['bytes'] / 1e6:.0f} MB of which the "
+            f"index has {found['index_bytes'] / 1e6:.0f}, just written and so in the system's cache:",
+            "",
+            "| what | checkpoints | seconds | processor's seconds |",
+            "|---|---:|---:|---:|",
+            f"| open | | {_seconds(found['open'])} |",
+            f"| one random checkpoint, the median of {one['repeats']} | 1 | "
+            f"{1000 * one['seconds_median']:.1f} ms | {1000 * one['cpu_seconds_median']:.1f} ms |",
+            f"| one random checkpoint, the slowest | 1 | {1000 * one['seconds_worst']:.1f} ms | "
+            f"{1000 * one['cpu_seconds_worst']:.1f} ms |",
+            *(
+                f"| filter: {name} | {row['checkpoints']:,} | {_seconds(row)} |"
+                for name, row in found["filters"].items()
+            ),
+            f"| every record | {found['checkpoints']:,} | {_seconds(found['all_records'])} |",
+            "",
+            f"The process took {found['peak_mib']:.0f} MiB at its peak, "
+            f"{found['peak_mib_above_imports']:.0f} of them beyond what Python and torch take.",
+        ]
+        parts.append(_section("Zoos", found, lines))
+    if (found := _result("start")) is not None:
+        lines = ["| what | seconds | processor's seconds |", "|---|---:|---:|"]
+        lines += [f"| `{name}` | {_seconds(row)} |" for name, row in found["rows"].items()]
+        parts.append(_section("Start", found, lines))
+    return "\n\n".join(parts)
+
+
+def page() -> None:
+    """Put the tables into docs/scaling.md."""
+    before, _, rest = PAGE.read_text("utf-8").partition(START)
+    _, _, after = rest.partition(END)
+    PAGE.write_text(f"{before}{START}\n{figures()}\n{END}{after}", "utf-8")
+
+
+def _result(name: str) -> dict[str, Any] | None:
+    path = RESULTS / f"scaling-{name}.json"
+    return json.loads(path.read_text("utf-8")) if path.is_file() else None
+
+
+def _section(title: str, found: dict[str, Any], lines: list[str]) -> str:
+    machine = found["machine"]
+    head = (
+        f"`{found['command']}`, one thread of {machine['cpu_count']} {machine['processor']} processors, "
+        f"which had {machine['load']:.1f} processes to run."
+    )
+    return "\n".join([f"### {title}", "", head, "", *lines])
+
+
+def _seconds(row: dict[str, float]) -> str:
+    return f"{1000 * row['seconds']:.1f} ms | {1000 * row['cpu_seconds']:.1f} ms"
+
+
 # -- what is run -------------------------------------------------------------------------------
 
 
@@ -244,6 +327,7 @@ def main() -> None:
     one = commands.add_parser("zoo")
     one.add_argument("--checkpoints", type=int, default=100_000)
     one.add_argument("--folder", type=Path, help="where the zoo is, or is made and kept")
+    commands.add_parser("page")
     one = commands.add_parser("stream-one")
     one.add_argument("million", type=int)
     one = commands.add_parser("zoo-make")
@@ -252,6 +336,9 @@ def main() -> None:
     one = commands.add_parser("zoo-measure")
     one.add_argument("folder", type=Path)
     options = parser.parse_args()
+    if options.what == "page":
+        page()
+        return
     inner = {"stream-one": stream_one, "zoo-make": zoo_make, "zoo-measure": zoo_measure}
     if options.what in inner:
         print(json.dumps(inner[options.what](options)))

@@ -33,7 +33,7 @@ from weightloom.tasks import SupportSet
 from weightloom.tokenizers.layers import places, widen
 from weightloom.weights import layout_of, require_finite
 
-PIECE_BYTES = 32 << 20
+PIECE_BYTES = 4 << 20
 """Bytes of a layer that are made at once. What is held beside it does not grow with the network."""
 
 
