@@ -48,6 +48,16 @@ demo: $(STAMP) ## Generate a network that reads handwritten digits, and measure 
 test: $(STAMP) ## Run the tests, doctests and snippets (ARGS='-k name' for some)
 	$(BIN)/python -m pytest $(ARGS)
 
+.PHONY: faults
+faults: $(STAMP) ## Run the fault tests at full size: 500 kills, a million changed files
+	WEIGHTLOOM_FAULTS=full $(BIN)/python -m pytest tests/faults $(ARGS)
+
+.PHONY: pip-audit
+pip-audit: ## Look the pinned versions up in the list of advisories (needs network access)
+	test -x build/pip-audit/bin/pip-audit || { $(PYTHON) -m venv build/pip-audit \
+		&& build/pip-audit/bin/pip install --quiet pip-audit; }
+	build/pip-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
+
 .PHONY: lint
 lint: $(STAMP) ## Check style, types and floors
 	@failed=0; for check in 'ruff check .' 'ruff format --check .' mypy lint-imports; do \

@@ -39,6 +39,7 @@ FACE = {
     },
     "zoo show": {"DIR", "ID", "--json"},
     "zoo verify": {"DIR", "--json"},
+    "zoo repair": {"DIR", "--json"},
     "zoo import": {"DIR", "FILES...", "--task", "--arch", "--match", "--json"},
     "zoo export": {"DIR", "ID", "--out", "--json"},
     "train": {

@@ -193,3 +193,11 @@ def test_import_all_or_nothing(call, network, copy, tmp_path):
     call("zoo", "import", tmp_path / "new", cut).sentence(2)
     assert not (tmp_path / "new").exists()
     call("zoo", "import", copy, "--task", "digits").sentence(2)
+
+
+def test_repair(call, copy):
+    assert "nothing missing" in call("zoo", "repair", copy).out
+    next((copy / "shards").iterdir()).unlink()
+    answer = call("zoo", "repair", copy, "--json").json
+    assert len(answer["done"]) == 1 and "is missing" in answer["done"][0] and answer["checkpoints"] < 10
+    assert call("zoo", "verify", copy, "--json").json["ok"]

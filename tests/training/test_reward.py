@@ -13,13 +13,13 @@ from weightloom.generators import Sampling
 from weightloom.generators.layerwise import Layerwise, LayerwiseConfig, validity_of
 from weightloom.generators.load import load_generator
 from weightloom.generators.random_init import RandomInit
+from weightloom.generators.streaming import layerwise_of
 from weightloom.tasks import parse_task
 from weightloom.training.recipe import RewardRecipe
 from weightloom.training.reward import (
     RewardSettings,
     accuracy_reward,
     best_of_prior,
-    layerwise_of,
     settings_of,
     steer,
     steered_network,

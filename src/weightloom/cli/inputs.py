@@ -90,6 +90,8 @@ def require_task(task: str | None, data: Path | None, shape: tuple[int, int, int
 def check_out(path: Path | None, suffixes: Sequence[str], option: str) -> Path | None:
     """``path`` if a file can probably be written there, so that no long work is lost at its end.
 
+    What killed commands left beside it is removed.
+
     Raises:
         InputError: the name ends otherwise, it is a folder, or the place cannot be written.
     """
@@ -103,6 +105,9 @@ def check_out(path: Path | None, suffixes: Sequence[str], option: str) -> Path |
     if path.is_dir():
         raise InputError(f"{option} {path}: is a folder")
     check_place(path.parent, option)
+    from weightloom.io import sweep
+
+    sweep(path.parent, name=path.name)
     return path
 
 

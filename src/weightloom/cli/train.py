@@ -103,7 +103,8 @@ def _steer(
     started = time.perf_counter()
     from weightloom.architectures import parse_architecture
     from weightloom.generators.load import load_generator
-    from weightloom.training.reward import layerwise_of, train_across
+    from weightloom.generators.streaming import layerwise_of
+    from weightloom.training.reward import train_across
 
     path = find_recipe("reward-tiny")
     start = load_generator(plain_text(generator, "generator"))

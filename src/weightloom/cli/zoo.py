@@ -224,6 +224,27 @@ def verify(zoo: Folder, as_json: Json = False) -> None:
         )
 
 
+@command(app, "repair")
+def repair(zoo: Folder, as_json: Json = False) -> None:
+    """Drop what is broken in a zoo and say what; `zoo build` with its recipe makes dropped shards again.
+
+    Example:
+        weightloom zoo repair zoos/tiny
+    """
+    from weightloom.zoo import Zoo
+    from weightloom.zoo import repair as repair_zoo
+
+    with working("repairing"):
+        said = repair_zoo(zoo)
+        count = len(Zoo(zoo).records())
+    if as_json:
+        emit({"zoo": zoo, "done": said, "checkpoints": count})
+        return
+    for line in said:
+        say(line)
+    say(f"{zoo}: {count:,} checkpoints" + ("" if said else ", nothing missing, nothing changed"))
+
+
 @command(app, "import")
 def import_(
     zoo: Folder,

@@ -1,12 +1,13 @@
-"""Find a generator by name: bundled with the package, a local directory, or a repository on a hub."""
+"""Find a generator by name (bundled, a local directory, a repository on a hub), and keep one."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
 from weightloom.errors import CheckpointError, DataUnavailableError, UnknownNameError
 from weightloom.generators.base import Generator, generators
-from weightloom.io import read_json
+from weightloom.io import COMMIT_FILE, allocation_limit, read_json, settle, staged_files, verify_folder
 
 BUNDLED = Path(__file__).parent / "bundled"
 
@@ -20,6 +21,9 @@ def bundled_names() -> list[str]:
 
 def load_generator(name: str | Path) -> Generator:
     """A generator by bundled name, local directory, or hub id (``owner/name``, where there is internet).
+
+    Files that :func:`save_generator` wrote are compared with their checksums. No config makes more than its
+    weights can fill.
 
     Raises:
         UnknownNameError: nothing is called so; the message offers the nearest bundled names.
@@ -35,6 +39,9 @@ def load_generator(name: str | Path) -> Generator:
             folder = _from_hub(text)
         else:
             raise UnknownNameError("generator", text, bundled_names())
+    settle(folder)
+    if (folder / COMMIT_FILE).is_file():
+        verify_folder(folder, required=["config.json"])
     held = read_json(folder / "config.json")
     kind = held.get("kind") if isinstance(held, dict) else None
     if not isinstance(kind, str) or kind not in generators:
@@ -42,7 +49,26 @@ def load_generator(name: str | Path) -> Generator:
     family = generators.get(kind)
     if not hasattr(family, "from_pretrained"):
         raise CheckpointError(folder / "config.json", f"a {kind!r} generator is made, not loaded")
-    return family.from_pretrained(folder)  # type: ignore[no-any-return]
+    with allocation_limit(folder / "config.json", sorted(folder.rglob("*.safetensors"))):
+        return family.from_pretrained(folder)  # type: ignore[no-any-return]
+
+
+class Kept(Protocol):
+    """A generator that can be written to a directory."""
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config, weights and whatever else belongs to it."""
+
+
+def save_generator(model: Kept, folder: str | Path) -> None:
+    """Write a generator to a directory, all of its files or none; what else is there stays.
+
+    Raises:
+        InputError: nothing can be written at this place.
+        WeightloomError: the write failed (a full disk); what was there before is untouched.
+    """
+    with staged_files(folder) as place:
+        model.save_pretrained(place)
 
 
 def _from_hub(repository: str) -> Path:

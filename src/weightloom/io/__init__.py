@@ -11,40 +11,60 @@ from weightloom.io.atomic import (
     COMMIT_FILE,
     atomic_file,
     atomic_folder,
+    make_folder,
     sweep,
     verify_folder,
     write_bytes,
     write_text,
 )
+from weightloom.io.budget import allocation_limit
 from weightloom.io.cache import cache_dir
 from weightloom.io.documents import dump_json, parse_json, read_json, read_yaml, write_json
 from weightloom.io.files import open_regular, read_bytes, sha256_of
 from weightloom.io.legacy import load_legacy, load_pinned
-from weightloom.io.tensors import Header, TensorInfo, load_tensors, read_header, save_tensors, shapes_of
+from weightloom.io.shards import read_shards, shards_metadata, write_shards
+from weightloom.io.staged import settle, staged_files
+from weightloom.io.tensors import (
+    Header,
+    TensorInfo,
+    load_rows,
+    load_tensors,
+    read_header,
+    save_tensors,
+    shapes_of,
+)
 
 __all__ = [
     "COMMIT_FILE",
     "Header",
     "TensorInfo",
+    "allocation_limit",
     "atomic_file",
     "atomic_folder",
     "cache_dir",
     "dump_json",
     "load_legacy",
     "load_pinned",
+    "load_rows",
     "load_tensors",
+    "make_folder",
     "open_regular",
     "parse_json",
     "read_bytes",
     "read_header",
     "read_json",
+    "read_shards",
     "read_yaml",
     "save_tensors",
+    "settle",
     "sha256_of",
     "shapes_of",
+    "shards_metadata",
+    "staged_files",
     "sweep",
     "verify_folder",
     "write_bytes",
     "write_json",
+    "write_shards",
     "write_text",
 ]

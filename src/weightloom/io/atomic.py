@@ -73,7 +73,7 @@ def atomic_file(path: str | Path, *, durable: bool = True) -> Iterator[BinaryIO]
                 os.unlink(temporary)
             raise
         if durable:
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
 
 
 def write_bytes(path: str | Path, data: bytes, *, durable: bool = True) -> None:
@@ -125,7 +125,15 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False, durable: bool = 
         finally:
             _let_go(descriptor)
         if durable:
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
+
+
+def make_folder(path: str | Path) -> Path:
+    """Make a folder and its parents, unless it is there. Raises as :func:`atomic_file`."""
+    path = Path(path)
+    with _write_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def verify_folder(path: str | Path, *, required: Sequence[str] = ()) -> dict[str, str]:
@@ -148,7 +156,7 @@ def verify_folder(path: str | Path, *, required: Sequence[str] = ()) -> dict[str
         raise CheckpointError(path, "is not a folder" if path.exists() else "does not exist")
     if not (path / COMMIT_FILE).exists():
         raise CheckpointError(path, f"has no {COMMIT_FILE}: it was not written to the end")
-    files = _read_commit(path / COMMIT_FILE)
+    files = committed_files(path / COMMIT_FILE)
     for name in required:
         if name not in files:
             raise CheckpointError(path, f"lacks {name!r}")
@@ -161,11 +169,12 @@ def verify_folder(path: str | Path, *, required: Sequence[str] = ()) -> dict[str
     return {name: digest for name, (digest, _) in files.items()}
 
 
-def sweep(folder: str | Path) -> list[Path]:
+def sweep(folder: str | Path, *, name: str | None = None) -> list[Path]:
     """Remove what killed writers left directly in ``folder``; returns what was removed.
 
     What a living writer is still building is left alone. A folder that a killed writer had moved
-    aside but not yet replaced is put back.
+    aside but not yet replaced is put back. With a ``name`` only what was to become that is removed: in a
+    folder that is not ours alone.
     """
     removed: list[Path] = []
     try:
@@ -174,7 +183,7 @@ def sweep(folder: str | Path) -> list[Path]:
         return removed
     for entry in entries:
         match = _LITTER.fullmatch(entry.name)
-        if match is None or not _abandoned(entry):
+        if match is None or name not in (None, match["name"]) or not _abandoned(entry):
             continue
         place = entry.with_name(match["name"])
         with suppress(OSError):
@@ -346,7 +355,7 @@ def _commit(folder: Path, durable: bool) -> None:
             os.fsync(note.fileno())
     if durable:
         for entry in reversed(folders):
-            _sync_folder(entry)
+            sync_folder(entry)
 
 
 def _move_into_place(temporary: Path, path: Path) -> None:
@@ -383,7 +392,8 @@ def _exchange(one: Path, other: Path) -> bool:
     return bool(renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Wait until the disk has the names in ``folder``, on systems that can."""
     if sys.platform == "win32":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -396,7 +406,8 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _read_commit(path: Path) -> dict[str, tuple[str, int]]:
+def committed_files(path: Path) -> dict[str, tuple[str, int]]:
+    """SHA-256 and size of every file that a commit names. Raises :class:`CheckpointError`."""
     try:
         note = json.loads(read_bytes(path, limit=_COMMIT_LIMIT))
         files = {name: (entry["sha256"], entry["bytes"]) for name, entry in note["files"].items()}

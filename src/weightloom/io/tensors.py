@@ -123,44 +123,50 @@ def save_tensors(
         ({'weight': tensor([1., 1.])}, {'task': 'digits'})
     """
     assert sys.byteorder == "little", "safetensors are little-endian"
-    metadata = dict(metadata or {})
-    for key, value in metadata.items():
-        if not (isinstance(key, str) and isinstance(value, str)):
-            raise CheckpointError(path, f"not written: metadata {key!r} is not text")
-    if len(tensors) > MAX_TENSORS:
-        raise CheckpointError(path, f"not written: {len(tensors):,} tensors are more than {MAX_TENSORS:,}")
     for name, tensor in tensors.items():
         reason = _name_fault(name) or _tensor_fault(tensor)
         if reason:
             raise CheckpointError(path, f"not written: tensor {name!r} {reason}")
-
     # Wide types first, so that every tensor begins at a multiple of its own width.
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
-    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
-    offset = 0
-    for name, tensor in ordered:
-        end = offset + tensor.numel() * tensor.element_size()
-        header[name] = {
-            "dtype": _CODES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, end],
-        }
-        offset = end
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
-    text += b" " * (-len(text) % 8)
-    if len(text) > MAX_HEADER_BYTES:
-        raise CheckpointError(path, f"not written: its header would have {len(text):,} bytes")
+    head = header_bytes(path, {name: (tensor.shape, tensor.dtype) for name, tensor in ordered}, metadata)
 
     digest = hashlib.sha256()
     with atomic_file(path, durable=durable) as handle:
-        for block in (len(text).to_bytes(8, "little"), text):
-            digest.update(block)
-            handle.write(block)
+        digest.update(head)
+        handle.write(head)
         for _, tensor in ordered:
             data = _bytes_of(tensor.detach().cpu()).numpy().data
             digest.update(data)
             handle.write(data)
     return digest.hexdigest()
+
+
+def header_bytes(path: str | Path, plan: Expected, metadata: Mapping[str, str] | None = None) -> bytes:
+    """The beginning of a file that holds the tensors of ``plan`` in its order: length and header.
+
+    Raises:
+        CheckpointError: too many tensors, a name that no reader takes, metadata that is not text.
+    """
+    metadata = dict(metadata or {})
+    for key, value in metadata.items():
+        if not (isinstance(key, str) and isinstance(value, str)):
+            raise CheckpointError(path, f"not written: metadata {key!r} is not text")
+    if len(plan) > MAX_TENSORS:
+        raise CheckpointError(path, f"not written: {len(plan):,} tensors are more than {MAX_TENSORS:,}")
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    offset = 0
+    for name, (shape, dtype) in plan.items():
+        if reason := _name_fault(name):
+            raise CheckpointError(path, f"not written: tensor {name!r} {reason}")
+        end = offset + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
+    text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER_BYTES:
+        raise CheckpointError(path, f"not written: its header would have {len(text):,} bytes")
+    return len(text).to_bytes(8, "little") + text
 
 
 def load_tensors(
@@ -188,18 +194,65 @@ def load_tensors(
             tensors: dict[str, torch.Tensor] = {}
             for name, info in sorted(header.tensors.items(), key=lambda item: item[1].offset):
                 data = torch.empty(info.nbytes, dtype=torch.uint8, device="cpu")
-                handle.seek(start + info.offset)
-                if handle.readinto(data.numpy().data) != info.nbytes:  # type: ignore[attr-defined]
-                    raise CheckpointError(path, f"ends inside tensor {name!r}")
-                if info.dtype is torch.bool and info.nbytes and int(data.max()) > 1:
-                    raise CheckpointError(path, f"tensor {name!r} has a truth value that is neither 0 nor 1")
-                tensor = data.view(info.dtype).reshape(info.shape)  # (nbytes,) -> (numel,) -> shape
-                if not allow_nonfinite and (reason := _nonfinite(tensor)):
-                    raise CheckpointError(path, f"tensor {name!r} {reason}")
-                tensors[name] = tensor
+                _fill(path, name, handle, start + info.offset, data.numpy().data)
+                tensors[name] = _checked(path, name, info.dtype, info.shape, data, allow_nonfinite)
     except (RuntimeError, MemoryError) as error:
         raise CheckpointError(path, f"cannot be read into memory ({_first_line(error)})") from error
     return {name: tensors[name] for name in header.tensors}, header.metadata
+
+
+def load_rows(path: str | Path, rows: Sequence[int], entries: Expected) -> dict[str, torch.Tensor]:
+    """Some entries of the first dimension of a file's tensors; the others are not read.
+
+    Args:
+        path: a safetensors file of stacked tensors.
+        rows: R positions along the first dimension, in the order wanted.
+        entries: the tensors to read, each with the shape of one entry and its type; what else the file holds
+            is passed over.
+
+    Returns:
+        (R, ...) for each name of ``entries``.
+
+    Raises:
+        CheckpointError: whatever is wrong, naming the tensor.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "stack.safetensors"
+        >>> _ = save_tensors(path, {"weight": torch.arange(6.0).view(3, 2)})
+        >>> load_rows(path, [2, 0], {"weight": ((2,), torch.float32)})
+        {'weight': tensor([[4., 5.],
+                [0., 1.]])}
+    """
+    try:
+        with open_regular(path) as (handle, size):
+            header, start = _parse_header(path, handle, size)
+            for name, (shape, dtype) in entries.items():
+                info = header.tensors.get(name)
+                if info is None or info.shape[1:] != tuple(shape) or not info.shape or info.dtype != dtype:
+                    raise CheckpointError(
+                        path, f"tensor {name!r} does not fit: entries of shape {tuple(shape)} are wanted"
+                    )
+                if any(not 0 <= row < info.shape[0] for row in rows):
+                    raise CheckpointError(
+                        path, f"tensor {name!r} has {info.shape[0]} entries, none is {max(rows)}"
+                    )
+            tensors: dict[str, torch.Tensor] = {}
+            for name, (shape, dtype) in entries.items():
+                width = math.prod(shape) * dtype.itemsize
+                first = start + header.tensors[name].offset
+                data = torch.empty(len(rows) * width, dtype=torch.uint8, device="cpu")
+                view, at = data.numpy().data, 0
+                while at < len(rows):
+                    end = at + 1
+                    while end < len(rows) and rows[end] == rows[end - 1] + 1:  # neighbours are read at once
+                        end += 1
+                    _fill(path, name, handle, first + rows[at] * width, view[at * width : end * width])
+                    at = end
+                tensors[name] = _checked(path, name, dtype, (len(rows), *shape), data, False)
+    except (RuntimeError, MemoryError) as error:
+        raise CheckpointError(path, f"cannot be read into memory ({_first_line(error)})") from error
+    return tensors
 
 
 def read_header(path: str | Path) -> Header:
@@ -298,6 +351,29 @@ def _compare(path: str | Path, header: Header, expected: Expected) -> None:
 # -- the numbers -------------------------------------------------------------------------------
 
 
+def _fill(path: str | Path, name: str, handle: BinaryIO, place: int, view: memoryview) -> None:
+    handle.seek(place)
+    if handle.readinto(view) != len(view):  # type: ignore[attr-defined]
+        raise CheckpointError(path, f"ends inside tensor {name!r}")
+
+
+def _checked(
+    path: str | Path,
+    name: str,
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    data: torch.Tensor,
+    allow_nonfinite: bool,
+) -> torch.Tensor:
+    """The tensor in ``data`` (nbytes,), unless a value of it cannot be used."""
+    if dtype is torch.bool and len(data) and int(data.max()) > 1:
+        raise CheckpointError(path, f"tensor {name!r} has a truth value that is neither 0 nor 1")
+    tensor = data.view(dtype).reshape(shape)  # (nbytes,) -> (numel,) -> shape
+    if not allow_nonfinite and (reason := value_fault(tensor)):
+        raise CheckpointError(path, f"tensor {name!r} {reason}")
+    return tensor
+
+
 def _tensor_fault(tensor: Any) -> str | None:
     if not isinstance(tensor, torch.Tensor):
         return f"is no tensor but {type(tensor).__name__}"
@@ -307,11 +383,11 @@ def _tensor_fault(tensor: Any) -> str | None:
         return f"has {tensor.dim()} dimensions where {MAX_RANK} are allowed"
     if not tensor.is_contiguous() or tensor.is_conj() or tensor.is_neg():
         return "is not contiguous"
-    return _nonfinite(tensor.detach())
+    return value_fault(tensor.detach())
 
 
-def _nonfinite(tensor: torch.Tensor) -> str | None:
-    """Why the values cannot be used, or None; in pieces, so that the check stays small beside the data."""
+def value_fault(tensor: torch.Tensor) -> str | None:
+    """Why a tensor's values cannot be used, or None; in pieces: the check stays small beside the data."""
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return None
     flat = tensor.reshape(-1)

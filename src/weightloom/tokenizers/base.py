@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from weightloom.architectures import ArchitectureSpec, architecture_from_json, parse_architecture
 from weightloom.conditioning import SlotEncoder
 from weightloom.errors import CheckpointError, SpecError, UnsupportedRequestError, WeightloomError
-from weightloom.io import load_tensors, read_json, save_tensors, write_json
+from weightloom.io import allocation_limit, load_tensors, read_json, save_tensors, write_json
 from weightloom.registry import Registry
 from weightloom.weights import (
     BoundStatistics,
@@ -336,9 +336,12 @@ def load_tokenizer(folder: str | Path) -> WeightTokenizer:
         own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         statistics[architecture_key(spec)] = WeightStatistics.from_tensors(own)
     try:
-        tokenizer = family(settings, statistics)
-        for key in statistics:
-            tokenizer.bind(resolved_example(key))
+        with allocation_limit(folder / "config.json", [folder / "model.safetensors"]):
+            tokenizer = family(settings, statistics)
+            for key in statistics:
+                tokenizer.bind(resolved_example(key))
+    except CheckpointError:
+        raise
     except (KeyError, RuntimeError, WeightloomError) as error:
         raise CheckpointError(folder, f"its statistics do not fit its architectures ({error})") from None
     held = {f"statistics.{i}.{k}" for i, one in enumerate(statistics.values()) for k in one.to_tensors()}

@@ -224,7 +224,7 @@ class LayerDictionary(nn.Module):
         weight = (base + moved.unflatten(-1, atoms.shape[1:])) * larger
         if place.norm is not None and any(slot.is_variance for slot in place.norm.slots):
             weight = _as_initialised(weight)
-        weight = _wider(weight, place.shape, (place.role, seed))
+        weight = widen(weight, place.shape, (place.role, seed))
         state = {place.weighted.slots[0].name: weight}
 
         def vector(part: str) -> Tensor:
@@ -271,15 +271,22 @@ def _as_initialised(weight: Tensor) -> Tensor:
     return weight * (wanted / size).reshape(*size.shape, *[1] * (weight.dim() - 2))
 
 
-def _wider(weight: Tensor, shape: tuple[int, ...], address: tuple[str, int]) -> Tensor:
+def widen(
+    weight: Tensor, shape: tuple[int, ...], address: tuple[str, int], rows: range | None = None
+) -> Tensor:
     """(B, *shape) from a narrower weight: rows are repeated, and the inputs that a repeated channel feeds are
     shared out among its copies in uneven parts, so that training can tell them apart.
+
+    Args:
+        weight: (B, rows, columns, ...).
+        shape: of the wider weight.
+        address: what the uneven parts are drawn from.
+        rows: those of the result that are made; all by default. Together the parts are the whole, bit by bit.
     """
-    rows, columns = weight.shape[1:3]
-    if (rows, columns) == shape[:2]:
-        return weight
-    if shape[0] > rows:
-        weight = weight[:, torch.arange(shape[0], device=weight.device) % rows]
+    held, columns = weight.shape[1:3]
+    if shape[0] > held or rows is not None:
+        wanted = torch.tensor(range(shape[0]) if rows is None else rows, device=weight.device)
+        weight = weight[:, wanted % held]
     if shape[1] > columns:
         source = torch.arange(shape[1], device=weight.device) % columns
         share = torch.rand(shape[1], generator=torch_generator("wider", *address)).to(weight.device) + 0.5

@@ -20,6 +20,7 @@ from weightloom.consolidation.inputs import PARTS, recordings
 from weightloom.consolidation.packing import Parts, pack, size_of, unpack
 from weightloom.errors import CheckpointError, SpecError
 from weightloom.generators.consolidated import Consolidated
+from weightloom.generators.load import save_generator
 from weightloom.io import cache_dir, dump_json, load_tensors, parse_json, read_yaml, save_tensors
 from weightloom.training.loop import Progress
 from weightloom.training.recipe import ConsolidatedRecipe
@@ -79,7 +80,7 @@ def build(recipe: ConsolidatedRecipe, out: Path, progress: Progress) -> Consolid
     packed = {name: pack(parts, prior) for name, parts in made.items()}
     about = {entry.name: _about(entry, made[entry.name], packed[entry.name], figures) for entry in entries}
     model = Consolidated(recipe.name, about, packed, prior)
-    model.save_pretrained(out)
+    save_generator(model, out)
     return model
 
 

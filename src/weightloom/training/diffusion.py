@@ -25,6 +25,7 @@ from weightloom.errors import SpecError
 from weightloom.fitting import run_networks
 from weightloom.fitting.train import draw_batch
 from weightloom.generators.diffusion import DiffusionConfig, LatentDiffusion
+from weightloom.generators.load import save_generator
 from weightloom.io import read_yaml
 from weightloom.seeding import seed_for, torch_generator
 from weightloom.tokenizers import WeightTokenizer, tokenizers
@@ -199,7 +200,7 @@ def train_diffusion(recipe: DiffusionRecipe, zoo: Zoo, out: Path, progress: Prog
         model.generated(population.spec)  # a pattern that fits nothing is found before any training
     _train_denoiser(recipe, settings, source, model, populations, work / "denoiser", progress)
     round_parameters(model)
-    model.save_pretrained(out)
+    save_generator(model, out)
     return model
 
 

@@ -30,6 +30,7 @@ from weightloom.fitting import discriminant, run_networks, trunk_features
 from weightloom.fitting.train import draw_batch
 from weightloom.generators.backbones import build_backbone
 from weightloom.generators.igpg import IGPG, IGPGConfig
+from weightloom.generators.load import save_generator
 from weightloom.io import read_yaml
 from weightloom.seeding import seed_for, torch_generator
 from weightloom.tokenizers import WeightTokenizer, architecture_key, tokenizers
@@ -243,7 +244,7 @@ def train_from_recipe(recipe_path: Path, zoo: Path | None, out: Path, progress: 
     if parts:
         made = [train_layerwise(part, out / "work" / part.name, progress) for part in parts]
         model.carry(*made)
-        model.save_pretrained(out)
+        save_generator(model, out)
     return model
 
 
@@ -269,7 +270,7 @@ def train_generator(recipe: GeneratorRecipe, zoo: Zoo, out: Path, progress: Prog
     train_prior(recipe, source, model, populations, memories, work / "prior", progress)
     round_parameters(model)
     model.config = replace(model.config, correction=recipe.prior.correction)
-    model.save_pretrained(out)
+    save_generator(model, out)
     return model
 
 

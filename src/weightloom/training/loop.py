@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from weightloom.errors import CheckpointError, SpecError, TrainingError
-from weightloom.io import load_tensors, read_json, save_tensors, write_json, write_text
+from weightloom.io import load_tensors, make_folder, read_json, save_tensors, sweep, write_json, write_text
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being trained, steps done and steps in all."""
@@ -120,7 +120,8 @@ def run_loop(
     state = _State()
     store = None if folder is None else Path(folder)
     if store is not None:
-        store.mkdir(parents=True, exist_ok=True)
+        make_folder(store)
+        sweep(store)
         if (store / "state.json").is_file():
             state = _restore(store, parameters, optimiser, averages, settings)
         # Lines beyond the kept state are of steps that are done again.

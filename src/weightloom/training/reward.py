@@ -29,8 +29,9 @@ from weightloom.errors import InputError, SpecError, TrainingError
 from weightloom.fitting import discriminant, recalibrate, trunk_features
 from weightloom.generators import Generator
 from weightloom.generators.base import Request
-from weightloom.generators.igpg import IGPG
 from weightloom.generators.layerwise import Layerwise
+from weightloom.generators.load import save_generator
+from weightloom.generators.streaming import layerwise_of
 from weightloom.io import load_tensors, read_yaml, save_tensors
 from weightloom.seeding import torch_generator
 from weightloom.tasks import TaskData, TaskSampler
@@ -272,20 +273,6 @@ class RewardObjective:
         return loss / recipe.tasks, {"reward": total / recipe.tasks, "divergence": float(divergence.detach())}
 
 
-def layerwise_of(generator: Generator, spec: ArchitectureSpec) -> Layerwise:
-    """The layer-wise generator for networks like ``spec`` that ``generator`` is or carries.
-
-    Raises:
-        InputError: there is none.
-    """
-    found = generator.layerwise_for(spec) if isinstance(generator, IGPG) else generator
-    if not isinstance(found, Layerwise):
-        raise InputError(
-            f"{generator.name} has no layer-wise part for {spec}; only that is steered by reward"
-        )
-    return found
-
-
 def train_across(recipe_path: Path, start: Generator, out: Path, progress: Progress) -> Generator:
     """Train the prior of ``start`` by reward on the recipe's tasks; saves the whole generator in ``out``.
 
@@ -307,7 +294,7 @@ def train_across(recipe_path: Path, start: Generator, out: Path, progress: Progr
         _train_prior(
             model, RewardObjective(model, sampler, specs, recipe), recipe, out / f"work-{number}", progress
         )
-    start.save_pretrained(out)  # type: ignore[attr-defined]
+    save_generator(start, out)  # type: ignore[arg-type]
     return start
 
 

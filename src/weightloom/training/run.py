@@ -8,6 +8,7 @@ import weightloom.training
 from weightloom.errors import SpecError
 from weightloom.generators import Generator, generators
 from weightloom.generators.consolidated import Consolidated
+from weightloom.generators.load import save_generator
 from weightloom.io import read_yaml
 from weightloom.registry import discover
 from weightloom.training.loop import Progress
@@ -50,7 +51,7 @@ def train_recipe(
         model = family.from_zoo(open_zoo(folder, kind), name=recipe.name, **recipe.options)
     except TypeError as error:
         raise SpecError(f"the recipe's options: {error}") from None
-    model.save_pretrained(out)
+    save_generator(model, out)
     progress(recipe.name, 1, 1)
     assert isinstance(model, Generator)
     return model

@@ -15,6 +15,7 @@ from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.errors import SpecError
 from weightloom.fitting.train import draw_batch
 from weightloom.generators import Validity
+from weightloom.generators.load import save_generator
 from weightloom.generators.static_hypernetwork import (
     StaticHypernetwork,
     StaticHypernetworkConfig,
@@ -112,5 +113,5 @@ def train_static_hypernetwork(
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.reset_running_stats()  # every network is measured on its examples; these are not used
     model.eval()
-    model.save_pretrained(out)
+    save_generator(model, out)
     return model

@@ -7,12 +7,15 @@ Shapes: N networks, P values of a network.
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import replace
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import torch
@@ -24,8 +27,9 @@ from weightloom.fitting import FitSettings, accuracy, fit_population, initial_fl
 from weightloom.seeding import seed_for, torch_generator
 from weightloom.tasks import DatasetTask, TaskSampler
 from weightloom.weights import layout_of
+from weightloom.zoo.index import Record
 from weightloom.zoo.recipe import GroupRecipe, ZooRecipe
-from weightloom.zoo.store import Record, Zoo
+from weightloom.zoo.store import Zoo
 
 TEST_IMAGES = 2000
 """Test images of a task on which the accuracy in the index is measured (all of them if there are fewer)."""
@@ -79,7 +83,7 @@ def build_zoo(
                 waiting.append((shard, text, group, tasks, steps))
         if workers > 1 and len(waiting) > 1:
             with ProcessPoolExecutor(
-                workers, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+                workers, mp_context=get_context("spawn"), initializer=_become_worker
             ) as pool:
                 with _deaf_to_interrupts():
                     futures = {
@@ -112,6 +116,22 @@ def build_zoo(
                 done += steps * count
                 progress(shard, done, total)
     return zoo
+
+
+def _become_worker() -> None:
+    """One thread, and no life after the process that asked for the work: nobody would take what it makes.
+
+    A pool's workers wait for ever at a queue that their killed parent has left open to all of them.
+    """
+    torch.set_num_threads(1)
+    parent = parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=follow, name="follow-parent", daemon=True).start()
 
 
 @contextmanager

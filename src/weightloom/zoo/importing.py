@@ -24,7 +24,8 @@ from weightloom.io import load_legacy, load_tensors, read_header, sha256_of
 from weightloom.seeding import torch_generator
 from weightloom.tasks import DatasetTask, TaskSampler
 from weightloom.weights import layout_of
-from weightloom.zoo.store import Record, Zoo
+from weightloom.zoo.index import Record
+from weightloom.zoo.store import Zoo
 
 TEST_IMAGES = 2000
 """Test images on which an imported network's accuracy is measured (all of them if there are fewer)."""

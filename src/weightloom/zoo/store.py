@@ -1,7 +1,8 @@
 """A zoo on disk: safetensors shards of stacked networks, and one SQLite index in WAL mode.
 
 A shard is complete before the index names it, and the index is written in one transaction, so a
-reader only ever sees whole checkpoints. Knows nothing of how networks were trained.
+reader only ever sees whole checkpoints, also while several processes write. Knows nothing of how
+networks were trained.
 
 Layout of the folder: ``zoo.sqlite3`` and ``shards/NAME.safetensors``; a shard's tensors are those of
 the architecture's state dict with one leading dimension, the networks in it.
@@ -9,12 +10,9 @@ the architecture's state dict with one leading dimension, the networks in it.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,49 +20,24 @@ import torch
 from torch import Tensor
 
 from weightloom.architectures import ArchitectureSpec, parse_architecture
-from weightloom.errors import CheckpointError, InputError
-from weightloom.io import load_tensors, save_tensors
-from weightloom.tasks import Task, parse_task
+from weightloom.errors import CheckpointError, InputError, WeightloomError
+from weightloom.io import load_rows, save_tensors, sweep
 from weightloom.weights import layout_of, require_finite
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS about (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS shards (name TEXT PRIMARY KEY, sha256 TEXT NOT NULL, networks INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS checkpoints (
-    id TEXT PRIMARY KEY, shard TEXT NOT NULL REFERENCES shards(name), row INTEGER NOT NULL,
-    architecture TEXT NOT NULL, task TEXT NOT NULL, dataset TEXT NOT NULL, classes INTEGER NOT NULL,
-    split TEXT NOT NULL, member INTEGER NOT NULL, step INTEGER NOT NULL, final INTEGER NOT NULL,
-    accuracy REAL, loss REAL, provenance TEXT NOT NULL);
-CREATE INDEX IF NOT EXISTS by_task ON checkpoints (architecture, dataset, split, final);
-"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """One checkpoint's row in the index; ``accuracy`` is on the task's test split, in [0, 1]."""
-
-    id: str
-    shard: str
-    row: int
-    architecture: str
-    task: str
-    dataset: str
-    classes: int
-    split: str
-    member: int
-    step: int
-    final: bool
-    accuracy: float | None
-    loss: float | None
-    provenance: dict[str, Any]
-
-    def spec(self) -> ArchitectureSpec:
-        """The resolved architecture."""
-        return parse_architecture(self.architecture)
-
-    def parsed_task(self) -> Task:
-        """The task."""
-        return parse_task(self.task)
+from weightloom.zoo.index import (
+    COLUMNS,
+    INDEX,
+    SCHEMA,
+    Record,
+    drop_seal,
+    opened,
+    put_seal,
+    seal_of_key,
+    seal_of_shard,
+    to_record,
+    to_row,
+    writing,
+)
+from weightloom.zoo.integrity import find_problems, shard_file
 
 
 class Zoo:
@@ -76,80 +49,81 @@ class Zoo:
 
     def __init__(self, path: str | Path, *, create: bool = False) -> None:
         self.path = Path(path)
-        index = self.path / "zoo.sqlite3"
+        self._index = self.path / INDEX
         if create:
             try:
                 (self.path / "shards").mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise CheckpointError(self.path, f"no zoo can be made here ({error.strerror})") from None
-        elif not index.is_file():
-            raise CheckpointError(self.path, "this is not a zoo (it has no zoo.sqlite3)")
-        try:
-            with closing(self._connect()) as db, db:
-                if create:
-                    db.execute("PRAGMA journal_mode=WAL")
-                    db.executescript(_SCHEMA)
-                db.execute("SELECT count(*) FROM checkpoints").fetchone()
-        except sqlite3.DatabaseError as error:
-            raise CheckpointError(index, f"the index cannot be read ({error})") from None
-
-    def _connect(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self.path / "zoo.sqlite3", timeout=30)
-        db.row_factory = sqlite3.Row
-        return db
+            sweep(self.path / "shards")
+        elif not self._index.is_file():
+            raise CheckpointError(self.path, f"this is not a zoo (it has no {INDEX})")
+        with opened(self._index) as db:
+            if create:
+                db.execute("PRAGMA journal_mode=WAL")
+                db.executescript(SCHEMA)
+            db.execute(f"SELECT {', '.join(COLUMNS)} FROM checkpoints LIMIT 1").fetchone()
 
     def about(self) -> dict[str, Any]:
         """What the zoo says of itself: its recipe and format."""
-        with closing(self._connect()) as db:
-            return {row["key"]: json.loads(row["value"]) for row in db.execute("SELECT * FROM about")}
+        with opened(self._index) as db:
+            rows = db.execute("SELECT key, value FROM about").fetchall()
+        try:
+            return {row["key"]: json.loads(row["value"]) for row in rows}
+        except (RecursionError, TypeError, ValueError) as error:
+            raise CheckpointError(self._index, f"what it says of the zoo is not JSON ({error})") from None
 
     def set_about(self, key: str, value: Any) -> None:
         """Keep one JSON value under ``key``."""
-        with closing(self._connect()) as db, db:
-            db.execute("INSERT OR REPLACE INTO about VALUES (?, ?)", (key, json.dumps(value, sort_keys=True)))
+        text = json.dumps(value, sort_keys=True)
+        with writing(self._index) as db:
+            db.execute("INSERT OR REPLACE INTO about VALUES (?, ?)", (key, text))
+            put_seal(db, f"about/{key}", seal_of_key(key, text))
 
     def has_shard(self, name: str) -> bool:
         """Whether the shard is committed."""
-        with closing(self._connect()) as db:
+        with opened(self._index) as db:
             return db.execute("SELECT 1 FROM shards WHERE name = ?", (name,)).fetchone() is not None
 
     def add(self, shard: str, spec: ArchitectureSpec, flats: Tensor, records: Sequence[Record]) -> None:
         """Write N networks (N, P) as one shard and commit their records.
 
+        A shard of this name that holds something else is dropped first, so that the index at no moment
+        speaks of another file than the one on disk; one that holds just this is left as it is.
+
         Raises:
             InputError: a weight is not finite; nothing is written then.
+            WeightloomError: the disk is full, or the index is locked for long.
         """
         assert len(flats) == len(records)
         stacked = {k: v.contiguous() for k, v in layout_of(spec).unflatten(flats).items()}
         require_finite(stacked, f"shard {shard}")
-        file = self.path / "shards" / f"{shard}.safetensors"
-        save_tensors(file, stacked, {"architecture": spec.full_text()})
-        digest = _sha256(file)
-        with closing(self._connect()) as db, db:
-            db.execute("INSERT OR REPLACE INTO shards VALUES (?, ?, ?)", (shard, digest, len(records)))
+        rows = [to_row(record, shard, number) for number, record in enumerate(records)]
+        if self.has_shard(shard):
+            if self._holds(shard, spec, flats, rows):
+                return
+            with writing(self._index) as db:
+                db.execute("DELETE FROM checkpoints WHERE shard = ?", (shard,))
+                db.execute("DELETE FROM shards WHERE name = ?", (shard,))
+                drop_seal(db, f"shard/{shard}")
+        with writing(self._index) as db:  # the file too: of two writers of one shard, the second waits here
+            digest = save_tensors(shard_file(self.path, shard), stacked, {"architecture": spec.full_text()})
             db.execute("DELETE FROM checkpoints WHERE shard = ?", (shard,))
-            db.executemany(
-                "INSERT INTO checkpoints VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
-                [
-                    (
-                        r.id,
-                        shard,
-                        i,
-                        r.architecture,
-                        r.task,
-                        r.dataset,
-                        r.classes,
-                        r.split,
-                        r.member,
-                        r.step,
-                        int(r.final),
-                        r.accuracy,
-                        r.loss,
-                        json.dumps(r.provenance, sort_keys=True),
-                    )
-                    for i, r in enumerate(records)
-                ],
-            )
+            db.execute("INSERT OR REPLACE INTO shards VALUES (?, ?, ?)", (shard, digest, len(rows)))
+            marks = ",".join("?" * len(COLUMNS))
+            db.executemany(f"INSERT INTO checkpoints ({','.join(COLUMNS)}) VALUES ({marks})", rows)
+            put_seal(db, f"shard/{shard}", seal_of_shard(db, shard))
+
+    def _holds(self, shard: str, spec: ArchitectureSpec, flats: Tensor, rows: list[tuple[Any, ...]]) -> bool:
+        """Whether the zoo has exactly these networks under this name."""
+        query = f"SELECT {', '.join(COLUMNS)} FROM checkpoints WHERE shard = ? ORDER BY row"
+        try:
+            with opened(self._index) as db:
+                if [tuple(row) for row in db.execute(query, (shard,))] != rows:
+                    return False
+            return torch.equal(self._rows(shard, spec, range(len(rows))), flats.detach().cpu().float())
+        except WeightloomError:  # what cannot be read is written anew
+            return False
 
     def records(
         self,
@@ -178,28 +152,32 @@ class Zoo:
         if min_accuracy is not None:
             where.append("accuracy >= ?")
             values.append(min_accuracy)
-        query = (
-            "SELECT * FROM checkpoints" + (" WHERE " + " AND ".join(where) if where else "") + " ORDER BY id"
-        )
-        with closing(self._connect()) as db:
-            found = [_record(row) for row in db.execute(query, values)]
-        if architecture is not None:
-            wanted = parse_architecture(architecture)
-            found = [r for r in found if _matches(r.spec(), wanted)]
-        return found
+        with opened(self._index) as db:
+            if architecture is not None:
+                # Few texts stand for many checkpoints: each is looked at once.
+                wanted = parse_architecture(architecture)
+                texts = [row[0] for row in db.execute("SELECT DISTINCT architecture FROM checkpoints")]
+                where.append("architecture IN (SELECT value FROM json_each(?))")
+                values.append(json.dumps([text for text in texts if _matches(self._spec(text), wanted)]))
+            query = f"SELECT {', '.join(COLUMNS)} FROM checkpoints"
+            query += (" WHERE " + " AND ".join(where) if where else "") + " ORDER BY id"
+            return [to_record(self._index, row) for row in db.execute(query, values)]
 
     def record(self, checkpoint: str) -> Record:
         """The checkpoint with this id. Raises :class:`InputError` when there is none."""
-        with closing(self._connect()) as db:
-            row = db.execute("SELECT * FROM checkpoints WHERE id = ?", (checkpoint,)).fetchone()
+        query = f"SELECT {', '.join(COLUMNS)} FROM checkpoints WHERE id = ?"
+        with opened(self._index) as db:
+            row = db.execute(query, (checkpoint,)).fetchone()
         if row is None:
             raise InputError(
                 f"{self.path} holds no checkpoint {checkpoint!r}; `weightloom zoo list` shows them"
             )
-        return _record(row)
+        return to_record(self._index, row)
 
     def load(self, records: Iterable[Record]) -> Tensor:
         """(N, P) raw weights of records that share one architecture, in the order given.
+
+        Only what is asked for is read: time and memory do not depend on the size of the shards.
 
         Raises:
             CheckpointError: a shard is missing, broken, or not of its architecture.
@@ -208,13 +186,16 @@ class Zoo:
         specs = {r.architecture for r in records}
         if len(specs) != 1:
             raise InputError(f"checkpoints of one architecture are needed, not of {len(specs)}")
-        layout = layout_of(records[0].spec())
-        shards = {name: self._shard(name, records[0].spec()) for name in {r.shard for r in records}}
-        flats = {name: layout.flatten(tensors) for name, tensors in shards.items()}
-        for r in records:
-            if r.row >= len(flats[r.shard]):
-                raise CheckpointError(self.path / "shards" / r.shard, f"holds no row {r.row} ({r.id})")
-        return torch.stack([flats[r.shard][r.row] for r in records])
+        spec = records[0].spec()
+        places: dict[str, list[int]] = {}
+        for place, record in enumerate(records):
+            places.setdefault(record.shard, []).append(place)
+        flats = torch.empty(len(records), layout_of(spec).size)
+        for shard, wanted in places.items():
+            rows = sorted({records[place].row for place in wanted})
+            at = {row: number for number, row in enumerate(rows)}
+            flats[wanted] = self._rows(shard, spec, rows)[[at[records[place].row] for place in wanted]]
+        return flats
 
     def by_architecture(self, **filters: Any) -> Iterator[tuple[ArchitectureSpec, list[Record]]]:
         """Groups of records that share one resolved architecture (their class count included)."""
@@ -224,29 +205,23 @@ class Zoo:
         for text, group in groups.items():
             yield parse_architecture(text), group
 
-    def _shard(self, name: str, spec: ArchitectureSpec) -> dict[str, Tensor]:
-        tensors, _ = load_tensors(self.path / "shards" / f"{name}.safetensors")
+    def _spec(self, text: Any) -> ArchitectureSpec:
+        try:
+            return parse_architecture(text)
+        except (InputError, TypeError) as error:
+            raise CheckpointError(self._index, f"names an architecture that is none ({error})") from None
+
+    def _rows(self, shard: str, spec: ArchitectureSpec, rows: Sequence[int]) -> Tensor:
+        """(R, P) networks of one shard."""
         layout = layout_of(spec)
-        for slot in layout.slots:
-            held = tensors.get(slot.name)
-            if held is None or tuple(held.shape[1:]) != slot.shape:
-                raise CheckpointError(
-                    self.path / "shards" / name, f"tensor {slot.name!r} does not fit {spec}"
-                )
-        return tensors
+        entries = {slot.name: (slot.shape, torch.float32) for slot in layout.slots}
+        return layout.flatten(load_rows(shard_file(self.path, shard), rows, entries))
 
     def verify(self) -> list[str]:
-        """Every problem found, in words: shards that are missing, changed or broken."""
-        problems = []
-        with closing(self._connect()) as db:
-            shards = list(db.execute("SELECT * FROM shards ORDER BY name"))
-        for row in shards:
-            file = self.path / "shards" / f"{row['name']}.safetensors"
-            if not file.is_file():
-                problems.append(f"shard {row['name']} is missing ({row['networks']} networks)")
-            elif _sha256(file) != row["sha256"]:
-                problems.append(f"shard {row['name']} is not what was written: its checksum differs")
-        return problems
+        """Every problem found, in words: shards that are missing or changed; rows of the index that are
+        not what was written; files that the index does not know. :func:`weightloom.zoo.repair` drops them.
+        """
+        return [problem.text for problem in find_problems(self.path)]
 
     def summary(self) -> list[dict[str, Any]]:
         """Counts and mean accuracies by architecture, dataset and split, of final checkpoints."""
@@ -254,15 +229,8 @@ class Zoo:
             "SELECT architecture, dataset, split, classes, count(*) AS networks, avg(accuracy) AS accuracy "
             "FROM checkpoints WHERE final = 1 GROUP BY architecture, dataset, split, classes"
         )
-        with closing(self._connect()) as db:
+        with opened(self._index) as db:
             return [dict(row) for row in db.execute(query)]
-
-
-def _record(row: sqlite3.Row) -> Record:
-    values = dict(row)
-    values["final"] = bool(values["final"])
-    values["provenance"] = json.loads(values["provenance"])
-    return Record(**values)
 
 
 def _matches(spec: ArchitectureSpec, wanted: ArchitectureSpec) -> bool:
@@ -274,8 +242,3 @@ def _matches(spec: ArchitectureSpec, wanted: ArchitectureSpec) -> bool:
     if wanted.input is None:
         open_spec = replace(open_spec, input=None)
     return open_spec == wanted
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,168 @@
+"""Weights that are larger than memory: several safetensors files and an index, piece by piece.
+
+The layout is the hub's: ``model-00001-of-00003.safetensors`` and ``model.safetensors.index.json`` with a
+``weight_map``. Knows nothing of what the tensors are for.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+
+from weightloom.errors import CheckpointError, InputError
+from weightloom.io.atomic import atomic_file, atomic_folder
+from weightloom.io.documents import read_json, write_json
+from weightloom.io.tensors import Expected, header_bytes, load_rows, load_tensors, read_header, value_fault
+
+INDEX_FILE = "model.safetensors.index.json"
+SHARD_BYTES = 2 << 30
+MAX_SHARDS = 99_999
+
+_SHARD = re.compile(r"model-[0-9]{5}-of-[0-9]{5}\.safetensors")
+
+
+def write_shards(
+    folder: str | Path,
+    plan: Expected,
+    pieces: Iterable[tuple[str, torch.Tensor]],
+    *,
+    metadata: Mapping[str, str] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    overwrite: bool = False,
+) -> list[str]:
+    """Write tensors that arrive piece by piece; no more than one piece is held at any time.
+
+    Args:
+        folder: where to; it is there as a whole or not at all.
+        plan: every tensor's shape and type, in the order in which they come.
+        pieces: for each tensor of the plan, in its order, consecutive parts of its first dimension.
+        metadata: text for the index.
+        shard_bytes: a new file begins where the last would grow beyond; a larger tensor has one of its own.
+        overwrite: replace a folder that this function wrote before.
+
+    Returns:
+        The names of the files with weights.
+
+    Raises:
+        CheckpointError: a value that is not finite, a name that no reader takes.
+        InputError: nothing can be written at this place, or a tensor comes that the plan has not.
+        WeightloomError: the write failed (a full disk).
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp()) / "network"
+        >>> plan = {"a": ((4, 2), torch.float32), "b": ((3,), torch.float32)}
+        >>> halves = [("a", torch.zeros(2, 2)), ("a", torch.ones(2, 2)), ("b", torch.ones(3))]
+        >>> write_shards(folder, plan, halves, shard_bytes=40)
+        ['model-00001-of-00002.safetensors', 'model-00002-of-00002.safetensors']
+        >>> dict(read_shards(folder))["b"]
+        tensor([1., 1., 1.])
+    """
+    groups = _grouped(plan, shard_bytes)
+    names = [f"model-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
+    stream = iter(pieces)
+    with atomic_folder(folder, overwrite=overwrite) as place:
+        for name, group in zip(names, groups, strict=True):
+            part = {tensor: plan[tensor] for tensor in group}
+            # The folder's commit waits for the disk, for all files at once.
+            with atomic_file(place / name, durable=False) as handle:
+                handle.write(header_bytes(place / name, part))
+                for tensor in group:
+                    _write_tensor(Path(folder), handle, tensor, plan[tensor], stream)
+        if (left := next(stream, None)) is not None:
+            raise InputError(f"tensor {left[0]!r} is not part of the plan")
+        total = sum(_nbytes(plan[tensor]) for tensor in plan)
+        where = {tensor: name for name, group in zip(names, groups, strict=True) for tensor in group}
+        write_json(
+            place / INDEX_FILE, {"metadata": {**(metadata or {}), "total_size": total}, "weight_map": where}
+        )
+    return names
+
+
+def read_shards(folder: str | Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of a folder in the hub's layout one after another, file by file.
+
+    Raises:
+        CheckpointError: the index or a file is broken, or they do not fit each other.
+    """
+    folder = Path(folder)
+    for name, tensors in _files(folder).items():
+        header = read_header(folder / name)
+        if set(header.tensors) != tensors:
+            odd = sorted(set(header.tensors) ^ tensors)[0]
+            raise CheckpointError(folder / name, f"tensor {odd!r} is in the index or in the file only")
+        for tensor, info in header.tensors.items():
+            if not info.shape:
+                yield tensor, load_tensors(folder / name)[0][tensor]
+                continue
+            entry = {tensor: (info.shape[1:], info.dtype)}
+            yield tensor, load_rows(folder / name, range(info.shape[0]), entry)[tensor]
+
+
+def shards_metadata(folder: str | Path) -> dict[str, object]:
+    """What the index of a folder says beside where the tensors are. Raises :class:`CheckpointError`."""
+    held = read_json(Path(folder) / INDEX_FILE)
+    metadata = held.get("metadata", {}) if isinstance(held, dict) else None
+    if not isinstance(metadata, dict):
+        raise CheckpointError(Path(folder) / INDEX_FILE, "is not the index of a folder of weights")
+    return metadata
+
+
+def _files(folder: Path) -> dict[str, set[str]]:
+    """Names of tensors by file, from the index."""
+    held = read_json(folder / INDEX_FILE)
+    where = held.get("weight_map") if isinstance(held, dict) else None
+    if not isinstance(where, dict) or not where:
+        raise CheckpointError(folder / INDEX_FILE, "is not the index of a folder of weights")
+    files: dict[str, set[str]] = {}
+    for tensor, name in where.items():
+        if not isinstance(name, str) or not _SHARD.fullmatch(name):
+            raise CheckpointError(folder / INDEX_FILE, f"names a file {str(name)[:80]!r}, which is no shard")
+        files.setdefault(name, set()).add(tensor)
+    return dict(sorted(files.items()))
+
+
+def _grouped(plan: Expected, shard_bytes: int) -> list[list[str]]:
+    groups: list[list[str]] = []
+    room = 0
+    for tensor, about in plan.items():
+        nbytes = _nbytes(about)
+        if not groups or nbytes > room:
+            groups.append([])
+            room = shard_bytes
+        groups[-1].append(tensor)
+        room -= nbytes
+    if not 0 < len(groups) <= MAX_SHARDS:
+        raise InputError(f"these tensors would be {len(groups):,} files; 1 to {MAX_SHARDS:,} are written")
+    return groups
+
+
+def _nbytes(about: tuple[Iterable[int], torch.dtype]) -> int:
+    return math.prod(about[0]) * about[1].itemsize
+
+
+def _write_tensor(
+    folder: Path,
+    handle: BinaryIO,
+    tensor: str,
+    about: tuple[Iterable[int], torch.dtype],
+    stream: Iterator[tuple[str, torch.Tensor]],
+) -> None:
+    shape, dtype = tuple(about[0]), about[1]
+    left = _nbytes(about)
+    while left > 0:
+        name, piece = next(stream, ("", None))
+        fits = piece is not None and name == tensor and piece.dtype == dtype and piece.shape[1:] == shape[1:]
+        if piece is None or not fits or piece.nbytes > left or piece.numel() == 0:
+            came = f"{name!r} of {tuple(piece.shape)}" if piece is not None else "nothing"
+            raise InputError(f"tensor {tensor!r} of {shape} was expected, {came} came")
+        if reason := value_fault(piece):
+            raise CheckpointError(folder, f"not written: tensor {tensor!r} {reason}")
+        data = piece.detach().cpu().contiguous()
+        handle.write(data.reshape(-1).view(torch.uint8).numpy().data)  # shape -> (numel,) -> (nbytes,)
+        left -= piece.nbytes

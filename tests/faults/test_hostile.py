@@ -1,0 +1,203 @@
+"""Files that were made to hurt: refused in 100 ms and 50 MB, each."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import sys
+import zipfile
+from contextlib import closing, suppress
+from pathlib import Path
+
+import pytest
+import torch
+from tests.faults.writers import SPEC, record_of, tiny_generator
+
+from weightloom.errors import CheckpointError, WeightloomError
+from weightloom.fitting import initial_flats
+from weightloom.generators.load import load_generator, save_generator
+from weightloom.io import COMMIT_FILE, load_legacy, load_tensors, read_header, settle, verify_folder
+from weightloom.io.staged import STAGED
+from weightloom.zoo import Zoo, repair
+from weightloom.zoo.importing import read_network
+
+ESCAPES = [
+    "../up", "../../etc/passwd", "a/../../up", "..", ".", "/etc/passwd", "//host/share", "a//b", "./a", "a/.",
+    "", "C:/x", "C:x", "..\\up", "a\\..\\b", "\\\\host\\share", "a\0b", "a\nb", "~/x/../..",
+    "a/" * 40 + "../" * 41 + "x", "%2e%2e/../x",
+]  # fmt: skip
+
+
+# -- safetensors -------------------------------------------------------------------------------
+
+
+def test_a_header_of_84_megabytes(tmp_path, bounded):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes((84_000_000).to_bytes(8, "little") + b'{"a":')
+    os.truncate(path, 84_000_008)
+    for read in (load_tensors, read_header, read_network):
+        with bounded(), pytest.raises(CheckpointError, match=r"header \(84,000,000 bytes\) is too large"):
+            read(path)
+
+
+def test_tensors_that_the_file_does_not_hold(tmp_path, bounded):
+    header = json.dumps({"w": {"dtype": "F32", "shape": [2**38], "data_offsets": [0, 2**40]}}).encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with bounded(), pytest.raises(CheckpointError, match="announces"):
+        load_tensors(path)
+
+
+def test_an_architecture_far_larger_than_its_file(tmp_path, bounded):
+    text = "cnn(depth=200,width=4096,classes=10,input=3x16x16)"
+    header = json.dumps({"__metadata__": {"architecture": text}}).encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with bounded(seconds=1.0), pytest.raises(WeightloomError):
+        read_network(path)
+
+
+# -- PyTorch's files ---------------------------------------------------------------------------
+
+
+def test_a_zip_bomb(tmp_path, bounded):
+    source, bomb = tmp_path / "source.pt", tmp_path / "bomb.pt"
+    torch.save({"w": torch.ones(4)}, source)
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as new:
+        for entry in old.infolist():
+            data = bytes(64 << 20) if entry.filename.endswith("data/0") else old.read(entry)
+            new.writestr(entry.filename, data)
+    assert bomb.stat().st_size < 100_000
+    with bounded(), pytest.raises(CheckpointError, match="compressed"):
+        load_legacy(bomb)
+
+
+def test_a_tensor_without_strides(tmp_path, bounded):
+    path = tmp_path / "x.pt"
+    torch.save({"w": torch.zeros(1).expand(10**6, 10**6)}, path)
+    with bounded(), pytest.raises(CheckpointError, match="in a storage of 4 bytes"):
+        load_legacy(path)
+
+
+# -- generators --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"width": 8192, "depth": 128, "heads": 128},
+        {"width": 8192},
+        {"image_features": 4096, "image_width": 4096},
+        {"codes": 1024, "largest": ["mlp(depth=64,width=4096)"]},
+        {"experts": 1024, "largest": ["mlp(depth=2,width=4096)"]},
+        {"largest": ["cnn(depth=200,width=4096)"]},
+    ],
+)
+def test_a_config_that_asks_for_terabytes(tmp_path, bounded, change):
+    tiny_generator(1).save_pretrained(tmp_path)
+    held = json.loads((tmp_path / "config.json").read_text())
+    held["config"] |= change
+    (tmp_path / "config.json").write_text(json.dumps(held))
+    with bounded(), pytest.raises(CheckpointError):
+        load_generator(tmp_path)
+
+
+def test_a_config_can_name_registered_kinds_only(tmp_path, bounded):
+    for kind in ("os.system", "../igpg", "weightloom.io", "builtins", 3, None, ["layerwise"]):
+        (tmp_path / "config.json").write_text(json.dumps({"kind": kind}))
+        with bounded(), pytest.raises(CheckpointError, match="is no generator"):
+            load_generator(tmp_path)
+
+
+def test_no_config_makes_python_import_what_it_names(tmp_path):
+    tiny_generator(1).save_pretrained(tmp_path)
+    load_generator(tmp_path)
+    held, before = json.loads((tmp_path / "config.json").read_text()), set(sys.modules)
+    for key, value in {"name": "this", "module": "this", "auto_map": {"x": "this.s"}}.items():
+        (tmp_path / "config.json").write_text(json.dumps({**held, key: value}))
+        with suppress(WeightloomError):
+            load_generator(tmp_path)
+    assert set(sys.modules) == before
+
+
+def test_one_flipped_byte_of_a_generator(tmp_path):
+    save_generator(tiny_generator(1), tmp_path)
+    assert load_generator(tmp_path).name == "version-1"
+    for name in ("config.json", "model.safetensors"):
+        good = (tmp_path / name).read_bytes()
+        for place in range(0, len(good), max(1, len(good) // 20)):
+            (tmp_path / name).write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+            with pytest.raises(CheckpointError, match="has changed since it was written"):
+                load_generator(tmp_path)
+        (tmp_path / name).write_bytes(good)
+
+
+# -- places ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ESCAPES)
+def test_a_commit_cannot_lead_out(tmp_path, bounded, name):
+    inner = tmp_path / "inner"
+    (inner / STAGED).mkdir(parents=True)
+    note = {"files": {name: {"sha256": "0" * 64, "bytes": 1}}}
+    for place, read in ((inner, verify_folder), (inner / STAGED, lambda _: settle(inner))):
+        (place / COMMIT_FILE).write_text(json.dumps(note))
+        with bounded(), pytest.raises(CheckpointError, match="no place inside the folder"):
+            read(place)
+
+
+@pytest.mark.parametrize("name", ESCAPES)
+def test_a_zoo_cannot_lead_out(tmp_path, bounded, name):
+    zoo = Zoo(tmp_path / "zoo", create=True)
+    zoo.add("s", SPEC, initial_flats(SPEC, [0]), [record_of(SPEC, "s", 0)])
+    outside = [tmp_path / "up.safetensors", tmp_path / "zoo" / "up.safetensors"]
+    for file in outside:
+        file.write_bytes((tmp_path / "zoo" / "shards" / "s.safetensors").read_bytes())
+    with closing(sqlite3.connect(tmp_path / "zoo" / "zoo.sqlite3")) as db, db:
+        db.execute("UPDATE checkpoints SET shard = ?", (name,))
+        db.execute("UPDATE shards SET name = ?", (name,))
+    with bounded(), pytest.raises(CheckpointError, match="no place inside the zoo"):
+        zoo.load(zoo.records())
+    assert any("no place inside the zoo" in problem for problem in zoo.verify())
+    repair(tmp_path / "zoo")
+    assert zoo.records() == [] and zoo.verify() == []
+    assert all(file.is_file() for file in outside), "repair has removed what is not its own"
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_links_in_a_folder_move_and_remove_nothing_outside(tmp_path, inside):
+    """A folder with staged files is settled when it is read: what they name must not be elsewhere."""
+    outside, folder = tmp_path / "outside", tmp_path / "folder"
+    outside.mkdir()
+    folder.mkdir()
+    (outside / "precious").write_text("mine")
+    entry = {"sha256": "0" * 64, "bytes": 4}
+    if inside:
+        (folder / STAGED).mkdir()
+        (folder / "sub").symlink_to(outside)
+        (folder / COMMIT_FILE).write_text(json.dumps({"files": {"sub/precious": entry}}))
+        (folder / STAGED / COMMIT_FILE).write_text(json.dumps({"files": {"other": entry}}))
+    else:
+        (outside / COMMIT_FILE).write_text(json.dumps({"files": {"precious": entry}}))
+        (folder / STAGED).symlink_to(outside)
+    with pytest.raises(CheckpointError, match="has a link"):
+        settle(folder)
+    assert (outside / "precious").read_text() == "mine"
+
+
+def test_settling_a_folder_goes_on_where_it_stopped(tmp_path):
+    entry = {"sha256": "0" * 64, "bytes": 1}
+    (tmp_path / STAGED / "deep").mkdir(parents=True)
+    (tmp_path / "old").mkdir()
+    for name in ("old/gone", "moved", STAGED + "/deep/waits"):
+        (tmp_path / name).write_text(Path(name).name)
+    (tmp_path / COMMIT_FILE).write_text(json.dumps({"files": {"old/gone": entry, "moved": entry}}))
+    (tmp_path / STAGED / COMMIT_FILE).write_text(json.dumps({"files": {"moved": entry, "deep/waits": entry}}))
+    settle(tmp_path)
+    assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")) == [
+        COMMIT_FILE, "deep", "deep/waits", "moved",
+    ]  # fmt: skip
+    (tmp_path / STAGED).mkdir()  # whoever was killed last had only the empty folder left to remove
+    settle(tmp_path)
+    assert not (tmp_path / STAGED).exists()

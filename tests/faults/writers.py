@@ -1,0 +1,192 @@
+"""Not a test: a process whose children write artefacts and are killed (see test_kill.py and test_places.py).
+
+Each line on stdin is ``FOLDER KIND VERSION INSTANT``, between tabs: a child writes version VERSION of the
+artefact KIND into the folder, and kills itself with SIGKILL at INSTANT. ``never`` lets it live; so does
+``count``, which tells how many instants there are; a number is one of them: just before or just after a call
+that touches the disk. ``after:S`` kills it from outside after S seconds. ``nobody`` lets it live as a user
+who may not write everywhere. The answer is a line: ``killed``, ``done``, ``count N`` or ``error TYPE: TEXT``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from weightloom.architectures import ArchitectureSpec, parse_architecture
+from weightloom.fitting import initial_flats
+from weightloom.generators import Sample
+from weightloom.generators.layerwise import Layerwise, LayerwiseConfig, validity_of
+from weightloom.generators.load import save_generator
+from weightloom.io import write_json
+from weightloom.training.loop import LoopSettings, run_loop
+from weightloom.zoo import Record, Zoo
+
+# Calls of Python into C that change what is on the disk, or are about to.
+TOUCHES = {
+    "write", "flush", "close", "fsync", "open", "replace", "rename", "mkdir", "rmdir", "unlink", "execute",
+    "executemany", "executescript", "connect", "flock",
+}  # fmt: skip
+
+SPEC = parse_architecture("mlp(depth=1,width=4,classes=3,input=1x8x8)")
+STEPS = 6
+
+
+def flat_of(version: int) -> torch.Tensor:
+    """(P,) the network that version ``version`` of an artefact holds."""
+    return torch.full_like(initial_flats(SPEC, [0])[0], float(version))
+
+
+def record_of(spec: ArchitectureSpec, shard: str, version: int, row: int = 0) -> Record:
+    return Record(
+        id=f"{shard}-{row}", shard=shard, row=row, architecture=spec.full_text(), task="digits[3,1,7]@8c1",
+        dataset="digits", classes=3, split="train", member=0, step=1, final=True, accuracy=0.5, loss=1.0,
+        provenance={"version": version},
+    )  # fmt: skip
+
+
+def tiny_generator(version: int) -> Layerwise:
+    sizes = {"codes": 2, "width": 8, "depth": 1, "heads": 2, "image_features": 8, "image_width": 8}
+    config = LayerwiseConfig(largest=("mlp(depth=2,width=4)",), channels=1, **sizes)
+    model = Layerwise(config, validity_of(config, (1, 8, 8), (2, 10), ("digits",)), name=f"version-{version}")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(float(version))
+    return model.eval()
+
+
+def write_sample(folder: Path, version: int) -> None:
+    Sample(SPEC, flat_of(version), {"version": version}).save(folder / "network.safetensors")
+
+
+def write_result(folder: Path, version: int) -> None:
+    write_json(folder / "result.json", {"version": version, "rows": [version] * 500})
+
+
+def write_generator(folder: Path, version: int) -> None:
+    save_generator(tiny_generator(version), folder / "generator")
+
+
+def write_zoo(folder: Path, version: int) -> None:
+    zoo = Zoo(folder / "zoo", create=True)
+    zoo.add(f"s{version}", SPEC, flat_of(version)[None], [record_of(SPEC, f"s{version}", version)])
+
+
+def write_same_shard(folder: Path, version: int) -> None:
+    """Another content under the name of a shard that is there."""
+    Zoo(folder / "zoo", create=True).add(
+        "same", SPEC, flat_of(version)[None], [record_of(SPEC, "same", version)]
+    )
+
+
+def train(folder: Path, version: int) -> None:
+    """A training run that keeps its state after every step, in a folder of its version."""
+    torch.manual_seed(0)
+    model = nn.Linear(8, 3)
+
+    def objective(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        images = torch.randn(4, 8, generator=torch.Generator().manual_seed(step))
+        return model(images).square().mean(), {}
+
+    settings = LoopSettings(steps=STEPS, warmup=0, log_every=1, save_every=1)
+    run_loop("a line", model, objective, settings, folder=folder / f"run-{version}")
+
+
+def write_crowd(folder: Path, version: int) -> None:
+    """Three processes at once add shards of their own and one that all have; version 1 kills the first."""
+    Zoo(folder / "zoo", create=True)
+    children = []
+    for number in range(3):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                zoo = Zoo(folder / "zoo", create=True)
+                for turn in range(4):
+                    name, value = f"w{number}-{turn}", 10 * number + turn
+                    zoo.add(name, SPEC, flat_of(value)[None], [record_of(SPEC, name, value)])
+                    zoo.add("all", SPEC, flat_of(99)[None], [record_of(SPEC, "all", 99)])
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+        children.append(pid)
+    if version == 1:
+        time.sleep(0.03)
+        os.kill(children[0], signal.SIGKILL)
+    states = [os.waitpid(pid, 0)[1] for pid in children]
+    assert states[version:] == [0] * (3 - version), states
+
+
+def read_zoo(folder: Path, version: int) -> None:
+    zoo = Zoo(folder / "zoo")
+    assert bool((zoo.load(zoo.records()) == version).all()) and zoo.verify() == []
+
+
+WRITERS = {
+    "sample": write_sample,
+    "result": write_result,
+    "generator": write_generator,
+    "zoo": write_zoo,
+    "same-shard": write_same_shard,
+    "training": train,
+    "crowd": write_crowd,
+    "read-zoo": read_zoo,
+}
+
+
+class Instants:
+    """Counts the calls that touch the disk, before and after each, and ends the process at one of them."""
+
+    def __init__(self, last: int | None) -> None:
+        self.last, self.count = last, 0
+
+    def __call__(self, frame: Any, event: str, function: Any) -> None:
+        if event in ("c_call", "c_return") and function.__name__ in TOUCHES:
+            if self.count == self.last:
+                os.kill(os.getpid(), signal.SIGKILL)
+            self.count += 1
+
+
+def child(folder: Path, kind: str, version: int, instant: str) -> None:
+    instants = Instants(int(instant) if instant.isdigit() else None)
+    if instant == "count" or instant.isdigit():
+        sys.setprofile(instants)
+    if instant == "nobody" and os.getuid() == 0:
+        os.setuid(65534)
+    WRITERS[kind](folder, version)
+    sys.setprofile(None)
+    print(f"count {instants.count}" if instant == "count" else "done", flush=True)
+    os._exit(0)
+
+
+def main(warm: Path) -> None:
+    torch.set_num_threads(1)
+    for kind in ("generator", "zoo", "training"):  # what is imported late is imported before the first fork
+        WRITERS[kind](warm, 0)
+    for line in sys.stdin:
+        folder, kind, version, instant = line.rstrip("\n").split("\t")
+        pid = os.fork()
+        if pid == 0:
+            try:
+                child(Path(folder), kind, int(version), instant)
+            except BaseException as error:
+                sys.setprofile(None)
+                print(f"error {type(error).__name__}: {' '.join(str(error).split())}", flush=True)
+                os._exit(1)
+        if instant.startswith("after:"):
+            time.sleep(float(instant.removeprefix("after:")))
+            os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+        if os.WIFSIGNALED(status):
+            print("killed", flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

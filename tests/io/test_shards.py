@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from weightloom.errors import CheckpointError, InputError
+from weightloom.io import load_rows, read_shards, save_tensors, shards_metadata, verify_folder, write_shards
+from weightloom.io.shards import INDEX_FILE
+
+PLAN = {
+    "count": ((), torch.int64),
+    "a.weight": ((5, 3), torch.float32),
+    "a.bias": ((5,), torch.float32),
+    "b.weight": ((2, 5, 2), torch.float32),
+}
+
+
+def tensors():
+    generator = torch.Generator().manual_seed(0)
+    made = {name: torch.randn(shape, generator=generator) for name, (shape, _) in PLAN.items()}
+    return made | {"count": torch.tensor(3)}
+
+
+def in_pieces(values):
+    for name, value in values.items():
+        yield from ((name, part) for part in (value.split(2) if value.dim() else [value]))
+
+
+@pytest.mark.parametrize(("shard_bytes", "files"), [(1 << 20, 1), (100, 2), (1, 4)])
+def test_what_is_written_in_pieces_is_read_by_us_and_by_the_library(tmp_path, shard_bytes, files):
+    wanted = tensors()
+    names = write_shards(
+        tmp_path / "x", PLAN, in_pieces(wanted), metadata={"format": "pt"}, shard_bytes=shard_bytes
+    )
+    assert names == [f"model-{i:05d}-of-{files:05d}.safetensors" for i in range(1, files + 1)]
+    found = dict(read_shards(tmp_path / "x"))
+    theirs = {}
+    for name in names:
+        theirs |= safetensors.torch.load_file(tmp_path / "x" / name)
+    for read in (found, theirs):
+        assert read.keys() == wanted.keys()
+        assert all(torch.equal(read[name], wanted[name]) for name in wanted)
+    index = json.loads((tmp_path / "x" / INDEX_FILE).read_text())
+    assert index["weight_map"].keys() == wanted.keys()
+    assert index["metadata"]["total_size"] == sum(value.nbytes for value in wanted.values())
+    assert shards_metadata(tmp_path / "x")["format"] == "pt"
+    verify_folder(tmp_path / "x", required=[*names, INDEX_FILE])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda pieces: pieces[:-1],
+        lambda pieces: [*pieces, ("more", torch.zeros(1))],
+        lambda pieces: [pieces[1], pieces[0], *pieces[2:]],
+        lambda pieces: [(name, part.double()) if part.dim() else (name, part) for name, part in pieces],
+        lambda pieces: [*pieces[:1], ("a.weight", torch.zeros(6, 3)), *pieces[4:]],
+        lambda pieces: [*pieces[:1], ("a.weight", torch.zeros(0, 3)), *pieces[1:]],
+        lambda pieces: [*pieces[:1], ("a.weight", torch.zeros(5, 4)), *pieces[4:]],
+    ],
+)
+def test_pieces_that_do_not_fit_the_plan_leave_nothing(tmp_path, change):
+    with pytest.raises(InputError, match=r"expected|not part of the plan"):
+        write_shards(tmp_path / "x", PLAN, change(list(in_pieces(tensors()))))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_values_that_are_not_finite_leave_nothing(tmp_path):
+    broken = tensors()
+    broken["a.bias"][3] = torch.nan
+    with pytest.raises(CheckpointError, match=r"tensor 'a\.bias' has values that are not finite"):
+        write_shards(tmp_path / "x", PLAN, in_pieces(broken))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["../x.safetensors", "/etc/passwd", "model.bin", "model-1-of-1.safetensors", 3, None, "a/b"]
+)
+def test_an_index_names_shards_beside_it_only(tmp_path, name):
+    write_shards(tmp_path / "x", PLAN, in_pieces(tensors()))
+    (tmp_path / "x" / INDEX_FILE).write_text(json.dumps({"metadata": {}, "weight_map": {"a.bias": name}}))
+    with pytest.raises(CheckpointError, match="is no shard"):
+        list(read_shards(tmp_path / "x"))
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"weight_map": []}', '{"weight_map": {}}', "nothing"])
+def test_an_index_that_is_none(tmp_path, text):
+    (tmp_path / INDEX_FILE).write_text(text)
+    with pytest.raises(CheckpointError):
+        list(read_shards(tmp_path))
+
+
+def test_an_index_of_other_files(tmp_path):
+    names = write_shards(tmp_path / "x", PLAN, in_pieces(tensors()))
+    save_tensors(tmp_path / "x" / names[0], {"other": torch.zeros(2)})
+    with pytest.raises(CheckpointError, match="in the index or in the file only"):
+        list(read_shards(tmp_path / "x"))
+
+
+# -- rows --------------------------------------------------------------------------------------
+
+
+def test_rows_of_a_stack_in_any_order(tmp_path: Path) -> None:
+    stack = {"w": torch.randn(7, 2, 3), "b": torch.randn(7), "other": torch.zeros(2, dtype=torch.int64)}
+    save_tensors(tmp_path / "x", stack)
+    entries = {"w": ((2, 3), torch.float32), "b": ((), torch.float32)}
+    for rows in ([0], [6], [2, 3, 4], [5, 1, 1, 2, 0], [*range(7)], []):
+        read = load_rows(tmp_path / "x", rows, entries)
+        assert read.keys() == entries.keys()
+        assert all(torch.equal(read[name], stack[name][rows]) for name in entries)
+
+
+@pytest.mark.parametrize(
+    ("rows", "entries", "reason"),
+    [
+        ([7], {"b": ((), torch.float32)}, "has 7 entries"),
+        ([-1], {"b": ((), torch.float32)}, "has 7 entries"),
+        ([0], {"c": ((), torch.float32)}, "does not fit"),
+        ([0], {"b": ((1,), torch.float32)}, "does not fit"),
+        ([0], {"b": ((), torch.float64)}, "does not fit"),
+        ([0], {"s": ((), torch.float32)}, "does not fit"),
+    ],
+)
+def test_rows_that_are_not_there(tmp_path, rows, entries, reason):
+    save_tensors(tmp_path / "x", {"b": torch.randn(7), "s": torch.tensor(1.0)})
+    with pytest.raises(CheckpointError, match=reason):
+        load_rows(tmp_path / "x", rows, entries)
+
+
+def test_a_row_that_is_not_finite_is_refused_when_it_is_asked_for(tmp_path):
+    safetensors.torch.save_file({"b": torch.tensor([1.0, torch.nan])}, tmp_path / "x")
+    entries = {"b": ((), torch.float32)}
+    assert load_rows(tmp_path / "x", [0], entries)["b"].tolist() == [1.0]
+    with pytest.raises(CheckpointError, match="not finite"):
+        load_rows(tmp_path / "x", [0, 1], entries)
