@@ -1,7 +1,7 @@
 """Target networks on tasks: running, training and fine-tuning many at once."""
 
 from weightloom.fitting.closed_form import closed_form_network, discriminant
-from weightloom.fitting.finetune import Curve, finetune
+from weightloom.fitting.finetune import Curve, finetune, steps_until
 from weightloom.fitting.population import (
     accuracy,
     initial_flats,
@@ -23,5 +23,6 @@ __all__ = [
     "initial_flats",
     "recalibrate",
     "run_networks",
+    "steps_until",
     "trunk_features",
 ]
