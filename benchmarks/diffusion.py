@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weightloom.evaluation.measures import TEST_IMAGES, test_batch
 from weightloom.fitting import accuracy
 from weightloom.generators import Generator, Sampling
 from weightloom.generators.average import AverageCheckpoint
@@ -30,23 +31,14 @@ from weightloom.generators.noisy import NoisyCheckpoint
 from weightloom.generators.random_init import RandomInit
 from weightloom.io import write_json
 from weightloom.seeding import torch_generator
-from weightloom.tasks import Task
 from weightloom.tokenizers import architecture_key
 from weightloom.training.tokenizer import Population, held_out_populations, load_populations, round_trip
 from weightloom.weights import layout_of
 from weightloom.zoo import Zoo
 
 RESULTS = Path(__file__).parent / "results"
-IMAGES = 1000
 Make = Callable[[Any, Any, int], Tensor]
 """(spec, support or None, seed) to (M, P) networks."""
-
-
-def test_images(task: Task) -> tuple[Tensor, Tensor]:
-    """Up to IMAGES test images of a task, the same for every method."""
-    data = task.data("test")
-    order = torch.randperm(len(data), generator=torch_generator("benchmark", str(task)))
-    return data.batch(order[:IMAGES])
 
 
 def methods(model: LatentDiffusion, samples: int) -> dict[str, Make]:
@@ -91,7 +83,7 @@ def score(populations: list[Population], make: Make, tasks: int, seeds: int) -> 
         names = list(chosen)
         for name in (names[place] for place in order[:tasks].tolist()):
             task = next(r for r in population.records if r.task == name).parsed_task()
-            images, labels = test_images(task)
+            images, labels = test_batch(task)
             for seed in range(seeds):
                 flats = make(population.spec, task.support(16, seed=seed), seed)
                 reached = float(accuracy(population.spec, flats, images, labels).mean())
@@ -151,7 +143,7 @@ def main() -> None:
             }
         shown = "  ".join(f"{s} {v['mean']:.3f} ± {v['std']:.3f}" for s, v in table[name].items())
         print(f"{name:26s} {shown}")
-    trips = round_trip(model.tokenizer, unseen, limit=12, images=IMAGES)
+    trips = round_trip(model.tokenizer, unseen, limit=12, images=TEST_IMAGES)
     kept = sum(float(r["rebuilt"]) for r in trips) / sum(float(r["original"]) for r in trips)
     print(f"round trip of held-out checkpoints: {kept:.4f}")
     rows = speed(model, seen)

@@ -11,26 +11,31 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
-import statistics
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
-from igpg import RESULTS, family, steps_until, summary, test_batch
+from igpg import RESULTS, family
 from resizing import RESIZINGS, resized
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from weightloom.architectures import ArchitectureSpec, parse_architecture
+from weightloom.evaluation.measures import Rows, mean_of, over_seeds, peak_mb, summary, test_batch
 from weightloom.evaluation.novelty import Checkpoints, verdict_of
-from weightloom.fitting import FitSettings, accuracy, closed_form_network, fit_population, initial_flats
+from weightloom.fitting import (
+    FitSettings,
+    accuracy,
+    closed_form_network,
+    fit_population,
+    initial_flats,
+    steps_until,
+)
 from weightloom.generators import Sampling, best_of
 from weightloom.generators.igpg import IGPG
 from weightloom.generators.load import load_generator
@@ -78,20 +83,6 @@ def held_out_rows() -> list[dict[str, Any]]:
 def spec_of(text: str, task: DatasetTask) -> ArchitectureSpec:
     """The resolved architecture that a table names."""
     return parse_architecture(text).resolve(classes=task.num_classes, input=SHAPE)
-
-
-Rows = list[dict[str, Any]]
-
-
-def over_seeds(rows: Rows, value: Callable[[Rows], float]) -> dict[str, float]:
-    """Mean and deviation over seeds of what ``value`` says of the rows of a seed."""
-    seeds = sorted({row["seed"] for row in rows})
-    return summary([value([row for row in rows if row["seed"] == seed]) for seed in seeds])
-
-
-def mean_of(rows: list[dict[str, Any]], name: str) -> float:
-    """Mean of one column."""
-    return statistics.fmean(row[name] for row in rows)
 
 
 # ------------------------------------------------------------------------------------ unseen tasks
@@ -250,8 +241,9 @@ def table_datasets(options: argparse.Namespace) -> dict[str, Any]:
                 for what, flat in (("generated", start), ("random", fresh)):
                     settings = STARTS[what]
                     row[f"{what}_steps"] = steps_until(
-                        spec, flat, task, settings, target, options.steps, seed
-                    )
+                        spec, flat, task, settings, target,
+                        limit=options.steps, test=(images, labels), seed=seed,
+                    )  # fmt: skip
                 rows.append(row)
                 print(json.dumps(row), flush=True)
     table = {}
@@ -482,17 +474,6 @@ def table_audit(options: argparse.Namespace) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------------------------ large networks
-
-
-def peak_mb(*, reset: bool = False) -> float:
-    """The most memory that this process has had since the last reset (where the system keeps such a mark)."""
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    if reset:
-        Path("/proc/self/clear_refs").write_text("5")
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
 
 
 def table_large(options: argparse.Namespace) -> dict[str, Any]:

@@ -387,8 +387,8 @@ def tasks(seeds: int, generator: str) -> None:
     methods: dict[str, Generator] = {
         "static_hypernetwork": static,
         "igpg-tiny": igpg,
-        "closed form": ClosedForm.from_igpg(igpg),
-        "nearest checkpoint": NearestCheckpoint.from_igpg(igpg),
+        "closed form": ClosedForm.from_generator(igpg),
+        "nearest checkpoint": NearestCheckpoint.from_generator(igpg),
     }
     recipe = read_yaml(ROOT / "recipes" / "zoo-tiny.yaml", ZooRecipe)
     table = Table("tasks", {"tasks": 4, "shots": 16, "test_images": 1000})

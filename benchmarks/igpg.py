@@ -12,19 +12,20 @@ import platform
 import statistics
 import time
 from collections import defaultdict
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from weightloom.architectures import ArchitectureSpec
+from weightloom.evaluation.measures import TEST_IMAGES, summary, test_batch
 from weightloom.fitting import (
     FitSettings,
     accuracy,
     finetune,
     initial_flats,
     recalibrate,
+    steps_until,
 )
 from weightloom.generators import Sampling, best_of
 from weightloom.generators.average import AverageCheckpoint
@@ -45,32 +46,15 @@ from weightloom.training.tokenizer import (
 from weightloom.zoo import Zoo
 
 RESULTS = Path(__file__).parent / "results"
-TEST_IMAGES = 1000
 STRANGE = "digits[9,8,7,6,5,4,3,2,1,0]+rot90"
 """A task that the zoo does not hold, for the speed of whole requests."""
 EPOCH_STEPS = 100
 """Steps of 64 images that count as one epoch in the fine-tuning protocol (6,400 images)."""
 
 
-def test_batch(task: DatasetTask) -> tuple[torch.Tensor, torch.Tensor]:
-    """Up to TEST_IMAGES test images of a task, the same for every method."""
-    data = task.data("test")
-    order = torch.randperm(len(data), generator=torch_generator("benchmark", str(task)))
-    return data.batch(order[:TEST_IMAGES])
-
-
 def family(spec: ArchitectureSpec) -> str:
     """The architecture as the tables print it."""
     return architecture_key(spec).replace(",input=3x16x16", "").replace("(input=3x16x16)", "")
-
-
-def summary(values: list[float]) -> dict[str, float]:
-    """Mean and standard deviation."""
-    return {
-        "mean": statistics.fmean(values),
-        "sd": statistics.stdev(values) if len(values) > 1 else 0.0,
-        "n": len(values),
-    }
 
 
 def chosen(populations: list[Population], limit: int) -> list[tuple[ArchitectureSpec, DatasetTask, float]]:
@@ -97,7 +81,7 @@ def zero_shot(
     model: IGPG, rows: list[tuple[ArchitectureSpec, DatasetTask, float]], seeds: int, samples: int
 ) -> list[dict[str, Any]]:
     """Accuracy of every method on every task: mean of the samples, best on the support set, baselines."""
-    nearest = NearestCheckpoint.from_igpg(model)
+    nearest = NearestCheckpoint.from_generator(model)
     found = []
     for spec, task, trained in rows:
         images, labels = test_batch(task)
@@ -235,9 +219,9 @@ def starts_for(model: IGPG, spec: ArchitectureSpec, task: DatasetTask, seed: int
     options = {"support": support, "seed": seed}
     return {
         "random_init": initial_flats(spec, [1000 + seed])[0],
-        "nearest": NearestCheckpoint.from_igpg(model).generate(spec, **options).flat,
-        "average": AverageCheckpoint.from_igpg(model).generate(spec, **options).flat,
-        "kernel_density": KernelDensity.from_igpg(model).generate(spec, num_samples=8, **options).flat,
+        "nearest": NearestCheckpoint.from_generator(model).generate(spec, **options).flat,
+        "average": AverageCheckpoint.from_generator(model).generate(spec, **options).flat,
+        "kernel_density": KernelDensity.from_generator(model).generate(spec, num_samples=8, **options).flat,
         "closed_form": model.closed_form(spec, support.images),
         "igpg": model.generate(spec, instruction=text, num_samples=8, **options).flat,
     }
@@ -289,37 +273,6 @@ STARTS = {
 """Fine-tuning from each start: the best of several cycles and rates on eight training tasks."""
 
 
-def steps_until(
-    spec: ArchitectureSpec,
-    start: torch.Tensor,
-    task: DatasetTask,
-    settings: FitSettings,
-    target: float,
-    limit: int,
-    seed: int,
-) -> int | None:
-    """Steps until ``target`` is reached on the test batch, cycle after cycle; None beyond ``limit``."""
-    ladder = [5, 10, 20, 35, 50, 75, 100, 150, 200, 300, 400, 600, 800, 1200, 1600, 2400]
-    done = 0
-    while done < limit:
-        cycle = min(settings.steps, limit - done)
-        curve = finetune(
-            spec,
-            start[None],
-            task,
-            replace(settings, steps=cycle),
-            measure_at=[s for s in ladder if s <= cycle],
-            test=test_batch(task),
-            until=target,
-            seed=seed + done,
-        )
-        reached = curve.steps_to(target)[0]
-        if reached is not None:
-            return done + reached
-        start, done = curve.flats[0], done + cycle
-    return None
-
-
 def table_steps(model: IGPG, zoo: Zoo, options: argparse.Namespace) -> dict[str, Any]:
     """Steps to the trained network's accuracy, from generated over from random weights."""
     limit = options.steps
@@ -331,7 +284,10 @@ def table_steps(model: IGPG, zoo: Zoo, options: argparse.Namespace) -> dict[str,
                 starts = starts_for(model, spec, task, seed)
                 row = {"architecture": family(spec), "task": str(task), "seed": seed, "trained": trained}
                 for what, start in (("generated", starts["igpg"]), ("random", starts["random_init"])):
-                    row[what] = steps_until(spec, start, task, STARTS[what], trained, limit, seed)
+                    row[what] = steps_until(
+                        spec, start, task, STARTS[what], trained,
+                        limit=limit, test=test_batch(task), seed=seed,
+                    )  # fmt: skip
                 rows.append(row)
         # A start that never gets there within the limit counts as the limit: for random ones this is
         # generous to random, for generated ones it is too, so it is counted and shown.

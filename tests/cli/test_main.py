@@ -50,6 +50,13 @@ FACE = {
         "GENERATOR", "--zoo", "--samples", "--tasks", "--arch", "--task", "--images", "--seed", "--out",
         "--plot", "--json",
     },
+    "bench": {
+        "--out", "--generator", "--zoo", "--tasks", "--seeds", "--samples", "--images", "--finetuned",
+        "--epoch-steps", "--arch", "--dataset", "--quick", "--json",
+    },
+    "map": {
+        "ZOO", "--generator", "--arch", "--samples", "--method", "--seed", "--out", "--plot", "--json",
+    },
     "data list": {"--json"},
     "data fetch": {"NAMES...", "--all", "--json"},
     "data show": {"TASK", "--data", "--out", "--shots", "--json"},

@@ -83,19 +83,27 @@ class Promise:
 GENERATORS = {
     "igpg": Promise(lambda: tiny_igpg(), draws=True, saves=True),
     "random-init": Promise(lambda: RandomInit.from_generator(tiny_igpg()), draws=True, any_architecture=True),
-    "nearest": Promise(lambda: NearestCheckpoint.from_igpg(tiny_igpg()), draws=False, needs_examples=True),
-    "average": Promise(lambda: AverageCheckpoint.from_igpg(tiny_igpg()), draws=False, needs_examples=True),
-    "closed-form": Promise(lambda: ClosedForm.from_igpg(tiny_igpg()), draws=False, needs_examples=True),
+    "nearest": Promise(
+        lambda: NearestCheckpoint.from_generator(tiny_igpg()), draws=False, needs_examples=True
+    ),
+    "average": Promise(
+        lambda: AverageCheckpoint.from_generator(tiny_igpg()), draws=False, needs_examples=True
+    ),
+    "closed-form": Promise(lambda: ClosedForm.from_generator(tiny_igpg()), draws=False, needs_examples=True),
     "ghn": Promise(lambda: tiny_ghn(), draws=False, saves=True, any_architecture=True),
-    "kde": Promise(lambda: KernelDensity.from_igpg(tiny_igpg(), share=1.0), draws=True, needs_examples=True),
+    "kde": Promise(
+        lambda: KernelDensity.from_generator(tiny_igpg(), share=1.0), draws=True, needs_examples=True
+    ),
     "static_hypernetwork": Promise(lambda: tiny_static(), draws=False, needs_examples=True, saves=True),
     "layerwise": Promise(lambda: tiny_layerwise(), draws=True, saves=True, any_architecture=True),
     "diffusion": Promise(lambda: tiny_diffusion(), draws=True, saves=True),
-    "gaussian": Promise(lambda: GaussianWeights.from_igpg(tiny_igpg()), draws=True, needs_examples=True),
-    "noisy": Promise(lambda: NoisyCheckpoint.from_igpg(tiny_igpg()), draws=True, needs_examples=True),
-    "interpolation": Promise(lambda: Interpolation.from_igpg(tiny_igpg()), draws=True, needs_examples=True),
+    "gaussian": Promise(lambda: GaussianWeights.from_generator(tiny_igpg()), draws=True, needs_examples=True),
+    "noisy": Promise(lambda: NoisyCheckpoint.from_generator(tiny_igpg()), draws=True, needs_examples=True),
+    "interpolation": Promise(
+        lambda: Interpolation.from_generator(tiny_igpg()), draws=True, needs_examples=True
+    ),
     "aligned-interpolation": Promise(
-        lambda: AlignedInterpolation.from_igpg(tiny_igpg()), draws=True, needs_examples=True
+        lambda: AlignedInterpolation.from_generator(tiny_igpg()), draws=True, needs_examples=True
     ),
 }
 

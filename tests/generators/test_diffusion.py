@@ -122,8 +122,30 @@ def test_the_first_guess_is_heard_and_is_the_closed_form(make, resolved, support
     assert float(torch.corrcoef(torch.stack([flat, closed]))[0, 1]) > 0.5
     other = replace(condition, prompt=(condition.prompt + 1) % model.tokenizer.vocabulary)
     a, b = (model.described(spec, one) for one in (condition, other))
-    assert not torch.allclose(a, b, atol=1e-4)
+    assert not torch.allclose(a.tokens, b.tokens, atol=1e-4) and not torch.allclose(a.mean, b.mean)
     assert model.condition(spec, [None], [None]).prompt is None
+
+
+def test_an_untrained_denoiser_draws_around_the_guess(make, resolved, support):
+    """As far around it as checkpoints lie around theirs; without noise the guess itself comes back."""
+    model, spec = make(steps=50), resolved(CNN)
+    torch.nn.init.zeros_(model.denoiser.outward.weight), torch.nn.init.zeros_(model.denoiser.outward.bias)
+    own = model.tokenizer.encode(spec, networks(spec, 40))
+    guess = model.first_guess(spec, support.images)[0]
+    model.measure_guesses({spec: (own, own)})
+    assert not bool(model.described(spec, model.condition(spec, [None], [support.images])).spread.any())
+    model.measure_guesses({spec: (own, guess.expand_as(own))})
+    condition = model.condition(spec, [None], [support.images])
+    mask, wanted = model.latent_mask(spec), model.described(spec, condition)
+    assert 0 < float(wanted.spread[0][mask].mean()) <= 1
+    streams = [torch.Generator().manual_seed(i) for i in range(60)]
+    drawn = model.sample_latents(spec, condition.repeat(60), streams)
+    assert torch.allclose(drawn.mean(0)[mask], wanted.mean[0][mask], atol=0.6)
+    assert float((drawn.std(0) - wanted.spread[0])[mask].abs().mean()) < 0.2
+    cold = model.sample_latents(spec, condition, streams[:1], temperature=0.0)
+    assert torch.allclose(cold[0][mask], wanted.mean[0][mask], atol=0.02)
+    free = model.described(spec, model.condition(spec, [None], [None]))
+    assert not bool(free.mean.any()) and bool((free.spread == 1).all())
 
 
 def test_guidance_goes_beyond_the_conditional_answer(make, resolved, support):

@@ -20,7 +20,7 @@ def request_of(igpg, resolved, support):
 
 def test_only_the_best_share_of_each_near_task_is_kept(igpg, request_of):
     def kept(**options):
-        model = KernelDensity.from_igpg(igpg, **options)
+        model = KernelDensity.from_generator(igpg, **options)
         return model.kept(model.neighbours(request_of(model)))
 
     assert kept(tasks=1, share=0.3) == [1]  # the best one of 0.9, 0.95, 0.8
@@ -33,7 +33,7 @@ def test_only_the_best_share_of_each_near_task_is_kept(igpg, request_of):
 
 def test_draws_spread_around_the_checkpoints_kept(igpg, resolved, support):
     """Noise has the bandwidth of the rule, dimension by dimension; without spread there is none."""
-    model = KernelDensity.from_igpg(igpg, tasks=3, share=1.0)
+    model = KernelDensity.from_generator(igpg, tasks=3, share=1.0)
     tokenizer = igpg.tokenizer
     group = igpg.fingerprint.groups[resolved()]
     latents = tokenizer.embed_codes(group.codes)
@@ -63,7 +63,7 @@ def test_draws_spread_around_the_checkpoints_kept(igpg, resolved, support):
 
 
 def test_one_checkpoint_alone_is_given_as_it_is(igpg, resolved, supports):
-    model = KernelDensity.from_igpg(igpg, tasks=1)
+    model = KernelDensity.from_generator(igpg, tasks=1)
     support = list(supports.values())[2]
     sample = model.generate(resolved(), support=support, batch_norm="generated")
     assert torch.allclose(sample.flat, igpg.fingerprint._flats(resolved())[5], atol=1e-5)
@@ -80,11 +80,11 @@ def test_bandwidth_rules():
 )
 def test_bad_options_are_refused(igpg, bad):
     with pytest.raises(SpecError):
-        KernelDensity.from_igpg(igpg, **bad)
+        KernelDensity.from_generator(igpg, **bad)
 
 
 def test_what_it_cannot_do_is_refused(igpg, resolved, support):
-    model = KernelDensity.from_igpg(igpg)
+    model = KernelDensity.from_generator(igpg)
     with pytest.raises(InputError, match="give examples"):
         model.generate(resolved())
     with pytest.raises(UnsupportedRequestError, match="no checkpoint of mlp"):

@@ -23,20 +23,20 @@ def many(model, spec, support, count=1, **options):
 def test_a_gaussian_is_drawn_around_the_nearest_tasks_checkpoints(igpg, resolved, support):
     zoo = igpg.fingerprint._flats(resolved())
     bound = igpg.tokenizer.bind(resolved())[2]
-    samples = many(GaussianWeights.from_igpg(igpg), resolved(), support, 400)
+    samples = many(GaussianWeights.from_generator(igpg), resolved(), support, 400)
     drawn = bound.normalise(torch.stack([s.flat for s in samples]))
     wanted = bound.normalise(zoo[:3])
     assert torch.allclose(drawn.mean(0), wanted.mean(0), atol=0.2)
     assert torch.allclose(drawn.std(0), wanted.std(0, correction=0), rtol=0.3, atol=0.02)
     assert samples[0].report["checkpoints"] == 3
-    wide = many(GaussianWeights.from_igpg(igpg, tasks=9), resolved(), support)[0]
+    wide = many(GaussianWeights.from_generator(igpg, tasks=9), resolved(), support)[0]
     assert wide.report["checkpoints"] == 6 and len(wide.report["checkpoint_tasks"]) == 3
 
 
 def test_noise_is_added_to_checkpoints_nearest_first(igpg, resolved, support):
     zoo = igpg.fingerprint._flats(resolved())
     bound = igpg.tokenizer.bind(resolved())[2]
-    samples = many(NoisyCheckpoint.from_igpg(igpg, noise=0.5), resolved(), support, 6)
+    samples = many(NoisyCheckpoint.from_generator(igpg, noise=0.5), resolved(), support, 6)
     for sample in samples:
         row = int(sample.report["checkpoint"].split("-")[1])
         moved = bound.normalise(sample.flat) - bound.normalise(zoo[row])
@@ -47,7 +47,7 @@ def test_noise_is_added_to_checkpoints_nearest_first(igpg, resolved, support):
 
 def test_a_mixture_lies_between_its_two_checkpoints(igpg, resolved, support):
     zoo = igpg.fingerprint._flats(resolved())
-    for sample in many(Interpolation.from_igpg(igpg), resolved(), support, 12):
+    for sample in many(Interpolation.from_generator(igpg), resolved(), support, 12):
         one, other = (zoo[int(name.split("-")[1])] for name in sample.report["checkpoints"])
         assert 0 < sample.report["share"] < 1
         assert torch.allclose(sample.flat, torch.lerp(one, other, sample.report["share"]), atol=1e-6)
@@ -60,7 +60,7 @@ def test_alignment_takes_a_permutation_away(igpg, resolved, support, monkeypatch
     zoo = igpg.fingerprint._flats(spec)[:1]
     twins = torch.cat([zoo, permute(spec, zoo, random_permutations(spec, 1)), zoo])
     assert not torch.equal(twins[0], twins[1])
-    models = [kind.from_igpg(igpg) for kind in (Interpolation, AlignedInterpolation)]
+    models = [kind.from_generator(igpg) for kind in (Interpolation, AlignedInterpolation)]
     for model in models:
         monkeypatch.setattr(model, "flats", lambda found: twins)
     plain, aligned = (many(model, spec, support, 12) for model in models)
@@ -73,7 +73,7 @@ def test_a_task_with_one_checkpoint_gives_that_one(igpg, resolved, supports):
     spec, support = resolved(), list(supports.values())[2]
     wanted = igpg.fingerprint._flats(spec)[5]
     for kind in (GaussianWeights, Interpolation, AlignedInterpolation):
-        (sample,) = many(kind.from_igpg(igpg), spec, support)
+        (sample,) = many(kind.from_generator(igpg), spec, support)
         assert torch.allclose(sample.flat, wanted, atol=1e-5), kind
 
 
@@ -82,7 +82,7 @@ def test_subsampling_keeps_the_best_of_its_draws(igpg, resolved, support):
     spec = resolved()
     losses = []
     for candidates in (1, 4, 16):
-        model = KernelDensity.from_igpg(igpg, share=1.0, candidates=candidates)
+        model = KernelDensity.from_generator(igpg, share=1.0, candidates=candidates)
         samples = many(model, spec, support, 4, batch_norm="support")
         assert samples[0].report["candidates"] == candidates
         losses.append(torch.tensor([s.report["support_loss"] for s in samples]))
@@ -92,7 +92,7 @@ def test_subsampling_keeps_the_best_of_its_draws(igpg, resolved, support):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_cannot_be_done_is_refused(kind, igpg, resolved, support):
-    model = kind.from_igpg(igpg)
+    model = kind.from_generator(igpg)
     with pytest.raises(InputError, match="give examples"):
         model.generate(resolved())
     with pytest.raises(UnsupportedRequestError, match="no checkpoint of mlp"):
@@ -111,4 +111,4 @@ def test_what_cannot_be_done_is_refused(kind, igpg, resolved, support):
 )
 def test_bad_options_are_refused(kind, bad, igpg):
     with pytest.raises(SpecError):
-        kind.from_igpg(igpg, **bad)
+        kind.from_generator(igpg, **bad)

@@ -10,7 +10,7 @@ from weightloom.tasks import SupportSet, parse_task
 
 @pytest.fixture(scope="module")
 def nearest(igpg):
-    return NearestCheckpoint.from_igpg(igpg)
+    return NearestCheckpoint.from_generator(igpg)
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
@@ -71,7 +71,7 @@ def test_what_the_zoo_does_not_hold_is_refused(nearest, resolved, support):
 
 def test_a_generator_without_a_fingerprint_has_nothing_to_look_among(build):
     with pytest.raises(InputError, match="generator tiny carries no checkpoints of its zoo"):
-        NearestCheckpoint.from_igpg(build())
+        NearestCheckpoint.from_generator(build())
 
 
 def test_the_fingerprint_is_not_changed(nearest, igpg, resolved, support):

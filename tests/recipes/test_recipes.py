@@ -22,6 +22,7 @@ from weightloom.tasks import dataset_info, parse_task
 from weightloom.training.ghn import make_ghn
 from weightloom.training.igpg import check_recipe
 from weightloom.training.recipe import (
+    CarriedDiffusionRecipe,
     ConsolidatedRecipe,
     DiffusionRecipe,
     GeneratorRecipe,
@@ -45,8 +46,10 @@ STAGED = [name for name in GENERATORS if RAW[name]["generator"] == "igpg"]
 """Priors that are trained stage by stage."""
 STATIC = [name for name in GENERATORS if RAW[name]["generator"] == "static_hypernetwork"]
 """Generators that are trained on episodes."""
-DIFFUSIONS = [name for name in GENERATORS if RAW[name]["generator"] == "diffusion"]
+DIFFUSIONS = [n for n in GENERATORS if RAW[n]["generator"] == "diffusion" and "parts" not in RAW[n]]
 """Diffusions, trained stage by stage too."""
+CARRIED = [n for n in GENERATORS if "parts" in RAW[n]]
+"""Diffusions over what another generator carries; tests/training/test_diffusion.py has them at tiny size."""
 HYPERNETWORKS = [name for name in GENERATORS if RAW[name]["generator"] == "ghn"]
 """Generators that are trained on a task's images and need no zoo; the others make themselves from one."""
 LAYERWISE = [name for name in GENERATORS if RAW[name]["generator"] == "layerwise"]
@@ -69,6 +72,8 @@ def model_of(name):
         return StaticHypernetworkRecipe
     if name in DIFFUSIONS:
         return DiffusionRecipe
+    if name in CARRIED:
+        return CarriedDiffusionRecipe
     if name in HYPERNETWORKS:
         return GHNRecipe
     if name in CONSOLIDATED:
@@ -273,7 +278,7 @@ def test_the_settings_of_steering_make_sense(name):
         assert parse_architecture(text).resolve(classes=10, input=(3, 16, 16)).num_parameters() > 0
 
 
-WITHOUT_ZOO = HYPERNETWORKS + LAYERWISE + CONSOLIDATED
+WITHOUT_ZOO = HYPERNETWORKS + LAYERWISE + CONSOLIDATED + CARRIED
 
 
 @pytest.mark.parametrize("name", [name for name in GENERATORS if name not in WITHOUT_ZOO])

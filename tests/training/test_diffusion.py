@@ -206,6 +206,32 @@ def test_an_interrupted_training_goes_on(zoo, recipe, tmp_path):
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
+def test_a_denoiser_is_trained_over_what_another_generator_carries(zoo, recipe, tmp_path):
+    """No zoo is needed: encoder, tokenizer and checkpoints are those of the other one."""
+    base = train_recipe(recipe(), zoo.path, tmp_path / "base")
+    about = zoo.about()["recipe"]
+    (tmp_path / "own-zoo.yaml").write_text(yaml.safe_dump(about))
+    held = {
+        "kind": "generator", "generator": "diffusion", "name": "over", "parts": str(tmp_path / "base"),
+        "zoo": "own-zoo", "denoiser": RECIPE["denoiser"],
+    }  # fmt: skip
+    path = tmp_path / "over.yaml"
+    path.write_text(yaml.safe_dump(held))
+    model = train_recipe(path, None, tmp_path / "out")
+    assert model.fingerprint is not None and model.fingerprint.groups.keys() == base.fingerprint.groups.keys()
+    again = load_generator(tmp_path / "out")
+    record = zoo.records(split="train", final=True)[0]
+    spec, support = record.spec(), record.parsed_task().support(4)
+    a, b = (m.generate(spec, support=support) for m in (model, again))
+    assert torch.equal(a.flat, b.flat)
+    with pytest.raises(InputError, match="leave --zoo out"):
+        train_recipe(path, zoo.path, tmp_path / "other")
+    wide = {**RECIPE["denoiser"], "config": {**CONFIG, "image_features": 16}}
+    path.write_text(yaml.safe_dump({**held, "denoiser": wide}))
+    with pytest.raises(SpecError, match="not those of the encoder"):
+        train_recipe(path, None, tmp_path / "wide")
+
+
 def test_what_makes_no_sense_is_refused_before_any_work(zoo, recipe, tmp_path):
     def refused(match, error=SpecError, **changes):
         with pytest.raises(error, match=match):

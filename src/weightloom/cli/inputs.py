@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from weightloom.architectures import ArchitectureSpec
+    from weightloom.generators import Generator
+    from weightloom.generators.fingerprint import Fingerprint
     from weightloom.tasks import Task
+    from weightloom.zoo import Zoo, ZooRecipe
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 TaskName = Annotated[
@@ -239,3 +242,36 @@ def find_recipe(name: str) -> Path:
     if path.is_dir():
         raise InputError(f"{path}: is a folder; a recipe is a YAML file")
     raise UnknownNameError("recipe", name, recipe_names())
+
+
+# -- zoos --------------------------------------------------------------------------------------
+
+
+def zoo_or_recipe(text: str) -> Zoo | ZooRecipe:
+    """A zoo by its folder, or the recipe of one that is elsewhere, by path or published name.
+
+    Raises:
+        CheckpointError: the folder is no zoo.
+        UnknownNameError: neither a folder nor a recipe.
+    """
+    from weightloom.io import read_yaml
+    from weightloom.zoo import Zoo, ZooRecipe
+
+    folder = Path(plain_text(text, "zoo")).expanduser()
+    return Zoo(folder) if folder.is_dir() else read_yaml(find_recipe(text), ZooRecipe)
+
+
+def carried_by(generator: Generator) -> Fingerprint:
+    """The training checkpoints that a generator carries.
+
+    Raises:
+        InputError: it carries none.
+    """
+    from weightloom.generators.fingerprint import Fingerprint
+
+    fingerprint = getattr(generator, "fingerprint", None)
+    if not isinstance(fingerprint, Fingerprint):
+        raise InputError(
+            f"generator {generator.name} carries no checkpoints of its zoo; give the zoo's folder"
+        )
+    return fingerprint

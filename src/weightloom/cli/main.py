@@ -9,16 +9,30 @@ import typer
 from weightloom import __version__
 from weightloom.cli import data, zoo
 from weightloom.cli.audit import audit
+from weightloom.cli.bench import bench
 from weightloom.cli.evaluate import evaluate
 from weightloom.cli.failures import SafeGroup
 from weightloom.cli.finetune import finetune
 from weightloom.cli.generate import generate
 from weightloom.cli.info import info
+from weightloom.cli.map import map_zoo
 from weightloom.cli.select import select
 from weightloom.cli.teaching import command, parts_of
 from weightloom.cli.train import train
 
-ORDER = ("generate", "select", "evaluate", "finetune", "zoo", "train", "audit", "data", "info")
+ORDER = (
+    "generate",
+    "select",
+    "evaluate",
+    "finetune",
+    "zoo",
+    "train",
+    "audit",
+    "bench",
+    "map",
+    "data",
+    "info",
+)
 _HELP = """Generate the weights of neural networks instead of training them.
 
 Every command has --json (one object on stdout; progress goes to stderr) and --help with examples.
@@ -77,6 +91,8 @@ for _name, _function in (
     ("finetune", finetune),
     ("train", train),
     ("audit", audit),
+    ("bench", bench),
+    ("map", map_zoo),
     ("info", info),
 ):
     command(app, _name)(_function)

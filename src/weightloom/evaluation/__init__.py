@@ -1,6 +1,9 @@
-"""What generated networks are worth: the novelty audit, the choice of an architecture, and their pictures."""
+"""What generated networks are worth: the novelty audit, the leaderboard, the choice of an architecture."""
 
+from weightloom.evaluation.atlas import Atlas, chart
 from weightloom.evaluation.audit import AuditReport, AuditSettings, audit
+from weightloom.evaluation.ground import GROUPS, Ground, Trial
+from weightloom.evaluation.leaderboard import Leaderboard, LeaderboardSettings, run_leaderboard
 from weightloom.evaluation.novelty import (
     RULE,
     VERDICTS,
@@ -11,7 +14,8 @@ from weightloom.evaluation.novelty import (
     verdict_of,
     wrong_answers,
 )
-from weightloom.evaluation.plots import draw_audit, draw_selection
+from weightloom.evaluation.plots import draw_atlas, draw_audit, draw_leaderboard, draw_selection
+from weightloom.evaluation.ranking import leaderboard_json, leaderboard_markdown, leaderboard_table
 from weightloom.evaluation.selection import (
     Candidate,
     Selection,
@@ -22,22 +26,35 @@ from weightloom.evaluation.selection import (
 )
 
 __all__ = [
+    "GROUPS",
     "RULE",
     "VERDICTS",
+    "Atlas",
     "AuditReport",
     "AuditSettings",
     "Candidate",
     "Checkpoints",
+    "Ground",
+    "Leaderboard",
+    "LeaderboardSettings",
     "Novelty",
     "Selection",
     "SelectionSettings",
+    "Trial",
     "Usual",
     "audit",
     "candidates_of",
+    "chart",
+    "draw_atlas",
     "draw_audit",
+    "draw_leaderboard",
     "draw_selection",
+    "leaderboard_json",
+    "leaderboard_markdown",
+    "leaderboard_table",
     "overlap",
     "parse_budget",
+    "run_leaderboard",
     "select",
     "verdict_of",
     "wrong_answers",

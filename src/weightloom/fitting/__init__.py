@@ -1,7 +1,7 @@
 """Target networks on tasks: running, training and fine-tuning many at once."""
 
 from weightloom.fitting.closed_form import closed_form_network, discriminant, left_out
-from weightloom.fitting.finetune import Curve, finetune
+from weightloom.fitting.finetune import Curve, finetune, steps_until
 from weightloom.fitting.population import (
     accuracy,
     initial_flats,
@@ -24,5 +24,6 @@ __all__ = [
     "left_out",
     "recalibrate",
     "run_networks",
+    "steps_until",
     "trunk_features",
 ]

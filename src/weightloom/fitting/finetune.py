@@ -6,7 +6,7 @@ Shapes: N starting points, P values of a network.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -67,3 +67,41 @@ def finetune(
         curve.append(accuracy(spec, snapshot.flats, images, labels))
         last = snapshot.flats
     return Curve((0, *wanted)[: len(curve)], torch.stack(curve), last)
+
+
+LADDER = (5, 10, 20, 35, 50, 75, 100, 150, 200, 300, 400, 600, 800, 1200, 1600, 2400)
+"""Steps at which it is looked whether an accuracy has been reached."""
+
+
+def steps_until(
+    spec: ArchitectureSpec,
+    start: Tensor,
+    task: Task,
+    settings: FitSettings,
+    target: float,
+    *,
+    limit: int,
+    test: tuple[Tensor, Tensor],
+    seed: int = 0,
+) -> int | None:
+    """Steps until one network (P,) reaches ``target`` on the images of ``test``, cycle after cycle of
+    ``settings``, looked at on :data:`LADDER`; None beyond ``limit`` steps.
+    """
+    done = 0
+    while done < limit:
+        cycle = min(settings.steps, limit - done)
+        curve = finetune(
+            spec,
+            start[None],
+            task,
+            replace(settings, steps=cycle),
+            measure_at=[step for step in LADDER if step <= cycle],
+            test=test,
+            until=target,
+            seed=seed + done,
+        )
+        reached = curve.steps_to(target)[0]
+        if reached is not None:
+            return done + reached
+        start, done = curve.flats[0], done + cycle
+    return None

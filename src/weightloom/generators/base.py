@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -270,6 +270,22 @@ class Generator(ABC):
             seed=seed,
             sampling=sampling or Sampling(),
         )
+
+
+class Baseline(Generator):
+    """A generator that learns nothing: it is made in a moment from what another one carries of its zoo.
+
+    Every method is worth what it is worth above these; leaderboards find them by this class.
+    """
+
+    @classmethod
+    @abstractmethod
+    def from_generator(cls, model: Generator) -> Self:
+        """The baseline beside ``model``, over the zoo that it was trained on.
+
+        Raises:
+            InputError: ``model`` carries nothing that this baseline could be made from.
+        """
 
 
 def check_support(support: SupportSet) -> None:

@@ -8,22 +8,19 @@ Shapes: M samples, P values of a network.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from weightloom.errors import InputError
 from weightloom.fitting import closed_form_network
-from weightloom.generators.base import Generator, Request, Validity, generators, merge_reports
+from weightloom.generators.base import Baseline, Generator, Request, Validity, generators, merge_reports
 from weightloom.tokenizers import WeightTokenizer
-
-if TYPE_CHECKING:
-    from weightloom.generators.igpg import IGPG
 
 
 @generators.register("closed-form")
-class ClosedForm(Generator):
+class ClosedForm(Baseline):
     """The same network for every seed and sample: nothing is drawn."""
 
     kind: ClassVar[str] = "closed-form"
@@ -33,9 +30,16 @@ class ClosedForm(Generator):
         self.tokenizer, self.validity, self.name = tokenizer, validity, name
 
     @classmethod
-    def from_igpg(cls, model: IGPG) -> ClosedForm:
-        """The baseline of ``model``, on the mean networks of its tokenizer."""
-        return cls(model.tokenizer, model.validity)
+    def from_generator(cls, model: Generator) -> ClosedForm:
+        """The baseline of ``model``, on the mean networks of its tokenizer.
+
+        Raises:
+            InputError: the generator has no weight tokenizer.
+        """
+        tokenizer = getattr(model, "tokenizer", None)
+        if not isinstance(tokenizer, WeightTokenizer):
+            raise InputError(f"generator {model.name} has no weight tokenizer with mean networks")
+        return cls(tokenizer, model.validity)
 
     @torch.no_grad()
     def sample_flats(self, request: Request) -> tuple[Tensor, list[dict[str, Any]]]:

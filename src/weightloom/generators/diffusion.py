@@ -3,8 +3,10 @@
 The autoencoder is a weight tokenizer (whole networks, token by token); latents are rescaled to unit spread
 before anything is diffused, and held within what a latent can be afterwards. A denoiser that sees all tokens
 of a network is told time, instruction, examples, class and architecture, and where there are examples the
-latents of a first guess (a closed-form head on the zoo's mean trunk); each but time may be missing, and
-classifier-free guidance goes beyond the conditional answer. Knows nothing of training.
+latents of a first guess (a closed-form head on the trunk of the most alike tasks); each but time may be
+missing, and classifier-free guidance goes beyond the conditional answer. What is left to be drawn lies around
+the guess: an untrained denoiser draws a Gaussian as wide as checkpoints lie around theirs. Knows nothing of
+training.
 
 Shapes: B requests, M samples, T tokens of a network, Z latent width, C classes, F features of a class, W
 width, P values of a network.
@@ -18,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -92,12 +94,21 @@ class DiffusionConfig:
             raise SpecError("tensors must be patterns of names such as head.*, at least one")
 
 
+class Described(NamedTuple):
+    """What is known before any noise: tokens (B, T, W), mean and spread (B, T, Z) that latents have by it."""
+
+    tokens: Tensor
+    mean: Tensor
+    spread: Tensor
+
+
 @generators.register("diffusion")
 class LatentDiffusion(nn.Module, Generator):
     """Latent diffusion of whole networks, conditional and unconditional.
 
-    Without instruction and examples it draws from all that the zoo holds of the architecture. ``guidance`` of
-    the request's sampling above 1 weighs the condition more; its other options do not concern a diffusion.
+    Without instruction and examples it draws from all that the zoo holds of the architecture. Of the
+    request's sampling, ``guidance`` above 1 weighs the condition more and ``temperature`` is the spread of
+    the noise that it starts from; the other options do not concern a diffusion.
     """
 
     kind: ClassVar[str] = "diffusion"
@@ -138,13 +149,14 @@ class LatentDiffusion(nn.Module, Generator):
         self.no_guess = nn.Parameter(torch.zeros(w))
         self.time = nn.Sequential(nn.Linear(2 * _WAVES, w), nn.SiLU(), nn.Linear(w, w))
         self.denoiser = TokenRefiner(z, z, width=w, depth=config.depth, attention=True)
-        # The untrained denoiser adds next to nothing: its samples are Gaussian latents.
+        # The untrained denoiser adds next to nothing: its samples are Gaussian latents around the guess.
         self.denoiser.outward.weight.data.mul_(0.05)
         self.denoiser.outward.bias.data.zero_()
         for key, trunk in tokenizer.slots.known.items():
             # Places of a network: its trunk's tokens and one for all of its head's.
             self.register_buffer(f"mean_{parameter_key(key)}", torch.zeros(trunk + 1, z))
             self.register_buffer(f"spread_{parameter_key(key)}", torch.ones(trunk + 1, z))
+            self.register_buffer(f"around_{parameter_key(key)}", torch.ones(trunk + 1, z))
         self.fingerprint: Fingerprint | None = None
 
     # ---------------------------------------------------------------- latents
@@ -172,6 +184,31 @@ class LatentDiffusion(nn.Module, Generator):
             mean.copy_(total / count)
             variance = (square / count - mean.square()).clamp_min(0)
             spread.copy_(torch.where(variance > 1e-8, variance.sqrt(), 0.0))
+
+    @torch.no_grad()
+    def measure_guesses(self, groups: Mapping[ArchitectureSpec, tuple[Tensor, Tensor]]) -> None:
+        """Set how far latents lie around their first guesses, from both as codes (N, T, D) each, by resolved
+        architecture. Root mean squares, in spreads of the latents, and never above one.
+        """
+        sums: dict[str, tuple[Tensor, Tensor]] = {}
+        for spec, (codes, guesses) in groups.items():
+            key, places = architecture_key(spec), self._places(spec)
+            around = self._around(key)
+            total, count = sums.setdefault(key, (torch.zeros_like(around), torch.zeros(len(around), 1)))
+            for own, guess in zip(codes.split(_AT_ONCE), guesses.split(_AT_ONCE), strict=True):
+                held, start = (self.coded(spec, one).clamp(-_FAR, _FAR) for one in (own, guess))
+                apart = held - start  # (n, T, Z)
+                total.index_add_(0, places, apart.square().sum(0))
+            count.index_add_(0, places, torch.full((len(places), 1), float(len(codes))))
+        for key, (total, count) in sums.items():
+            self._around(key).copy_((total / count).sqrt().clamp_max(1))
+
+    def coded(self, spec: ArchitectureSpec, codes: Tensor) -> Tensor:
+        """Codes (..., T, D) as rescaled latents (..., T, Z)."""
+        return self.rescale(spec, self.tokenizer.embed_codes(codes))
+
+    def _around(self, key: str) -> Tensor:
+        return self.get_buffer(f"around_{parameter_key(key)}")
 
     def _scale(self, key: str) -> tuple[Tensor, Tensor]:
         return self.get_buffer(f"mean_{parameter_key(key)}"), self.get_buffer(f"spread_{parameter_key(key)}")
@@ -238,17 +275,26 @@ class LatentDiffusion(nn.Module, Generator):
 
     @torch.no_grad()
     def first_guess(self, spec: ArchitectureSpec, support: Tensor) -> tuple[Tensor, str, bool]:
-        """What a diffusion is told of a support set (C, S, channels, height, width) as a whole network.
+        """What a diffusion is told of a support set (C, S, channels, height, width) as a whole network: a
+        closed-form head on the trunk of the most alike tasks, or without checkpoints on the mean one.
 
         Returns:
-            (T, D) codes of the closed-form network, what they are in words, and that they are a closed form.
+            (T, D) codes, what they are in words, and that they are a closed form.
         """
+        near = None
+        if self.fingerprint is not None:
+            near = self.fingerprint.trunk_near(spec, self.images.describe(support))
+        trunk, words = (
+            (self.tokenizer.centre(spec), "closed form")
+            if near is None
+            else (near, "closed form on alike trunks")
+        )
         rms = self.tokenizer.head_rms(spec)
-        flat = closed_form_network(spec, self.tokenizer.centre(spec), support, head_rms=rms)
-        return self.tokenizer.encode(spec, flat[None])[0], "closed form", True
+        flat = closed_form_network(spec, trunk, support, head_rms=rms)
+        return self.tokenizer.encode(spec, flat[None])[0], words, True
 
-    def described(self, spec: ArchitectureSpec, condition: Condition) -> Tensor:
-        """(B, T, W): what is known of every token before any noise."""
+    def described(self, spec: ArchitectureSpec, condition: Condition) -> Described:
+        """What is known of every token before any noise."""
         _, chunking, _ = self.tokenizer.bind(spec)
         if condition.has_architecture:
             tokens = self.slots(chunking.slots, architecture_key(spec))
@@ -263,20 +309,24 @@ class LatentDiffusion(nn.Module, Generator):
         index = chunking.slots.class_index
         own = self.to_head(classes)[:, index.clamp_min(0)] * (index >= 0)[:, None]  # (B, T, W)
         told = tokens + own + (words + self.whole(classes.mean(1)))[:, None]
+        around = self._around(architecture_key(spec))[self._places(spec)]  # (T, Z)
         if condition.prompt is None:
-            return told + self.no_guess
-        latents = self.rescale(spec, self.tokenizer.embed_codes(condition.prompt))  # (B, T, Z)
-        guess = self.guess(latents.clamp(-_FAR, _FAR))
-        return told + torch.where(condition.guessed[:, None, None], guess, self.no_guess)
+            nothing = around.new_zeros(len(condition), *around.shape)
+            return Described(told + self.no_guess, nothing, nothing + 1)
+        guessed = condition.guessed[:, None, None]
+        latents = self.coded(spec, condition.prompt).clamp(-_FAR, _FAR)  # (B, T, Z)
+        tokens = told + torch.where(guessed, self.guess(latents), self.no_guess)
+        return Described(tokens, torch.where(guessed, latents, 0.0), torch.where(guessed, around, 1.0))
 
     # ---------------------------------------------------------------- denoising
 
-    def forward(self, described: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, described: Described, x: Tensor, t: Tensor) -> Tensor:
         """What the schedule wants predicted of noisy latents (B, T, Z) at times (B,): (B, T, Z)."""
         rate = 1000.0 ** -(torch.arange(_WAVES, device=x.device) / _WAVES)
         angle = 1000 * t[:, None] * rate  # (B, waves)
         time = self.time(torch.cat([angle.sin(), angle.cos()], dim=-1))
-        return self.schedule.plain(x, t) + self.denoiser(x, described + time[:, None])
+        plain = self.schedule.plain(x, t, described.mean, described.spread)
+        return plain + self.denoiser(x, described.tokens + time[:, None])
 
     @torch.no_grad()
     def sample_latents(
@@ -286,10 +336,13 @@ class LatentDiffusion(nn.Module, Generator):
         streams: Sequence[torch.Generator],
         *,
         guidance: float = 1.0,
+        temperature: float = 1.0,
     ) -> Tensor:
-        """(B, T, Z) rescaled latents; request b draws from ``streams[b]`` alone."""
+        """(B, T, Z) rescaled latents; request b draws from ``streams[b]`` alone, from noise of the spread
+        ``temperature``.
+        """
         mask = self.latent_mask(spec)
-        noise = torch.stack([torch.randn(mask.shape, generator=stream) for stream in streams])
+        noise = temperature * torch.stack([torch.randn(mask.shape, generator=stream) for stream in streams])
         told = self.described(spec, condition)
         untold = None
         if guidance != 1.0:
@@ -312,10 +365,16 @@ class LatentDiffusion(nn.Module, Generator):
         support = None if request.support is None else request.support.images
         condition = self.condition(spec, [request.instruction], [support])
         streams, made = sample_generators(request), []
-        guidance = request.sampling.guidance
+        sampling = request.sampling
         for start in range(0, len(streams), _AT_ONCE):
             own = streams[start : start + _AT_ONCE]
-            x = self.sample_latents(spec, condition.repeat(len(own)), own, guidance=guidance)
+            x = self.sample_latents(
+                spec,
+                condition.repeat(len(own)),
+                own,
+                guidance=sampling.guidance,
+                temperature=sampling.temperature,
+            )
             made.append(self.to_flats(spec, x))
         told = [
             word
@@ -325,7 +384,8 @@ class LatentDiffusion(nn.Module, Generator):
         common = {
             "schedule": self.config.schedule,
             "steps": self.config.steps,
-            "guidance": guidance,
+            "guidance": sampling.guidance,
+            "temperature": sampling.temperature,
             "told": told,
             "tokens": len(self._places(spec)),
         }

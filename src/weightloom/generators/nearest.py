@@ -10,18 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from weightloom.conditioning import SupportEncoder
 from weightloom.errors import InputError, SpecError, UnsupportedRequestError
-from weightloom.generators.base import Generator, Request, Validity, generators
+from weightloom.generators.base import Baseline, Generator, Request, Validity, generators
 from weightloom.generators.fingerprint import Fingerprint, FingerprintGroup
-
-if TYPE_CHECKING:
-    from weightloom.generators.igpg import IGPG
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class Neighbours:
         return [row for row in self.order.tolist() if self.group.rows[row]["task"] == task]
 
 
-class ZooGenerator(Generator):
+class ZooGenerator(Baseline):
     """A generator that looks things up in the fingerprint of a zoo instead of learning from it."""
 
     def __init__(
@@ -62,15 +59,16 @@ class ZooGenerator(Generator):
         self.name = name or self.kind
 
     @classmethod
-    def from_igpg(cls, model: IGPG, **options: Any) -> Self:
+    def from_generator(cls, model: Generator, **options: Any) -> Self:
         """The baseline of ``model``, over the zoo that it was trained on; ``options`` go to the constructor.
 
         Raises:
-            InputError: the generator carries no fingerprint of its zoo.
+            InputError: the generator carries no fingerprint of its zoo, or cannot describe examples.
         """
-        if model.fingerprint is None:
+        fingerprint, images = getattr(model, "fingerprint", None), getattr(model, "images", None)
+        if not isinstance(fingerprint, Fingerprint) or not isinstance(images, SupportEncoder):
             raise InputError(f"generator {model.name} carries no checkpoints of its zoo to look among")
-        return cls(model.fingerprint, model.images, model.validity, **options)
+        return cls(fingerprint, images, model.validity, **options)
 
     @torch.no_grad()
     def neighbours(self, request: Request) -> Neighbours:

@@ -15,6 +15,7 @@ from torch import Tensor
 from weightloom.fitting import initial_flats
 from weightloom.generators.base import (
     ANY_ARCHITECTURE,
+    Baseline,
     Generator,
     Request,
     Validity,
@@ -25,7 +26,7 @@ from weightloom.seeding import seed_for
 
 
 @generators.register("random-init")
-class RandomInit(Generator):
+class RandomInit(Baseline):
     """A fresh initialisation for each sample.
 
     Example:

@@ -44,8 +44,8 @@ class Schedule(ABC):
         """(B, T, Z) the latents that a prediction implies."""
 
     @abstractmethod
-    def plain(self, noisy: Tensor, t: Tensor) -> Tensor:
-        """(B, T, Z) the best prediction for latents of which only their unit spread is known.
+    def plain(self, noisy: Tensor, t: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
+        """(B, T, Z) the best prediction for latents of which only mean and spread are known, (B, T, Z) each.
 
         A denoiser that adds to it has the rest to learn (preconditioning, arXiv 2206.00364, section 5).
         """
@@ -106,8 +106,11 @@ class Flow(Schedule):
     def clean(self, noisy: Tensor, predicted: Tensor, t: Tensor) -> Tensor:
         return noisy - _wide(t) * predicted
 
-    def plain(self, noisy: Tensor, t: Tensor) -> Tensor:
-        return noisy * _wide((2 * t - 1) / (t.square() + (1 - t).square()))
+    def plain(self, noisy: Tensor, t: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
+        t = _wide(t)
+        # noisy = (1 - t) x + t noise, so that both are known in proportion to their part of its variance.
+        known = (noisy - (1 - t) * mean) / ((1 - t).square() * spread.square() + t.square()).clamp_min(1e-6)
+        return known * (t - (1 - t) * spread.square()) - mean
 
     def walk(self, predict: Predict, noise: Tensor, steps: int, streams: Sequence[torch.Generator]) -> Tensor:
         x = noise
@@ -152,8 +155,10 @@ class DiffusersNoise(Schedule):
         kept = _wide(self.scheduler.alphas_cumprod[self._index(t)].to(noisy))
         return (noisy - (1 - kept).sqrt() * predicted) / kept.sqrt()
 
-    def plain(self, noisy: Tensor, t: Tensor) -> Tensor:
-        return noisy * _wide((1 - self.scheduler.alphas_cumprod[self._index(t)].to(noisy)).sqrt())
+    def plain(self, noisy: Tensor, t: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
+        kept = _wide(self.scheduler.alphas_cumprod[self._index(t)].to(noisy))
+        variance = (kept * spread.square() + 1 - kept).clamp_min(1e-6)
+        return (noisy - kept.sqrt() * mean) * (1 - kept).sqrt() / variance
 
     def walk(self, predict: Predict, noise: Tensor, steps: int, streams: Sequence[torch.Generator]) -> Tensor:
         scheduler = self.make()

@@ -71,6 +71,16 @@ def build_bank(
     return bank
 
 
+def guesses_of(
+    model: Guessing, spec: ArchitectureSpec, tasks: Sequence[BankedTask]
+) -> list[list[tuple[Tensor, str, bool]]]:
+    """What generation would start from for every support set of each task, made where it is missing."""
+    for banked in tasks:
+        if spec not in banked.guesses:
+            banked.guesses[spec] = [model.first_guess(spec, images) for images in banked.images]
+    return [banked.guesses[spec] for banked in tasks]
+
+
 def banked_condition(
     model: Guessing,
     spec: ArchitectureSpec,
@@ -93,8 +103,7 @@ def banked_condition(
         words.append(None if bare or chance[1] < drop_instruction else banked.wordings[i])
         without = bare or bool(chance[2] < drop_dataset)
         classes.append(None if without else banked.supports[j])
-        if spec not in banked.guesses:
-            banked.guesses[spec] = [model.first_guess(spec, images) for images in banked.images]
-        prompts.append(None if without else banked.guesses[spec][j][0])
+        (guesses,) = guesses_of(model, spec, [banked])
+        prompts.append(None if without else guesses[j][0])
     shape = tuple(tasks[0].supports.shape[1:])
     return stack_conditions(words, classes, text_width=TEXT_WIDTH, shape=shape, prompts=prompts)  # type: ignore[arg-type]

@@ -21,17 +21,19 @@ from torch import Tensor
 
 from weightloom.architectures import ArchitectureSpec
 from weightloom.conditioning import Condition, SupportEncoder, encode_text
-from weightloom.errors import SpecError
+from weightloom.errors import InputError, SpecError
 from weightloom.fitting import run_networks
 from weightloom.fitting.train import draw_batch
 from weightloom.generators.diffusion import DiffusionConfig, LatentDiffusion
-from weightloom.generators.load import save_generator
+from weightloom.generators.fingerprint import Fingerprint
+from weightloom.generators.load import load_generator, save_generator
 from weightloom.io import read_yaml
 from weightloom.seeding import seed_for, torch_generator
+from weightloom.tasks import TaskData
 from weightloom.tokenizers import WeightTokenizer, tokenizers
-from weightloom.training.bank import BankedTask, banked_condition, build_bank
+from weightloom.training.bank import BankedTask, banked_condition, build_bank, guesses_of
 from weightloom.training.loop import Progress, run_loop
-from weightloom.training.recipe import DiffusionRecipe
+from weightloom.training.recipe import CarriedDiffusionRecipe, DiffusionRecipe, GeneratorKind
 from weightloom.training.stages import (
     claim,
     make_fingerprint,
@@ -46,7 +48,7 @@ from weightloom.training.stages import (
 )
 from weightloom.training.tokenizer import Population, load_populations
 from weightloom.training.trainers import open_zoo, trainers
-from weightloom.zoo import Zoo
+from weightloom.zoo import Record, Zoo, ZooRecipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,8 +167,14 @@ class DiffusionObjective:
 @trainers.register(LatentDiffusion.kind)
 def train_from_recipe(recipe_path: Path, zoo: Path | None, out: Path, progress: Progress) -> LatentDiffusion:
     """See :data:`weightloom.training.trainers.Trainer`."""
-    recipe = read_yaml(recipe_path, DiffusionRecipe)
-    return train_diffusion(recipe, open_zoo(zoo, LatentDiffusion.kind), out, progress)
+    if "parts" not in (read_yaml(recipe_path, GeneratorKind).model_extra or {}):
+        recipe = read_yaml(recipe_path, DiffusionRecipe)
+        return train_diffusion(recipe, open_zoo(zoo, LatentDiffusion.kind), out, progress)
+    carried = read_yaml(recipe_path, CarriedDiffusionRecipe)
+    if zoo is not None:
+        raise InputError(f"{carried.name} takes its checkpoints from {carried.parts}; leave --zoo out")
+    source = read_yaml(recipe_path.parent / f"{carried.zoo}.yaml", ZooRecipe)
+    return train_over(carried, source, out, progress)
 
 
 def train_diffusion(recipe: DiffusionRecipe, zoo: Zoo, out: Path, progress: Progress) -> LatentDiffusion:
@@ -204,10 +212,82 @@ def train_diffusion(recipe: DiffusionRecipe, zoo: Zoo, out: Path, progress: Prog
     return model
 
 
+def train_over(
+    recipe: CarriedDiffusionRecipe, zoo: ZooRecipe, out: Path, progress: Progress
+) -> LatentDiffusion:
+    """The denoiser alone, over the encoder, tokenizer and checkpoints that another generator carries.
+
+    Raises:
+        SpecError: the recipe makes no sense, or its sizes are not those of the generator's encoder.
+        InputError: the generator carries no checkpoints, or ``out`` holds stages of another recipe.
+        DataUnavailableError: the sentence encoder or the schedule's library is not installed.
+        TrainingError: a loss stays not finite.
+    """
+    source = zoo.model_dump(mode="json")
+    config, settings = _checked_denoiser(recipe, source)
+    encode_text(["Can sentences be read here?"])
+    base = load_generator(recipe.parts)
+    fingerprint, images = getattr(base, "fingerprint", None), getattr(base, "images", None)
+    if not isinstance(fingerprint, Fingerprint) or not isinstance(images, SupportEncoder):
+        raise InputError(
+            f"generator {recipe.parts} carries no encoder and no checkpoints to train a diffusion over"
+        )
+    populations = carried_populations(fingerprint)
+    said = recipe.model_dump(mode="json", exclude_defaults=True)
+    for name in ("log_every", "save_every"):
+        said["denoiser"]["loop"].pop(name, None)
+    said["denoiser"].pop("evaluate_every", None)
+    ids = [record.id for population in populations for record in population.records]
+    claim(out / "work" / "denoiser", {"recipe": said, "zoo": source, "checkpoints": ids})
+    try:
+        model = _untrained(recipe, config, source, fingerprint.tokenizer, images)
+    except RuntimeError:
+        raise SpecError(
+            f"image_features, image_width or channels are not those of the encoder of {recipe.parts}"
+        ) from None
+    model.measure_latents({p.spec: p.flats for p in populations})
+    for population in populations:
+        model.generated(population.spec)
+    _train_denoiser(recipe, settings, source, model, populations, out / "work" / "denoiser", progress)
+    round_parameters(model)
+    model.save_pretrained(out)
+    return model
+
+
+def carried_populations(fingerprint: Fingerprint) -> list[Population]:
+    """The training checkpoints that a generator carries, as its tokenizer rebuilds them."""
+    cache: dict[str, TaskData] = {}
+    populations = []
+    for spec, group in fingerprint.groups.items():
+        records = [
+            Record(
+                id=str(row["id"]), shard="", row=number, architecture=spec.full_text(), task=str(row["task"]),
+                dataset=str(row["dataset"]), classes=spec.classes or 0, split="train", member=number, step=0,
+                final=True, accuracy=row.get("accuracy"), loss=None, provenance={},
+            )
+            for number, row in enumerate(group.rows)
+        ]  # fmt: skip
+        for record in records:
+            if record.task not in cache:
+                cache[record.task] = record.parsed_task().data("train")
+        flats = torch.cat([fingerprint.tokenizer.decode(spec, part) for part in group.codes.split(16)])
+        populations.append(Population(spec, records, flats, [cache[r.task] for r in records]))
+    return populations
+
+
 def _checked(recipe: DiffusionRecipe, source: dict[str, Any]) -> tuple[DiffusionConfig, DiffusionSettings]:
     family = tokenizers.get(recipe.tokenizer.kind)
     try:
         family.config_type(**recipe.tokenizer.config)  # type: ignore[attr-defined]
+    except TypeError as error:
+        raise SpecError(f"the recipe's options: {error}") from None
+    return _checked_denoiser(recipe, source)
+
+
+def _checked_denoiser(
+    recipe: DiffusionRecipe | CarriedDiffusionRecipe, source: dict[str, Any]
+) -> tuple[DiffusionConfig, DiffusionSettings]:
+    try:
         settings = DiffusionSettings(**recipe.denoiser.objective)
         config = DiffusionConfig(**recipe.denoiser.config)
     except TypeError as error:
@@ -220,7 +300,7 @@ def _checked(recipe: DiffusionRecipe, source: dict[str, Any]) -> tuple[Diffusion
 
 
 def _untrained(
-    recipe: DiffusionRecipe,
+    recipe: DiffusionRecipe | CarriedDiffusionRecipe,
     config: DiffusionConfig,
     source: dict[str, Any],
     tokenizer: WeightTokenizer,
@@ -235,8 +315,20 @@ def _untrained(
     return model
 
 
+def _guesses(
+    model: LatentDiffusion, population: Population, bank: dict[str, BankedTask]
+) -> tuple[Tensor, Tensor]:
+    """Codes (N, T, D) of final checkpoints, and of the guess that each one's task starts from."""
+    rows = [row for row, record in enumerate(population.records) if record.final]
+    tasks = [bank[population.records[row].task] for row in rows]
+    own = guesses_of(model, population.spec, tasks)
+    parts = population.flats[rows].split(16)
+    codes = torch.cat([model.tokenizer.encode(population.spec, part) for part in parts])
+    return codes, torch.stack([guesses[0][0] for guesses in own])
+
+
 def _train_denoiser(
-    recipe: DiffusionRecipe,
+    recipe: DiffusionRecipe | CarriedDiffusionRecipe,
     settings: DiffusionSettings,
     source: dict[str, Any],
     model: LatentDiffusion,
@@ -255,7 +347,9 @@ def _train_denoiser(
         seed=recipe.seed,
         progress=progress,
     )
+    # First guesses stand on the trunks of alike tasks, so the fingerprint comes before any of them is made.
     model.fingerprint = make_fingerprint(model, populations, bank)
+    model.measure_guesses({p.spec: _guesses(model, p, bank) for p in populations})
     unseen = validation_tasks(source, model.validity)
 
     def evaluate(step: int) -> dict[str, float]:

@@ -163,6 +163,22 @@ class DiffusionRecipe(StagedRecipe):
     denoiser: DenoiserRecipe
 
 
+class CarriedDiffusionRecipe(_Strict):
+    """A latent diffusion over what another generator carries: only the denoiser is trained.
+
+    ``parts`` names the generator whose dataset encoder, weight tokenizer and checkpoints are taken; ``zoo``
+    the recipe, in the same folder, of the zoo that it was trained on.
+    """
+
+    kind: Literal["generator"]
+    generator: Literal["diffusion"]
+    name: Name
+    seed: int = 0
+    parts: Annotated[str, Field(min_length=1, max_length=1000)]
+    zoo: Name
+    denoiser: DenoiserRecipe
+
+
 class GHNRecipe(_Strict):
     """A graph hypernetwork, trained on one task's images and on random architectures; it needs no zoo."""
 
