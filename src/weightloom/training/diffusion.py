@@ -250,7 +250,7 @@ def train_over(
         model.generated(population.spec)
     _train_denoiser(recipe, settings, source, model, populations, out / "work" / "denoiser", progress)
     round_parameters(model)
-    model.save_pretrained(out)
+    save_generator(model, out)
     return model
 
 

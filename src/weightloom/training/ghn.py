@@ -29,6 +29,7 @@ from weightloom.architectures.genotype import SPACES
 from weightloom.errors import SpecError
 from weightloom.fitting import accuracy, left_out, recalibrate
 from weightloom.generators.ghn import GHN, GHNConfig, make_validity
+from weightloom.generators.load import save_generator
 from weightloom.io import read_yaml
 from weightloom.seeding import seed_for, torch_generator
 from weightloom.tasks import DatasetTask, Task, TaskData, parse_task
@@ -267,7 +268,7 @@ def train_ghn(recipe: GHNRecipe, out: Path, progress: Progress = lambda *_: None
         progress=progress,
     )
     model.eval()
-    model.save_pretrained(out)
+    save_generator(model, out)
     return model
 
 

@@ -25,6 +25,7 @@ from weightloom.conditioning import encode_text
 from weightloom.errors import SpecError
 from weightloom.fitting import accuracy
 from weightloom.generators.layerwise import Layerwise, LayerwiseConfig, validity_of
+from weightloom.generators.load import save_generator
 from weightloom.io import read_yaml
 from weightloom.seeding import torch_generator
 from weightloom.tasks import DatasetTask, TaskSampler
@@ -212,7 +213,7 @@ def train_layerwise(recipe: LayerwiseRecipe, out: Path, progress: Progress) -> L
     )
     round_parameters(model)
     model.eval()
-    model.save_pretrained(out)
+    save_generator(model, out)
     return model
 
 
