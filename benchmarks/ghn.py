@@ -173,7 +173,7 @@ def hypernetwork(options: argparse.Namespace) -> tuple[GHN, Bench]:
 
 
 def _groups(bench: Bench) -> dict[str, list[ArchitectureSpec]]:
-    count = {"test": bench.options.networks}
+    count = {"test": bench.options.networks, "wide": bench.options.wide}
     found: dict[str, list[ArchitectureSpec]] = {
         split: [bench.spec(split, i) for i in range(count.get(split, bench.options.others))]
         for split in SPLITS
@@ -458,8 +458,9 @@ def main() -> None:
     parser.add_argument("--references", default="runs/ghn-references", help="where trained networks are kept")
     parser.add_argument("--space", default="tiny")
     parser.add_argument("--networks", type=int, default=8, help="networks of the split test")
-    parser.add_argument("--others", type=int, default=4, help="networks of each other split")
-    parser.add_argument("--bank", type=int, default=8, help="trained networks that copies are made of")
+    parser.add_argument("--others", type=int, default=3, help="networks of each other split")
+    parser.add_argument("--wide", type=int, default=2, help="networks of the split wide, which take longest")
+    parser.add_argument("--bank", type=int, default=4, help="trained networks that copies are made of")
     parser.add_argument("--pairs", type=int, default=30, help="networks of each half of the properties")
     parser.add_argument("--epochs", type=int, default=5, help="of ordinary training")
     parser.add_argument("--shots", type=int, default=200, help="examples a class of the larger closed form")
