@@ -91,6 +91,13 @@ figures: zoo ## Make every table again: benchmarks/results, the results page and
 
 FULL := unseen seen datasets sizes large instructions
 
+.PHONY: figures-ghn
+figures-ghn: $(STAMP) ## Make the tables of graph hypernetworks again (about four hours on 2 cores)
+	$(BIN)/weightloom data fetch cifar10
+	@set -e; for table in unseen ablations properties finetune; do \
+		echo "$$table"; $(BIN)/python benchmarks/ghn.py $$table; done
+	$(BIN)/python benchmarks/ghn_report.py
+
 .PHONY: figures-full
 figures-full: $(STAMP) ## Make the tables of IGPG at full strength again (about two hours on 2 cores)
 	$(BIN)/weightloom data fetch mnist fashion-mnist cifar10 quickdraw digits glyphs
