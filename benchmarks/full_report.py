@@ -237,7 +237,9 @@ def datasets_section(held: Mapping[str, Any]) -> str:
         "zoo's networks are, from the zoo's mean network, the mean of two. *Pixels*: logistic regression on "
         "the pixels of the same 16 examples a class. *Nearest*: the zoo's checkpoint whose task looks most "
         "alike, tasks of that dataset left out. Steps are AdamW's, with cycles and rates chosen for each "
-        "start on training tasks; a start that does not arrive counts as the limit."
+        "start on training tasks; a generated start that is not there yet first gets the closed form of 640 "
+        "training images as its head, counted as the 10 steps that would show as many (random weights did not "
+        "gain from that). A start that does not arrive counts as the limit."
     )
     header = ("dataset", "generated", "nearest", "pixels", "trained", "÷ trained", "steps ÷ random's")
     return text + "\n\n" + markdown(header, rows)
