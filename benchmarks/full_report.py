@@ -238,8 +238,8 @@ def datasets_section(held: Mapping[str, Any]) -> str:
         "the pixels of the same 16 examples a class. *Nearest*: the zoo's checkpoint whose task looks most "
         "alike, tasks of that dataset left out. Steps are AdamW's, with cycles and rates chosen for each "
         "start on training tasks; a generated start that is not there yet first gets the closed form of 640 "
-        "training images as its head, counted as the 10 steps that would show as many (random weights did not "
-        "gain from that). A start that does not arrive counts as the limit."
+        "training images as its head, counted as the 10 steps that would show as many (random weights did "
+        "not gain from that). A start that does not arrive counts as the limit."
     )
     header = ("dataset", "generated", "nearest", "pixels", "trained", "÷ trained", "steps ÷ random's")
     return text + "\n\n" + markdown(header, rows)
