@@ -169,6 +169,15 @@ def test_the_picture(ground, tmp_path):
         draw_leaderboard(board, tmp_path / "board.txt")
 
 
+def test_what_is_not_unseen_to_a_generator_is_said(ground, tmp_path):
+    model = Constant()
+    model.validity = replace(model.validity, tasks=("mnist", "digits"))
+    assert run_leaderboard([model], ground, tmp_path, SMALL).notes == []
+    foreign = replace(ground, recipe=ground.recipe.model_copy(update={"datasets": ("mnist",)}))
+    (note,) = run_leaderboard([model], foreign, tmp_path, replace(SMALL, datasets=("digits",))).notes
+    assert note == "constant was trained on digits: no unseen dataset to it"
+
+
 def test_another_training_is_another_contestant(ground, tmp_path):
     class Trained(Constant, torch.nn.Module):
         def __init__(self):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from weightloom.cli.inputs import Json, calm_threads, carried_by, check_place, plain_text, zoo_or_recipe
-from weightloom.cli.output import emit, percent, progress, say, seconds_text, table
+from weightloom.cli.output import emit, note, percent, progress, say, seconds_text, table
 
 if TYPE_CHECKING:
     from weightloom.evaluation import Ground
@@ -138,6 +138,8 @@ def bench(
         for entry in result["table"]
         if not entry["why_not"]
     ]
+    for text in result["notes"]:
+        note(f"note: {text}")
     table(["generator", *groups], rows, numbers=groups)
     say()
     for text in result["beaten"]:

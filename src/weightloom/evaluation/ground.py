@@ -12,8 +12,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import zip_longest
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,14 +57,14 @@ class Ground:
     Attributes:
         name: of the zoo.
         recipe: that the zoo was built from.
-        digest: changes with the recipe and with the checkpoints.
+        checkpoint_ids: of the training checkpoints.
         trained: by group of networks (split, resolved architecture), the mean accuracy of every task.
         checkpoints: (N, P) final training checkpoints of a resolved architecture; N is 0 where there is none.
     """
 
     name: str
     recipe: ZooRecipe
-    digest: str
+    checkpoint_ids: frozenset[str]
     trained: dict[tuple[str, ArchitectureSpec], dict[str, float | None]]
     checkpoints: Callable[[ArchitectureSpec], Tensor]
 
@@ -93,9 +93,9 @@ class Ground:
                     return zoo.load(records)
             return torch.zeros(0, 0)
 
-        ids = [record.id for record in zoo.records(final=True)]
+        ids = frozenset(record.id for record in zoo.records(split="train", final=True))
         means = {key: {task: _mean(values) for task, values in own.items()} for key, own in trained.items()}
-        return cls(str(recipe["name"]), ZooRecipe(**recipe), _digest(recipe, ids), means, checkpoints)
+        return cls(str(recipe["name"]), ZooRecipe(**recipe), ids, means, checkpoints)
 
     @classmethod
     def from_fingerprint(cls, recipe: ZooRecipe, fingerprint: Fingerprint) -> Ground:
@@ -138,8 +138,14 @@ class Ground:
                 return torch.zeros(0, 0)
             return fingerprint.tokenizer.decode(spec, fingerprint.groups[spec].codes)
 
-        about = recipe.model_dump(mode="json")
-        return cls(recipe.name, recipe, _digest(about, ids), trained, checkpoints)
+        return cls(recipe.name, recipe, frozenset(ids), trained, checkpoints)
+
+    @cached_property
+    def digest(self) -> str:
+        """Changes with the recipe, with the checkpoints and with what is known of them."""
+        known = [[*map(str, key), own] for key, own in self.trained.items()]
+        about = [self.recipe.model_dump(mode="json"), sorted(self.checkpoint_ids), known]
+        return hashlib.sha256(dump_json(about).encode()).hexdigest()[:16]
 
     def specs(self) -> list[ArchitectureSpec]:
         """Resolved architectures of the training checkpoints."""
@@ -233,10 +239,6 @@ def _sampler(recipe: ZooRecipe, split: str, classes: int) -> TaskSampler:
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
-
-
-def _digest(recipe: Any, ids: Sequence[str]) -> str:
-    return hashlib.sha256(dump_json([recipe, sorted(ids)]).encode()).hexdigest()[:16]
 
 
 def _in_turn(columns: Sequence[list[Trial]], count: int) -> Iterator[Trial]:

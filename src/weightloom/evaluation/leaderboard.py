@@ -23,13 +23,14 @@ from torch import Tensor, nn
 
 from weightloom.architectures import ArchitectureSpec
 from weightloom.errors import CheckpointError, InputError, SpecError, WeightloomError
-from weightloom.evaluation.ground import SEEN, UNSEEN, Ground, Trial
+from weightloom.evaluation.ground import DATASETS, SEEN, UNSEEN, Ground, Trial
 from weightloom.evaluation.measures import peak_mb, test_batch
 from weightloom.evaluation.novelty import LEAST, Checkpoints, Usual, verdict_of
 from weightloom.fitting import FitSettings, accuracy, finetune, fit_population, initial_flats
 from weightloom.fitting.finetune import LADDER
 from weightloom.generators import Generator, Sample, best_of, generators
 from weightloom.generators.base import Baseline
+from weightloom.generators.fingerprint import Fingerprint
 from weightloom.io import dump_json, read_json, write_json
 from weightloom.weights import layout_of
 
@@ -145,6 +146,12 @@ def contestants(given: Sequence[Generator]) -> list[Contestant]:
 
 def _version(model: Generator) -> str:
     digest = hashlib.sha256(model.kind.encode())
+    fingerprint = getattr(model, "fingerprint", None)
+    if isinstance(fingerprint, Fingerprint):
+        for group in fingerprint.groups.values():
+            digest.update(group.codes.numpy().tobytes())
+    for part in getattr(model, "layerwise", ()):  # carried beside it, not in its state
+        digest.update(_version(part).encode())
     if isinstance(model, nn.Module):
         for name, value in sorted(model.state_dict().items()):
             digest.update(name.encode() + value.detach().cpu().double().numpy().tobytes())
@@ -198,6 +205,7 @@ class Leaderboard:
         contestants: name, kind, baseline and, for those that have no generator, why.
         trials: of each group, with the accuracy of trained networks.
         rows: one a cell: what, generator, group, task, architecture, seed, and its numbers or ``refused``.
+        notes: what could mislead a reader, in sentences.
     """
 
     ground: str
@@ -205,6 +213,7 @@ class Leaderboard:
     contestants: list[dict[str, Any]]
     trials: list[dict[str, Any]]
     rows: list[dict[str, Any]]
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -408,7 +417,26 @@ def run_leaderboard(
                     rows.append({"what": what, **own, **result})
                     step(f"{contestant.name}, {trial.group}")
     about = [{k: v for k, v in vars(person).items() if k != "generator"} for person in people]
-    return Leaderboard(ground.name, settings, about, shown, rows)
+    notes = [note for model in given for note in _notes(model, ground, trials)]
+    return Leaderboard(ground.name, settings, about, shown, rows, notes)
+
+
+def _notes(model: Generator, ground: Ground, trials: Sequence[Trial]) -> list[str]:
+    """What is seen or unseen to others, but not to this generator."""
+    notes = []
+    fingerprint = getattr(model, "fingerprint", None)
+    if isinstance(fingerprint, Fingerprint):
+        known = {str(row.get("id")) for group in fingerprint.groups.values() for row in group.rows}
+        if known and not known & ground.checkpoint_ids:
+            notes.append(
+                f"{model.name} was trained on other checkpoints than those of {ground.name}: that its "
+                "networks are new to this zoo says nothing, and what is unseen here may be seen to it"
+            )
+    strange = {trial.task.dataset for trial in trials if trial.group == DATASETS}
+    own = sorted(strange & set(model.validity.tasks))
+    if own:
+        notes.append(f"{model.name} was trained on {', '.join(own)}: no unseen dataset to it")
+    return notes
 
 
 def _answer(measure: Callable[[], Result]) -> Result:

@@ -217,6 +217,8 @@ def leaderboard_markdown(board: Leaderboard, *, command: str, picture: str | Non
         lines += _tuned(shown, settings.epoch_steps)
     lines += _novelty_lines(shown)
     lines += _speed_lines(board, shown)
+    if board.notes:
+        lines += ["## Notes", "", *(f"- {note}" for note in board.notes), ""]
     beaten = sentences(entries)
     lines += ["## Where a baseline is ahead", ""]
     lines += [f"- **{text}**" for text in beaten] or ["Nowhere."]
