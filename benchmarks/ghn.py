@@ -464,7 +464,7 @@ def main() -> None:
     parser.add_argument("--references", default="runs/ghn-references", help="where trained networks are kept")
     parser.add_argument("--space", default="tiny")
     parser.add_argument("--networks", type=int, default=8, help="networks of the split test")
-    parser.add_argument("--others", type=int, default=3, help="networks of each other split")
+    parser.add_argument("--others", type=int, default=2, help="networks of each other split")
     parser.add_argument("--wide", type=int, default=2, help="networks of the split wide, which take longest")
     parser.add_argument("--tuned", type=int, default=2, help="networks that are fine-tuned")
     parser.add_argument("--bank", type=int, default=4, help="trained networks that copies are made of")
