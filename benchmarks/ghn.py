@@ -460,7 +460,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("table", choices=sorted(TABLES))
     parser.add_argument("--generator", default="ghn-cifar10-tiny", help="a name or a folder")
-    parser.add_argument("--recipe", default="recipes/ghn-cifar10-tiny.yaml", help="of the ablations")
+    parser.add_argument("--recipe", default="recipes/ghn-cifar10-start.yaml", help="of the ablations")
     parser.add_argument("--references", default="runs/ghn-references", help="where trained networks are kept")
     parser.add_argument("--space", default="tiny")
     parser.add_argument("--networks", type=int, default=8, help="networks of the split test")

@@ -227,15 +227,25 @@ def test_a_zoo_is_built(built, name):
     assert all(record.dataset == "digits" and 0 <= record.accuracy <= 1 for record in trained)
 
 
-@pytest.mark.parametrize("name", HYPERNETWORKS)
-def test_a_hypernetwork_is_trained_and_predicts(name, tmp_path):
+def train_shrunk_hypernetwork(name, folder):
+    """At tiny size; one that goes on from another trains that one first, by its recipe."""
     raw = copy.deepcopy(RAW[name]) | {"task": "digits@8c1", "evaluate_every": 2, "evaluate_networks": 1}
     raw["objective"] |= {"networks": 2, "meta_batch": 1, "images": 8}
     raw["config"] |= {"width": 16, "block": 8, "kernel": 3}
     raw["loop"] |= {"steps": 2, "log_every": 1, "save_every": 2}
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(raw))
-    train_recipe(recipe, None, tmp_path / "generator")
+    if "start" in raw:
+        first = Path(raw["start"]).name
+        assert raw["first_step"] == RAW[first]["loop"]["steps"]
+        train_shrunk_hypernetwork(first, folder / first)
+        raw["start"] = str(folder / first / "generator")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(raw))
+    train_recipe(folder / "recipe.yaml", None, folder / "generator")
+
+
+@pytest.mark.parametrize("name", HYPERNETWORKS)
+def test_a_hypernetwork_is_trained_and_predicts(name, tmp_path):
+    train_shrunk_hypernetwork(name, tmp_path)
     generator = load_generator(tmp_path / "generator")
     task = parse_task("digits@8c1")
     sample = generator.generate("vit(depth=1,width=8)", support=task.support(4))

@@ -11,6 +11,7 @@ from weightloom.errors import InputError, SpecError
 from weightloom.fitting import run_networks
 from weightloom.generators.ghn import GHN
 from weightloom.generators.load import load_generator
+from weightloom.io import read_yaml
 from weightloom.tasks import parse_task
 from weightloom.training.ghn import (
     GHNObjective,
@@ -143,6 +144,28 @@ def test_a_recipe_is_trained_resumed_and_found_again(tmp_path):
     file.write_text(yaml.safe_dump({**TINY, "seed": 1}))
     with pytest.raises(InputError, match="another recipe"):
         train_recipe(file, None, tmp_path / "whole")
+
+
+def test_training_goes_on_from_another_generator_with_other_batches(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(TINY))
+    train_recipe(file, None, tmp_path / "first")
+    more = {**TINY, "start": str(tmp_path / "first"), "first_step": TINY["loop"]["steps"]}
+    file.write_text(yaml.safe_dump(more))
+    recipe = read_yaml(file, GHNRecipe)
+    first = load_generator(tmp_path / "first")
+    model, settings = make_ghn(recipe, parse_task(recipe.task))
+    one, other = (
+        GHNObjective(model, parse_task(recipe.task).data("train"), settings, first=n) for n in (0, 6)
+    )
+    assert torch.equal(one(6)[0], other(0)[0]) and not torch.equal(one(0)[0], other(0)[0])
+    second = train_recipe(file, None, tmp_path / "second")
+    pairs = zip(first.parameters(), second.parameters(), strict=True)
+    moved = [float((a - b).detach().abs().max()) for a, b in pairs]
+    assert 0 < max(moved) < 1  # other starts are further apart: embeddings are standard normal
+    file.write_text(yaml.safe_dump({**more, "config": {**TINY["config"], "width": 12}}))
+    with pytest.raises(SpecError, match="start"):
+        train_recipe(file, None, tmp_path / "third")
 
 
 def test_zero_shot_accuracies_are_shares():

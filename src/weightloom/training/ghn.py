@@ -29,7 +29,7 @@ from weightloom.architectures.genotype import SPACES
 from weightloom.errors import SpecError
 from weightloom.fitting import accuracy, left_out, recalibrate
 from weightloom.generators.ghn import GHN, GHNConfig, make_validity
-from weightloom.generators.load import save_generator
+from weightloom.generators.load import load_generator, save_generator
 from weightloom.io import read_yaml
 from weightloom.seeding import seed_for, torch_generator
 from weightloom.tasks import DatasetTask, Task, TaskData, parse_task
@@ -106,10 +106,12 @@ def logits_of(spec: ArchitectureSpec, weights: dict[str, Tensor], images: Tensor
 
 
 class GHNObjective:
-    """Loss of one step; everything that is drawn comes from the address (seed, step)."""
+    """Loss of one step; everything that is drawn comes from the address (seed, first + step)."""
 
-    def __init__(self, model: GHN, data: TaskData, settings: GHNSettings, *, seed: int = 0) -> None:
-        self.model, self.data, self.settings, self.seed = model, data, settings, seed
+    def __init__(
+        self, model: GHN, data: TaskData, settings: GHNSettings, *, seed: int = 0, first: int = 0
+    ) -> None:
+        self.model, self.data, self.settings, self.seed, self.first = model, data, settings, seed, first
         self.classes, self.input = model.config.classes, model.validity.input
         held = torch.randperm(len(data), generator=torch_generator("ghn-validation", seed))
         self.validation, self.training = held[:VALIDATION_IMAGES], held[VALIDATION_IMAGES:]
@@ -136,7 +138,7 @@ class GHNObjective:
     def __call__(self, step: int) -> tuple[Tensor, dict[str, float]]:
         """The mean loss of K predicted networks on one batch."""
         settings = self.settings
-        stream = torch_generator("ghn", self.seed, step)
+        stream = torch_generator("ghn", self.seed, self.first + step)
         specs = self.specs(stream)
         images, labels = self.batch(stream)
         predicted = self.model([graph_of(spec) for spec in specs])
@@ -255,7 +257,9 @@ def train_ghn(recipe: GHNRecipe, out: Path, progress: Progress = lambda *_: None
     """
     task = parse_task(recipe.task)
     model, settings = make_ghn(recipe, task)
-    objective = GHNObjective(model, task.data("train"), settings, seed=recipe.seed)
+    if recipe.start is not None:
+        _take(model, recipe.start)
+    objective = GHNObjective(model, task.data("train"), settings, seed=recipe.seed, first=recipe.first_step)
     model.train()
     run_loop(
         "graph hypernetwork",
@@ -270,6 +274,18 @@ def train_ghn(recipe: GHNRecipe, out: Path, progress: Progress = lambda *_: None
     model.eval()
     save_generator(model, out)
     return model
+
+
+def _take(model: GHN, start: str) -> None:
+    """Give ``model`` the weights of the generator ``start``.
+
+    Raises:
+        SpecError: it is no graph hypernetwork of the same sizes.
+    """
+    held = load_generator(start)
+    if not isinstance(held, GHN) or held.config != model.config:
+        raise SpecError(f"start: {start} is no graph hypernetwork of the recipe's config")
+    model.load_state_dict(held.state_dict())
 
 
 def make_ghn(recipe: GHNRecipe, task: Task) -> tuple[GHN, GHNSettings]:

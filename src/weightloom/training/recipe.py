@@ -180,13 +180,19 @@ class CarriedDiffusionRecipe(_Strict):
 
 
 class GHNRecipe(_Strict):
-    """A graph hypernetwork, trained on one task's images and on random architectures; it needs no zoo."""
+    """A graph hypernetwork, trained on one task's images and on random architectures; it needs no zoo.
+
+    With ``start``, a generator's name or folder, training goes on from its weights; ``first_step`` is then
+    the number of steps that it had, so that other batches are drawn than those.
+    """
 
     kind: Literal["generator"]
     generator: Literal["ghn"]
     name: Name
     seed: int = 0
     task: str
+    start: Annotated[str, Field(min_length=1)] | None = None
+    first_step: Annotated[int, Field(ge=0)] = 0
     config: dict[str, Any] = Field(default_factory=dict)
     objective: dict[str, Any] = Field(default_factory=dict)
     loop: LoopRecipe
