@@ -50,7 +50,10 @@ def generate(
         str,
         typer.Option("--generator", metavar="NAME", help="A bundled name, a local folder, or a hub id."),
     ] = "igpg-tiny",
-    samples: Annotated[int, typer.Option("--samples", help="How many networks to generate.")] = 4,
+    samples: Annotated[
+        int | None,
+        typer.Option("--samples", help="How many networks to generate: 4, or 1 where nothing is drawn."),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same networks.")] = 0,
     shots: Annotated[
         int, typer.Option("--shots", help="Examples of each class, from the training images, to look at.")
@@ -149,7 +152,7 @@ def generate(
             spec,
             instruction=instruction,
             support=support,
-            num_samples=samples,
+            num_samples=samples if samples is not None else 4 if model.draws else 1,
             seed=seed,
             sampling=sampling,
             batch_norm=batch_norm,
@@ -206,6 +209,7 @@ def generate(
         "num_parameters": parameters,
         "num_samples": len(made),
         "first_guess": chosen.report.get("first_guess"),
+        "head": chosen.report.get("head"),
         "batch_norm": chosen.report.get("batch_norm"),
         "seed": seed,
         "seconds": seconds,
@@ -302,6 +306,7 @@ def _show(result: dict[str, Any], task: Task | None) -> None:
             ("architecture", result["architecture"]),
             ("task", None if task is None else f"{task}: {task.describe()}"),
             ("starts from", result["first_guess"]),
+            ("last layer", result["head"]),
             ("batch-norm statistics", norms if norms != "none" else None),
         ]
     )

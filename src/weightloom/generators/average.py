@@ -24,6 +24,7 @@ class AverageCheckpoint(TasksGenerator):
     """
 
     kind: ClassVar[str] = "average"
+    draws: ClassVar[bool] = False
 
     def sample_flats(self, request: Request) -> tuple[Tensor, list[dict[str, Any]]]:
         """(M, P): the same mean M times."""

@@ -159,6 +159,8 @@ class Generator(ABC):
     """Anything that makes the weights of an architecture without training it."""
 
     kind: ClassVar[str]
+    draws: ClassVar[bool] = True
+    """Whether seeds and samples differ; where nothing is drawn one sample says all."""
     name: str
     validity: Validity
 

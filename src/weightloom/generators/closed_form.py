@@ -24,6 +24,7 @@ class ClosedForm(Baseline):
     """The same network for every seed and sample: nothing is drawn."""
 
     kind: ClassVar[str] = "closed-form"
+    draws: ClassVar[bool] = False
 
     def __init__(self, tokenizer: WeightTokenizer, validity: Validity, *, name: str = "closed-form") -> None:
         """``tokenizer`` holds the mean networks."""

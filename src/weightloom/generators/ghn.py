@@ -141,6 +141,7 @@ class GHN(nn.Module, Generator):
     """
 
     kind: ClassVar[str] = "ghn"
+    draws: ClassVar[bool] = False
 
     def __init__(self, config: GHNConfig, validity: Validity, *, name: str = "ghn") -> None:
         super().__init__()

@@ -140,6 +140,7 @@ class NearestCheckpoint(ZooGenerator):
     """
 
     kind: ClassVar[str] = "nearest"
+    draws: ClassVar[bool] = False
 
     def sample_flats(self, request: Request) -> tuple[Tensor, list[dict[str, Any]]]:
         """(M, P) checkpoints as they are."""

@@ -71,6 +71,7 @@ class StaticHypernetwork(nn.Module, Generator):
     """
 
     kind: ClassVar[str] = "static_hypernetwork"
+    draws: ClassVar[bool] = False
 
     def __init__(
         self,
