@@ -146,10 +146,16 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
+def _order(method: str) -> tuple[int, str]:
+    """Predicted first, trained last."""
+    starts = ("predicted", "copied", "random", "one_epoch", "trained")
+    return next(i for i, start in enumerate(starts) if method.startswith(start)), method
+
+
 def unseen_section(held: Held) -> list[str]:
     """Accuracies by group and method."""
     first = held["table"]["test"]
-    methods = [name for name in first if name != "ratio"]
+    methods = sorted((name for name in first if name != "ratio"), key=_order)
     lines = [
         f"Test accuracy in percent on {held['test_images']:,} images of `{held['task']}`, the mean of n "
         "networks. *Predicted*: one forward pass; batch norms of every method are measured on 512 unlabelled "
@@ -169,7 +175,7 @@ def unseen_section(held: Held) -> list[str]:
                     *(_percent(row[m]["mean"]) for m in methods),
                     f"{row['ratio']:.3f}",
                 ]
-                for group, row in held["table"].items()
+                for group, row in ((group, held["table"][group]) for group in GROUPS)
             ],
         )
     )

@@ -244,7 +244,7 @@ def test_ctrl_c_from_a_terminal(recipe, tmp_path):
             time.sleep(0.05)
         time.sleep(1.0)
         os.killpg(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=40)
+        out, err = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == 1 and out == ""
