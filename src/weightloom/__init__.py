@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from weightloom.tokenizers import WeightTokenizer, load_tokenizer
     from weightloom.weights import layout_of
     from weightloom.zoo import Record, Zoo, ZooRecipe, build_zoo
+    from weightloom.zoo.importing import load_network
 
 _HOME = {
     "ArchitectureSpec": "architectures",
@@ -94,6 +95,7 @@ _HOME = {
     "Zoo": "zoo",
     "ZooRecipe": "zoo",
     "build_zoo": "zoo",
+    "load_network": "zoo.importing",
 }
 # Rooms that can be reached as attributes: ``weightloom.nn.CausalTransformer``.
 _ROOMS = (
@@ -142,6 +144,7 @@ __all__ = [  # noqa: RUF022 - by room
     "Zoo",
     "ZooRecipe",
     "build_zoo",
+    "load_network",
 ]
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.errors import CheckpointError, InputError, SpecError
@@ -34,6 +34,36 @@ LEGACY_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 Match = Literal["names", "order"]
 _CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "weights")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+
+
+def load_network(path: str | Path, architecture: str | ArchitectureSpec | None = None) -> nn.Module:
+    """The network of a file as an ordinary module in eval mode: what ``generate``, ``finetune`` and
+    :meth:`weightloom.Sample.save` wrote, or any state dict whose ``architecture`` is given.
+
+    It takes images (B, channels, height, width) in [-1, 1] and gives logits (B, classes), the classes in the
+    order of the task that it was made for.
+
+    Raises:
+        CheckpointError: the file is broken, or does not hold exactly the architecture's tensors.
+        SpecError: the architecture is undecided, or is not the one that the file names.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from weightloom.generators import Sample
+        >>> spec = parse_architecture("mlp(depth=1,width=4,classes=2,input=1x4x4)")
+        >>> flat = layout_of(spec).flatten(spec.initialise(0).state_dict()).detach()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Sample(spec, flat, {}).save(Path(folder) / "net.safetensors")
+        ...     net = load_network(file)
+        >>> net.training, sum(p.numel() for p in net.parameters()) == spec.num_parameters()
+        (False, True)
+    """
+    wanted = parse_architecture(architecture) if isinstance(architecture, str) else architecture
+    spec, flat, _ = read_network(path, wanted)
+    module = spec.build()
+    module.load_state_dict(layout_of(spec).unflatten(flat))
+    return module.eval()
 
 
 def read_network(
