@@ -136,8 +136,8 @@ def _speed_table() -> list[str]:
         *paragraph(
             f"CPU seconds on one thread: {settings['steps']} steps, batch {settings['batch']}, "
             f"{settings['inputs']} inputs, {settings['hidden']} units, {settings['hyper']} units in the "
-            f"hyper cell. The models take turns; medians of {settings['rounds']} rounds, and the ratio is that "
-            "of times in the same round. *Step by step* is the paper written down in plain layers."
+            f"hyper cell. The models take turns; medians of {settings['rounds']} rounds, and the ratio is "
+            "that of times in the same round. *Step by step* is the paper written down in plain layers."
         ),
         "| | forward | forward and backward | over torch's LSTM | runs |",
         "|---|--:|--:|--:|--:|",

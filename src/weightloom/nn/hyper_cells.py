@@ -263,7 +263,7 @@ class LSTMHyperCell(HyperCell):
         return Scan(outputs, after, None)
 
     def _sequence(self, inputs: Tensor, states: States) -> Sequence:
-        """Products with the inputs, joined matrices, and all that is added put where something is added."""
+        """Joined matrices, and constants put where something is added anyway."""
         n, z = self.hidden_size, self.embedding_size
         forget = F.pad(self.bias.new_full((1, 1), self.forget_bias), (0, 0, 1, 2))  # (4, 1)
         bias = self.bias.view(4, n)
@@ -282,8 +282,10 @@ class LSTMHyperCell(HyperCell):
         embed = self.embed_weight.view(12, z, self.hyper_size)
         embed_bias = F.pad(self.embed_bias.view(8, z), (0, 0, 0, 4))  # z_b has none
         return Sequence(
-            F.linear(inputs, self.weight_ih),
-            F.linear(inputs, self.hyper_weight_ih[:, n:], hyper_bias.flatten()),
+            inputs,
+            self.weight_ih,
+            self.hyper_weight_ih[:, n:],
+            hyper_bias.flatten(),
             self.weight_hh,
             torch.cat([self.hyper_weight_ih[:, :n], self.hyper_weight_hh], dim=1),
             F.pad(embed, (0, 0, 0, 1)).flatten(0, 1),  # (12, Z, H) -> (12, Z + 1, H) -> (12 (Z + 1), H)

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from weightloom.nn.products import product, repeated_product
+
 EPSILON = 1e-5
 """Of the layer norms: torch's default."""
 _aten = torch.ops.aten
@@ -32,13 +34,17 @@ _SLOPES = (
 class Sequence(NamedTuple):
     """What the steps of a sequence read; Y = Z + 1, gates in the order i, f, g, o.
 
-    Forget biases are in ``spread`` and ``hyper_inputs`` or, with layer norms, in the shifts.
+    Forget biases are in ``spread`` and ``hyper_bias`` or, with layer norms, in the shifts.
     """
 
-    inputs: Tensor
-    """(T, B, 4N): W_x x."""
-    hyper_inputs: Tensor
-    """(T, B, 4H): the hyper cell's product with x, and its bias."""
+    x: Tensor
+    """(T, B, I)"""
+    weight: Tensor
+    """(4N, I): W_x."""
+    hyper_weight: Tensor
+    """(4H, I): the hyper cell's weights for x."""
+    hyper_bias: Tensor
+    """(4H,)"""
     recurrent: Tensor
     """(4N, N): W_h."""
     hyper_recurrent: Tensor
@@ -166,32 +172,35 @@ class _LSTMScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         own = Sequence(*tensors)  # type: ignore[arg-type]
-        steps, batch, _ = own.inputs.shape
-        n, wide = own.h.shape[1], own.spread.shape[1]
-        new = own.inputs.new_empty
+        (steps, batch, _), n = own.x.shape, own.h.shape[1]
+        new = own.x.new_empty
+        rows = own.x.flatten(0, 1)  # (T B, I)
+        inputs = product(rows, own.weight).view(steps, batch, -1)  # W_x x
+        # What the hyper cell's gates are before its states are added.
+        hyper_gates = product(rows, own.hyper_weight).add_(own.hyper_bias).view(steps, batch, -1)
+        recurrent = repeated_product(own.recurrent, batch, steps)
+        hyper_recurrent = repeated_product(own.hyper_recurrent, batch, steps)
         # Both states side by side, as the hyper cell reads them.
         states = new(steps + 1, batch, own.hyper_recurrent.shape[1])
         states[0, :, :n], states[0, :, n:] = own.h, own.hyper_h
-        products = new(steps, batch, 4 * n)  # W_h h
-        embeddings = new(steps, batch, 12 * wide)
-        hyper_gates = torch.empty_like(own.hyper_inputs)
+        products = []  # T of (B, 4N): W_h h
+        embeddings = new(steps, batch, len(own.embed))
         main = _Half.new(new(steps, 4, batch, n), own.c, own.gain, own.shift)
         hyper = _Half.new(_by_gate(hyper_gates), own.hyper_c, own.hyper_gain, own.hyper_shift)
-        scales = new(12, batch, n)
-        recurrent, hyper_recurrent, embed = own.recurrent.t(), own.hyper_recurrent.t(), own.embed.t()
+        scales, embed = new(12, batch, n), own.embed.t()
         for t in range(steps):
             before, after = states[t], states[t + 1]
-            torch.addmm(own.hyper_inputs[t], before, hyper_recurrent, out=hyper_gates[t])
+            hyper_gates[t].add_(hyper_recurrent(before))
             hyper.remember(t, None, after[:, n:])
             torch.addmm(own.embed_bias, after[:, n:], embed, out=embeddings[t])
             torch.bmm(_by_gate(embeddings[t], 12), own.spread, out=scales)
-            torch.mm(before[:, :n], recurrent, out=products[t])
+            products.append(recurrent(before[:, :n]))
             # y = b + d_x * (W_x x) + d_h * (W_h h)
-            gates = torch.addcmul(scales[8:], scales[4:8], _by_gate(own.inputs[t]), out=main.raw[t])
+            gates = torch.addcmul(scales[8:], scales[4:8], _by_gate(inputs[t]), out=main.raw[t])
             gates.addcmul_(scales[:4], _by_gate(products[t]))
             main.remember(t, None if own.drop is None else own.drop[t], after[:, :n])
         ctx.save_for_backward(
-            *own, states, products, embeddings, main.raw, *main.kept, hyper.raw, *hyper.kept
+            *own, states, inputs, embeddings, main.raw, *main.kept, hyper.raw, *hyper.kept, *products
         )
         last = (states[-1, :, :n], main.memory[-1], states[-1, :, n:], hyper.memory[-1])
         return states[1:, :, :n].clone(), *(state.clone() for state in last)
@@ -201,19 +210,22 @@ class _LSTMScan(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         own, rest = Sequence(*saved[: len(Sequence._fields)]), saved[len(Sequence._fields) :]
-        states, products, embeddings = rest[:3]
+        states, inputs, embeddings = rest[:3]
         main = _Half(rest[3], rest[4:8], own.gain, own.shift)
-        hyper = _Half(rest[8], rest[9:], own.hyper_gain, own.hyper_shift)
+        hyper = _Half(rest[8], rest[9:13], own.hyper_gain, own.hyper_shift)
+        products = rest[13:]
         d_outputs, d_h, d_c, d_hyper_h, d_hyper_c = gradients
         main.turn(d_c)
         hyper.turn(d_hyper_c)
         steps, batch, n = d_outputs.shape
-        d_inputs, d_products, d_embeddings, d_hyper_gates = (
-            torch.empty_like(part) for part in (own.inputs, products, embeddings, own.hyper_inputs)
-        )
+        new = own.x.new_empty
+        d_inputs, d_products = new(inputs.shape), new(inputs.shape)
+        d_embeddings, d_hyper_gates = new(embeddings.shape), new(steps, batch, len(own.hyper_weight))
+        recurrent = repeated_product(own.recurrent.t(), batch, steps)
+        hyper_recurrent = repeated_product(own.hyper_recurrent.t(), batch, steps)
         d_spread = torch.zeros_like(own.spread)
         back = own.spread.transpose(1, 2)
-        scales, d_scales = (own.inputs.new_empty(count, batch, n) for count in (8, 12))
+        scales, d_scales = (new(count, batch, n) for count in (8, 12))
         d_gates = d_scales[8:]  # the bias is added: its gradient is that of the gates
         d_state = torch.cat([d_h, d_hyper_h], dim=1)
         for t in reversed(range(steps)):
@@ -225,21 +237,31 @@ class _LSTMScan(torch.autograd.Function):
             torch.mul(d_gates, scales[:4], out=_by_gate(d_products[t]))
             torch.mul(d_gates, scales[4:], out=_by_gate(d_inputs[t]))
             torch.mul(d_gates, _by_gate(products[t]), out=d_scales[:4])
-            torch.mul(d_gates, _by_gate(own.inputs[t]), out=d_scales[4:8])
+            torch.mul(d_gates, _by_gate(inputs[t]), out=d_scales[4:8])
             d_spread.baddbmm_(embedding.transpose(1, 2), d_scales)
             _by_gate(d_embeddings[t], 12).copy_(torch.bmm(d_scales, back))
             d_hyper_shown.addmm_(d_embeddings[t], own.embed)
             hyper.forget(t, d_hyper_shown, None, _by_gate(d_hyper_gates[t]))
-            d_state = d_hyper_gates[t] @ own.hyper_recurrent
-            d_state[:, :n].addmm_(d_products[t], own.recurrent)
-        before, after = states[:-1].flatten(0, 1), states[1:].flatten(0, 1)  # (T B, N + H)
+            d_state = hyper_recurrent(d_hyper_gates[t])
+            d_state[:, :n].add_(recurrent(d_products[t]))
+        # Steps and batch in one: (T, B, width) -> (T B, width).
+        before, after, rows = states[:-1].flatten(0, 1), states[1:].flatten(0, 1), own.x.flatten(0, 1)
+        d_inputs, d_products, d_embeddings, d_hyper_gates = (
+            part.flatten(0, 1) for part in (d_inputs, d_products, d_embeddings, d_hyper_gates)
+        )
+        d_x = None
+        if ctx.needs_input_grad[0]:
+            d_x = product(d_inputs, own.weight.t()) + product(d_hyper_gates, own.hyper_weight.t())
+            d_x = d_x.view_as(own.x)
         found = Sequence(
-            inputs=d_inputs,
-            hyper_inputs=d_hyper_gates,
-            recurrent=d_products.flatten(0, 1).t() @ before[:, :n],
-            hyper_recurrent=d_hyper_gates.flatten(0, 1).t() @ before,
-            embed=d_embeddings.flatten(0, 1).t() @ after[:, n:],
-            embed_bias=d_embeddings.sum((0, 1)),
+            x=d_x,  # type: ignore[arg-type]
+            weight=_of_weight(d_inputs, rows),
+            hyper_weight=_of_weight(d_hyper_gates, rows),
+            hyper_bias=d_hyper_gates.sum(0),
+            recurrent=_of_weight(d_products, before[:, :n]),
+            hyper_recurrent=_of_weight(d_hyper_gates, before),
+            embed=_of_weight(d_embeddings, after[:, n:]),
+            embed_bias=d_embeddings.sum(0),
             spread=d_spread,
             h=d_state[:, :n],
             c=main.d_memory,
@@ -251,6 +273,11 @@ class _LSTMScan(torch.autograd.Function):
             hyper_shift=hyper.d_shift,
         )
         return tuple(found)
+
+
+def _of_weight(gradient: Tensor, x: Tensor) -> Tensor:
+    """Of W (C, K), from the gradient (R, C) of x W^T, and x (R, K)."""
+    return product(x.t(), gradient.t()).t()
 
 
 def _by_gate(x: Tensor, parts: int = 4) -> Tensor:
