@@ -29,7 +29,7 @@ def test_panels_hold_the_scalings_and_bars_their_changes(tmp_path):
         shown = torch.as_tensor(panel.images[0].get_array()).float()
         assert torch.allclose(shown, (own[:, number] - own[:, number].mean(0)).t(), atol=1e-6)
         assert panel.images[0].get_clim() == panels[0].images[0].get_clim()
-    bars = torch.tensor([bar.get_height() for bar in below.patches])
+    bars = torch.tensor([float(bar.get_height()) for bar in below.patches])
     assert torch.allclose(bars, scales.change()[1, :, 1], atol=1e-6)
     assert [label.get_text() for label in below.get_xticklabels()] == ["a", "·", r"\$", "¶", "→", "b"]
 

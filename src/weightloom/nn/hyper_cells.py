@@ -222,8 +222,8 @@ class _Fixed:
 class LSTMHyperCell(HyperCell):
     """An LSTM scaled by an LSTM (equations 10 to 13); states h, c, hyper h, hyper c.
 
-    A sequence is one function with a gradient of its own (:func:`weightloom.nn.hyper_scan.lstm_scan`), about
-    twice as fast as :meth:`step` by step. The steps are gone one by one where torch has to see inside or more
+    A sequence is one function with a gradient of its own (:func:`weightloom.nn.hyper_scan.lstm_scan`), faster
+    than :meth:`step` by step. The steps are gone one by one where torch has to see inside or more
     is asked for: in graphs that are compiled or exported, under ``torch.func``, in mixed or half precision,
     for sequences of several lengths, and for scalings (so ``want_scales`` is the way to second derivatives).
     """

@@ -38,7 +38,7 @@ def draw_scales(scales: HyperScales, text: Sequence[str], *, layer: int = 0, seq
         >>> import torch
         >>> from weightloom.nn import HyperLSTM
         >>> _, _, scales = HyperLSTM(3, 8, hyper_size=4)(torch.randn(5, 1, 3), return_scales=True)
-        >>> [axes.get_ylabel() for axes in draw_scales(scales, "hello").axes]
+        >>> [axes.get_ylabel() for axes in draw_scales(scales, "hello").axes[:5]]
         ['i', 'f', 'g', 'o', 'change']
     """
     layers, steps, batch, gates, _ = scales.recurrent.shape

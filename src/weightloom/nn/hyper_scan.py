@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from weightloom.errors import InputError
 from weightloom.nn.products import product, repeated_product
 
 EPSILON = 1e-5
@@ -70,7 +70,11 @@ class Sequence(NamedTuple):
 
 
 def lstm_scan(sequence: Sequence) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Outputs (T, B, N) and the last h, c, hyper h, hyper c. Differentiable once."""
+    """Outputs (T, B, N) and the last h, c, hyper h, hyper c. Differentiable once.
+
+    Raises:
+        InputError: in the backward pass, if it is to be differentiated again.
+    """
     outputs, *states = _LSTMScan.apply(*sequence)  # type: ignore[no-untyped-call]
     return outputs, tuple(states)
 
@@ -206,8 +210,12 @@ class _LSTMScan(torch.autograd.Function):
         return states[1:, :, :n].clone(), *(state.clone() for state in last)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # torch's once_differentiable would leave terms out without a word
+            raise InputError(
+                "create_graph=True: a sequence run as one function has first derivatives only; "
+                "return_scales=True runs it step by step, which has all"
+            )
         saved = ctx.saved_tensors
         own, rest = Sequence(*saved[: len(Sequence._fields)]), saved[len(Sequence._fields) :]
         states, inputs, embeddings = rest[:3]
