@@ -265,6 +265,7 @@ class LSTMHyperCell(HyperCell):
     def _sequence(self, inputs: Tensor, states: States) -> Sequence:
         """Joined matrices, and constants put where something is added anyway."""
         n, z = self.hidden_size, self.embedding_size
+        h, c, hyper_h, hyper_c = states
         forget = F.pad(self.bias.new_full((1, 1), self.forget_bias), (0, 0, 1, 2))  # (4, 1)
         bias = self.bias.view(4, n)
         hyper_bias = self.hyper_bias.view(4, self.hyper_size)
@@ -291,7 +292,10 @@ class LSTMHyperCell(HyperCell):
             F.pad(embed, (0, 0, 0, 1)).flatten(0, 1),  # (12, Z, H) -> (12, Z + 1, H) -> (12 (Z + 1), H)
             F.pad(embed_bias, (0, 1), value=1.0).flatten(),
             torch.cat([self.spread, F.pad(bias[:, None], (0, 0, 0, 0, 8, 0))], dim=1),
-            *states,
+            h,
+            c,
+            hyper_h,
+            hyper_c,
             self.dropout_mask(inputs),
             *norms,
         )
