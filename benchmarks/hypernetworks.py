@@ -318,6 +318,9 @@ def text(seeds: int, steps: int, budget: int, rate: float) -> None:
 # ------------------------------------------------------------------------------------ speed
 
 
+ROUNDS = 9
+
+
 class StepByStep(nn.Module):
     """HyperLSTM as one writes it down from the paper: a layer for each gate and use, one step at a time."""
 
@@ -348,10 +351,13 @@ class StepByStep(nn.Module):
 
 
 def speed(seeds: int) -> None:
-    """CPU seconds of forward and backward, the best of five; 100 steps, batch 32, 512 inputs and units."""
-    table = Table(
-        "speed", {"steps": 100, "batch": 32, "inputs": 512, "hidden": 512, "hyper": 128, "repeats": 5}
-    )
+    """CPU seconds of forward and backward; 100 steps, batch 32, 512 inputs and units.
+
+    Whatever else the machine does, it does to all models alike: they take turns, and what is compared is
+    the median over the rounds of the time over that of torch's LSTM in the same round.
+    """
+    settings = {"steps": 100, "batch": 32, "inputs": 512, "hidden": 512, "hyper": 128}
+    table = Table("speed", {**settings, "rounds": ROUNDS})
     makes: dict[str, Callable[[], nn.Module]] = {
         "torch LSTM": lambda: nn.LSTM(512, 512),
         "HyperLSTM": lambda: HyperLSTM(512, 512),
@@ -359,22 +365,35 @@ def speed(seeds: int) -> None:
         "step by step": lambda: StepByStep(512, 512),
     }
     for seed in range(seeds):
-        for name, make in makes.items():
-            table.add(f"{name}, seed {seed}", lambda m=make: clock(m()))
+        keys = {name: f"{name}, seed {seed}" for name in makes}
+        if not all(key in table.rows for key in keys.values()):
+            measured = clock({name: make() for name, make in makes.items()})
+            for name, key in keys.items():
+                table.rows.pop(key, None)  # rows of different rounds do not compare
+                table.add(key, lambda n=name, m=measured: m[n])
 
 
-def clock(model: nn.Module) -> dict[str, Any]:
-    """CPU seconds of the best of five."""
+def clock(models: dict[str, nn.Module]) -> dict[str, dict[str, Any]]:
+    """Of every model, medians over the rounds of CPU seconds, and of their ratio to torch's LSTM."""
     x = torch.randn(100, 32, 512, generator=torch_generator("speed"))
-    times = []
-    for _ in range(5):
-        start = time.process_time()
-        output = model(x)[0]
-        middle = time.process_time()
-        output.sum().backward()
-        times.append((time.process_time() - start, middle - start))
-    both, forward = min(times)
-    return {"forward": forward, "forward_and_backward": both}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
+    for number in range(ROUNDS + 1):
+        for name, model in models.items():
+            start = time.process_time()
+            output = model(x)[0]
+            middle = time.process_time()
+            output.sum().backward()
+            if number:  # the first round warms up
+                times[name].append((middle - start, time.process_time() - start))
+    base = [both for _, both in times["torch LSTM"]]
+    return {
+        name: {
+            "forward": statistics.median(forward for forward, _ in own),
+            "forward_and_backward": statistics.median(both for _, both in own),
+            "over_torch": statistics.median(both / b for (_, both), b in zip(own, base, strict=True)),
+        }
+        for name, own in times.items()
+    }
 
 
 # ------------------------------------------------------------------------------------ tasks
@@ -427,6 +446,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="images 400, text 2000")
     parser.add_argument("--depth", type=int, default=8, help="of the residual network: 8, 14, 20, ...")
     parser.add_argument("--budget", type=int, default=130_000, help="parameters of a character model")
+    parser.add_argument("--rate", type=float, default=3e-3, help="Adam's, of the character models")
     parser.add_argument(
         "--generator", default="runs/static-tiny", help="trained from recipes/static-tiny.yaml"
     )

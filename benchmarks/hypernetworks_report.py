@@ -131,22 +131,22 @@ def _text_table() -> list[str]:
 
 
 def _speed_table() -> list[str]:
-    settings, found = collect("speed", "forward")
-    base = statistics.fmean(row["forward_and_backward"] for row in found["torch LSTM"])
+    settings, found = collect("speed", "over_torch")
     lines = [
         *paragraph(
-            f"CPU seconds on one thread, the best of {settings['repeats']}: {settings['steps']} steps, batch "
-            f"{settings['batch']}, {settings['inputs']} inputs, {settings['hidden']} units, "
-            f"{settings['hyper']} units "
-            "in the hyper cell."
+            f"CPU seconds on one thread: {settings['steps']} steps, batch {settings['batch']}, "
+            f"{settings['inputs']} inputs, {settings['hidden']} units, {settings['hyper']} units in the "
+            f"hyper cell. The models take turns; medians of {settings['rounds']} rounds, and the ratio is "
+            "that of times in the same round. *Step by step* is the paper written down in plain layers."
         ),
-        "| | forward | forward and backward | over torch's LSTM |",
-        "|---|--:|--:|--:|",
+        "| | forward | forward and backward | over torch's LSTM | runs |",
+        "|---|--:|--:|--:|--:|",
     ]
     for name, rows in found.items():
         both = statistics.fmean(row["forward_and_backward"] for row in rows)
         forward = statistics.fmean(row["forward"] for row in rows)
-        lines.append(f"| {name} | {forward:.2f} | {both:.2f} | {both / base:.2f} |")
+        ratio = spread(rows, "over_torch", lambda v: f"{v:.2f}")
+        lines.append(f"| {name} | {forward:.2f} | {both:.2f} | {ratio} | {len(rows)} |")
     return lines
 
 

@@ -12,6 +12,7 @@ from weightloom.nn.hyper_layers import (
     hyperize_together,
     materialize,
 )
+from weightloom.nn.hyper_plots import draw_scales
 from weightloom.nn.hyper_recurrent import HyperLSTM, HyperLSTMCell, HyperRNN, HyperScales
 from weightloom.nn.tensor_decoder import CoordinateDecoder, TilingDecoder
 from weightloom.nn.transformer import CausalTransformer, KeyValueCache
@@ -39,6 +40,7 @@ __all__ = [
     "NodeEncoder",
     "TilingDecoder",
     "WeightGenerator",
+    "draw_scales",
     "hyperize",
     "hyperize_together",
     "materialize",

@@ -1,7 +1,8 @@
 """Recurrent cells whose weights are scaled at every step by a smaller cell of their own. One layer, one way.
 
 Knows nothing of stacks of layers, of directions, or of sequences of several lengths: those are in
-:mod:`weightloom.nn.hyper_recurrent`.
+:mod:`weightloom.nn.hyper_recurrent`. How an LSTM goes along a sequence fast is in
+:mod:`weightloom.nn.hyper_scan`.
 
 The smaller ("hyper") cell reads the input and the main state, and its state gives one embedding z for each
 gate y and for each of three uses: rows of the recurrent matrix, rows of the input matrix, the bias.
@@ -28,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weightloom.errors import InputError
+from weightloom.nn.hyper_scan import Sequence, lstm_scan
 from weightloom.nn.weight_generators import require_size
 
 States = tuple[Tensor, ...]
@@ -218,7 +220,13 @@ class _Fixed:
 
 
 class LSTMHyperCell(HyperCell):
-    """An LSTM scaled by an LSTM (equations 10 to 13); states h, c, hyper h, hyper c."""
+    """An LSTM scaled by an LSTM (equations 10 to 13); states h, c, hyper h, hyper c.
+
+    A sequence is one function with a gradient of its own (:func:`weightloom.nn.hyper_scan.lstm_scan`), faster
+    than :meth:`step` by step. The steps are gone one by one where torch has to see inside or more
+    is asked for: in graphs that are compiled or exported, under ``torch.func``, in mixed or half precision,
+    for sequences of several lengths, and for scalings (so ``want_scales`` is the way to second derivatives).
+    """
 
     gates = 4
     main_states = 2
@@ -244,6 +252,53 @@ class LSTMHyperCell(HyperCell):
             return None
         keep = 1 - self.recurrent_dropout
         return inputs.new_empty(*inputs.shape[:2], self.hidden_size).bernoulli_(keep).div_(keep)
+
+    def scan(
+        self, inputs: Tensor, states: States, *, live: Tensor | None = None, want_scales: bool = False
+    ) -> Scan:
+        """As one function where that can be, else step by step."""
+        if live is not None or want_scales or not _is_plain(inputs):
+            return super().scan(inputs, states, live=live, want_scales=want_scales)
+        outputs, after = lstm_scan(self._sequence(inputs, states))
+        return Scan(outputs, after, None)
+
+    def _sequence(self, inputs: Tensor, states: States) -> Sequence:
+        """Joined matrices, and constants put where something is added anyway."""
+        n, z = self.hidden_size, self.embedding_size
+        h, c, hyper_h, hyper_c = states
+        forget = F.pad(self.bias.new_full((1, 1), self.forget_bias), (0, 0, 1, 2))  # (4, 1)
+        bias = self.bias.view(4, n)
+        hyper_bias = self.hyper_bias.view(4, self.hyper_size)
+        norms: tuple[Tensor, ...] = ()
+        if self.layer_norm:
+            own, hyper = self.memory_norm, self.hyper_memory_norm
+            norms = (
+                torch.cat([self.norm_weight, own.weight[None]]),
+                torch.cat([self.norm_bias + forget, own.bias[None]]),
+                torch.cat([self.hyper_norm_weight, hyper.weight[None]]),
+                torch.cat([self.hyper_norm_bias + forget, hyper.bias[None]]),
+            )
+        else:
+            bias, hyper_bias = bias + forget, hyper_bias + forget
+        embed = self.embed_weight.view(12, z, self.hyper_size)
+        embed_bias = F.pad(self.embed_bias.view(8, z), (0, 0, 0, 4))  # z_b has none
+        return Sequence(
+            inputs,
+            self.weight_ih,
+            self.hyper_weight_ih[:, n:],
+            hyper_bias.flatten(),
+            self.weight_hh,
+            torch.cat([self.hyper_weight_ih[:, :n], self.hyper_weight_hh], dim=1),
+            F.pad(embed, (0, 0, 0, 1)).flatten(0, 1),  # (12, Z, H) -> (12, Z + 1, H) -> (12 (Z + 1), H)
+            F.pad(embed_bias, (0, 1), value=1.0).flatten(),
+            torch.cat([self.spread, F.pad(bias[:, None], (0, 0, 0, 0, 8, 0))], dim=1),
+            h,
+            c,
+            hyper_h,
+            hyper_c,
+            self.dropout_mask(inputs),
+            *norms,
+        )
 
     def step(self, fixed: _Fixed, t: int, states: States, drop: Tensor | None) -> tuple[States, Scales]:
         """One step of both cells."""
@@ -288,6 +343,17 @@ class RNNHyperCell(HyperCell):
         hyper_h = squash(hyper_gates)
         gates, scales = fixed.gates(t, recurrent, hyper_h)
         return (squash(gates[0]), hyper_h), scales
+
+
+def _is_plain(inputs: Tensor) -> bool:
+    """Whether nothing but autograd looks at what is done, and all of it is of one precision."""
+    return (
+        inputs.dtype in (torch.float32, torch.float64)
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled(inputs.device.type)
+        # Not public, but what torch itself asks before it lets a function with its own gradient run.
+        and not torch._C._are_functorch_transforms_active()
+    )
 
 
 def check_rate(what: str, value: float) -> float:
