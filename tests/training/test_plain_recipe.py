@@ -23,7 +23,7 @@ class FromZoo(RandomInit):
         return model
 
     def save_pretrained(self, folder: Path) -> None:
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         (folder / "made").write_text(str(self.made))  # type: ignore[attr-defined]
 
 
