@@ -8,6 +8,7 @@ import shutil
 import sys
 import tempfile
 import time
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,12 +25,18 @@ from weightloom.zoo import Zoo
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs the limits and users of a Unix system")
 
 
-@pytest.fixture
-def full_disk():
-    """``full_disk(bytes)``: no file can grow beyond that from then on, which to a writer is a full disk."""
+@contextmanager
+def full_disk(most):
+    """No file can grow beyond ``most`` bytes meanwhile, which to a writer is a full disk.
+
+    Lifted before the test ends: a log that pytest writes to may be larger than that.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda most: resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture
@@ -39,44 +46,40 @@ def small_zoo(tmp_path):
     return zoo
 
 
-def test_a_zoo_on_a_full_disk(small_zoo, full_disk):
+def test_a_zoo_on_a_full_disk(small_zoo):
     large = parse_architecture("mlp(depth=1,width=512,classes=3,input=1x8x8)")
-    full_disk(1 << 16)
-    with pytest.raises(WeightloomError, match="cannot write") as caught:
+    with full_disk(1 << 16), pytest.raises(WeightloomError, match="cannot write") as caught:
         small_zoo.add("s2", large, initial_flats(large, [0]), [record_of(large, "s2", 2)])
     assert caught.value.exit_code == 1
     assert [record.shard for record in small_zoo.records()] == ["s1"]
     assert small_zoo.verify() == [] and not list((small_zoo.path / "shards").glob("*.tmp-*"))
 
 
-def test_an_index_on_a_full_disk(small_zoo, full_disk):
-    full_disk(1 << 16)
-    with pytest.raises(WeightloomError, match="index cannot be used now") as caught:
+def test_an_index_on_a_full_disk(small_zoo):
+    with full_disk(1 << 16), pytest.raises(WeightloomError, match="index cannot be used now") as caught:
         small_zoo.set_about("recipe", "x" * (1 << 18))
     assert caught.value.exit_code == 1
     assert small_zoo.about() == {} and small_zoo.verify() == []
 
 
-def test_a_training_on_a_full_disk_keeps_its_last_state(tmp_path, full_disk):
-    model = torch.nn.Linear(256, 256)
+def test_a_training_on_a_full_disk_keeps_its_last_state(tmp_path):
+    model, limit = torch.nn.Linear(256, 256), ExitStack()
 
     def objective(step):
         if step == 2:
-            full_disk(1 << 16)
+            limit.enter_context(full_disk(1 << 16))
         return model(torch.ones(1, 256)).square().mean(), {}
 
     settings = LoopSettings(steps=4, warmup=0, log_every=1, save_every=1)
-    with pytest.raises(WeightloomError, match="cannot write"):
+    with limit, pytest.raises(WeightloomError, match="cannot write"):
         run_loop("a square", model, objective, settings, folder=tmp_path)
-    full_disk(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
     log = run_loop("a square", model, lambda step: (model.weight.sum(), {}), settings, folder=tmp_path)
     assert [entry["step"] for entry in log] == [1, 2, 3, 4]
 
 
-def test_a_generator_on_a_full_disk(tmp_path, full_disk):
+def test_a_generator_on_a_full_disk(tmp_path):
     save_generator(tiny_generator(1), tmp_path)
-    full_disk(1 << 10)
-    with pytest.raises(WeightloomError, match="cannot write"):
+    with full_disk(1 << 10), pytest.raises(WeightloomError, match="cannot write"):
         save_generator(tiny_generator(2), tmp_path)
     assert load_generator(tmp_path).name == "version-1"
 
