@@ -172,8 +172,11 @@ def main(warm: Path) -> None:
         WRITERS[kind](warm, 0)
     for line in sys.stdin:
         folder, kind, version, instant = line.rstrip("\n").split("\t")
+        # One answer for each question: a child may be killed after its own "done" and before its end.
+        ear, mouth = os.pipe()
         pid = os.fork()
         if pid == 0:
+            os.dup2(mouth, sys.stdout.fileno())
             try:
                 child(Path(folder), kind, int(version), instant)
             except BaseException as error:
@@ -183,9 +186,10 @@ def main(warm: Path) -> None:
         if instant.startswith("after:"):
             time.sleep(float(instant.removeprefix("after:")))
             os.kill(pid, signal.SIGKILL)
-        _, status = os.waitpid(pid, 0)
-        if os.WIFSIGNALED(status):
-            print("killed", flush=True)
+        os.close(mouth)
+        os.waitpid(pid, 0)
+        with open(ear) as answer:
+            print(answer.read().strip() or "killed", flush=True)
 
 
 if __name__ == "__main__":
