@@ -99,7 +99,7 @@ def test_a_config_that_asks_for_terabytes(tmp_path, bounded, change):
     held = json.loads((tmp_path / "config.json").read_text())
     held["config"] |= change
     (tmp_path / "config.json").write_text(json.dumps(held))
-    with bounded(), pytest.raises(CheckpointError):
+    with bounded(1.0), pytest.raises(CheckpointError):  # its layers are counted one by one
         load_generator(tmp_path)
 
 

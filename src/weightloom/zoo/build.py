@@ -85,15 +85,15 @@ def build_zoo(
             with ProcessPoolExecutor(
                 workers, mp_context=get_context("spawn"), initializer=_become_worker
             ) as pool:
-                with _deaf_to_interrupts():
-                    futures = {
-                        pool.submit(_train_shard, recipe, zoo, shard, text, group, tasks): (
-                            shard,
-                            steps * len(tasks),
-                        )
-                        for shard, text, group, tasks, steps in waiting
-                    }
                 try:
+                    with _deaf_to_interrupts():  # one that came meanwhile is heard at its end, still in here
+                        futures = {
+                            pool.submit(_train_shard, recipe, zoo, shard, text, group, tasks): (
+                                shard,
+                                steps * len(tasks),
+                            )
+                            for shard, text, group, tasks, steps in waiting
+                        }
                     for future in as_completed(futures):
                         future.result()
                         shard, cost = futures[future]
