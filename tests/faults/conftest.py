@@ -17,7 +17,7 @@ import pytest
 
 FULL = os.environ.get("WEIGHTLOOM_FAULTS") == "full"
 
-Bounded = Callable[[], AbstractContextManager[None]]
+Bounded = Callable[..., AbstractContextManager[None]]
 
 
 Ask = Callable[..., str]
@@ -62,8 +62,8 @@ def _status(field: str) -> int:
 def bounded() -> Bounded:
     """``with bounded():`` fails if what is inside takes 100 ms of this process's time or 50 MB of memory.
 
-    Time is the processor's, but a crowded processor is a slow one: the quick size only asks for half a second.
-    Memory is the peak, which Linux lets a process set back.
+    Time is the processor's, but a crowded processor is a slow one: the quick size asks for half a second
+    only. Memory is the peak, which Linux lets a process set back.
     """
 
     @contextmanager
