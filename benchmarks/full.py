@@ -39,13 +39,13 @@ from weightloom.fitting import (
 from weightloom.generators import Sampling, best_of
 from weightloom.generators.igpg import IGPG
 from weightloom.generators.load import load_generator
+from weightloom.generators.streaming import layerwise_of
 from weightloom.io import read_json, write_json
 from weightloom.seeding import numpy_generator, torch_generator
 from weightloom.tasks import DatasetTask, SupportSet, dataset_info, parse_task
 from weightloom.training.reward import (
     RewardSettings,
     best_of_prior,
-    layerwise_of,
     steer,
     steered_network,
 )

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import resource
 import statistics
 import time
 from collections import defaultdict
@@ -35,6 +34,7 @@ from torch import Tensor
 from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.architectures.capture import capture_graph, graph_of
 from weightloom.architectures.deepnet import DeepNetSpec
+from weightloom.evaluation.measures import peak_mb, summary
 from weightloom.fitting import (
     FitSettings,
     accuracy,
@@ -182,12 +182,7 @@ def _groups(bench: Bench) -> dict[str, list[ArchitectureSpec]]:
 
 
 def _mean(scores: Sequence[float]) -> dict[str, float]:
-    return {
-        "mean": statistics.fmean(scores),
-        "sd": statistics.stdev(scores) if len(scores) > 1 else 0.0,
-        "max": max(scores),
-        "n": len(scores),
-    }
+    return {**summary(scores), "max": max(scores)}
 
 
 def table_unseen(options: argparse.Namespace) -> dict[str, Any]:
@@ -408,8 +403,11 @@ def table_predict(options: argparse.Namespace) -> dict[str, Any]:
     for backbone, decoder in (("gated", "tiling"), ("transformer", "tiling"), ("gated", "coordinate")):
         config = GHNConfig(classes=10, backbone=backbone, decoder=decoder)  # type: ignore[arg-type]
         model = GHN(config, make_validity((3, 32, 32))).eval()
-        model.generate(module)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        model.generate(module)  # what is imported and cached once is no prediction
+        before = peak_mb(reset=True)
+        made = model.generate(module)
+        peak = 2**20 * (peak_mb() - before)
+        del made
         wall, busy, graphs = [], [], []
         for _ in range(options.repeats):
             start, spent = time.perf_counter(), time.process_time()
@@ -419,7 +417,6 @@ def table_predict(options: argparse.Namespace) -> dict[str, Any]:
             start = time.perf_counter()
             capture_graph(module, (3, 32, 32))
             graphs.append(time.perf_counter() - start)
-        peak = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
         table[f"{backbone}, {decoder}"] = {
             "parameters_of_the_ghn": sum(p.numel() for p in model.parameters()),
             "seconds_median": statistics.median(wall),

@@ -241,3 +241,17 @@ def test_the_structure_ignores_widths_and_names_and_sees_connections():
     first, second = (capture_graph(net, (3, 4, 4)) for net in order)
     assert len(first) == len(second) + 2, "a layer that is called twice is two nodes"
     assert first.structure != second.structure
+
+
+def test_a_path_that_depends_on_the_pixels_is_one_sentence_and_nothing_else(capfd):
+    class Fickle(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(48, 2)
+
+        def forward(self, x):
+            return self.head(x.flatten(1)) if float(x.sum()) > 0 else self.head(-x.flatten(1))
+
+    with pytest.raises(InputError, match="depends on the pixels"):
+        capture_graph(Fickle(), (3, 4, 4))
+    assert capfd.readouterr() == ("", "")

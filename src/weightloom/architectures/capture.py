@@ -13,7 +13,10 @@ read. Knows nothing of what is done with a graph.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import io
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -163,6 +166,8 @@ def _trace(module: nn.Module, shape: tuple[int, ...]) -> Trace:
         # A picture that does not fit is said best by torch's own sentence, which the recorder has met.
         fault = recorded if isinstance(recorded, RuntimeError) and "size" in str(recorded) else error
     reason = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
+    if "data-dependent" in reason:
+        reason = "which way its forward pass goes depends on the pixels"
     pixels = "x".join(map(str, shape))
     raise InputError(f"{type(module).__name__} cannot be traced on a picture of {pixels}: {reason[:300]}")
 
@@ -224,6 +229,18 @@ def _record(module: nn.Module, shape: tuple[int, ...]) -> Trace:
     )
 
 
+@contextmanager
+def _silent() -> Iterator[None]:
+    """What torch prints of a module that it cannot export stays inside; the reason is said in a sentence."""
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    before, logger.disabled = logger.disabled, True
+    try:
+        with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.disabled = before
+
+
 def _export(module: nn.Module, shape: tuple[int, ...]) -> Trace:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -233,7 +250,8 @@ def _export(module: nn.Module, shape: tuple[int, ...]) -> Trace:
         ).eval()
         dtype = next((p.dtype for p in twin.parameters() if p.is_floating_point()), torch.float32)
         picture = torch.empty(_BATCH, *shape, dtype=dtype)
-    program = torch.export.export(twin, (picture,), strict=False)
+    with _silent():
+        program = torch.export.export(twin, (picture,), strict=False)
     signature = program.graph_signature
     keys = {node: number for number, node in enumerate(program.graph.nodes)}
 
