@@ -295,7 +295,10 @@ class GHN(nn.Module, Generator):
     def _head_scores(
         self, spec: ArchitectureSpec, flat: Tensor, support: SupportSet, *, predicts: bool
     ) -> dict[str, float]:
-        """How often each kind of head is right on the examples, each left out where heads are fitted."""
+        """How often each kind of head is right on the examples, each left out where heads are fitted.
+
+        A ridge regression stands for the discriminant that is taken: only it leaves one out at no cost.
+        """
         images, labels = support.flat()
         measured = recalibrate(spec, flat[None], images)
         features = trunk_features(spec, measured, images)[0]
