@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from weightloom.architectures import ArchitectureSpec
+from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.architectures.capture import graph_of
 from weightloom.architectures.deepnet import DeepNetSpec
 from weightloom.architectures.genotype import SPACES
@@ -49,6 +49,8 @@ class GHNSettings:
     Attributes:
         space: which architectures (``architectures/genotype.py``).
         networks: how many of them there are to draw from.
+        architectures: others beside them, as text without classes and input.
+        share: how many of the networks that are drawn are of those others.
         meta_batch: K.
         images: B.
         augment: pictures are shifted by up to an eighth, and flipped half of the time.
@@ -61,6 +63,8 @@ class GHNSettings:
 
     space: str = "tiny"
     networks: int = 100_000
+    architectures: Sequence[str] = ()
+    share: float = 0.0
     meta_batch: int = 4
     images: int = 64
     augment: bool = True
@@ -76,6 +80,8 @@ class GHNSettings:
             raise SpecError("networks and meta_batch must be at least 1, images at least 2, clip above 0")
         if not min(self.features, self.norm_penalty) >= 0:
             raise SpecError("features and norm_penalty must not be negative")
+        if not 0 <= self.share <= 1 or (self.share > 0) != (len(self.architectures) > 0):
+            raise SpecError("share is from 0 to 1, and above 0 where there are architectures to draw")
 
 
 _Buffer = tuple[str, tuple[int, ...], torch.dtype]
@@ -113,13 +119,25 @@ class GHNObjective:
     ) -> None:
         self.model, self.data, self.settings, self.seed, self.first = model, data, settings, seed, first
         self.classes, self.input = model.config.classes, model.validity.input
+        self.others = tuple(
+            parse_architecture(text).resolve(classes=self.classes, input=self.input)
+            for text in settings.architectures
+        )
         held = torch.randperm(len(data), generator=torch_generator("ghn-validation", seed))
         self.validation, self.training = held[:VALIDATION_IMAGES], held[VALIDATION_IMAGES:]
 
-    def specs(self, stream: torch.Generator) -> list[DeepNetSpec]:
+    def specs(self, stream: torch.Generator) -> list[ArchitectureSpec]:
         """K training architectures."""
-        drawn = torch.randint(self.settings.networks, (self.settings.meta_batch,), generator=stream)
-        return [self.spec("train", index) for index in drawn.tolist()]
+        count = self.settings.meta_batch
+        drawn = torch.randint(self.settings.networks, (count,), generator=stream).tolist()
+        if not self.others:
+            return [self.spec("train", index) for index in drawn]
+        other = (torch.rand(count, generator=stream) < self.settings.share).tolist()
+        which = torch.randint(len(self.others), (count,), generator=stream).tolist()
+        return [
+            self.others[second] if instead else self.spec("train", first)
+            for first, second, instead in zip(drawn, which, other, strict=True)
+        ]
 
     def spec(self, split: str, index: int) -> DeepNetSpec:
         """A random network for the images of the task."""
