@@ -32,7 +32,7 @@ FACE = {
         "--task", "--data", "--budget", "--arch", "--generator", "--instruction", "--samples", "--shots",
         "--seed", "--out", "--plot", "--state", "--json",
     },
-    "zoo build": {"RECIPE", "--out", "--workers", "--json"},
+    "zoo build": {"RECIPE", "--out", "--workers", "--engine", "--address", "--json"},
     "zoo list": {
         "DIR", "--arch", "--task", "--dataset", "--split", "--classes", "--min-accuracy", "--final",
         "--not-final", "--limit", "--json",
