@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -164,6 +166,26 @@ def adds_up():
                 for name, value in found[2].items():
                     apart = float((value - gradient[name]).norm())
                     assert apart <= rtol * (float(gradient[name].norm()) + 1e-3 * longest), (step, name)
+
+    return check
+
+
+@pytest.fixture
+def halves_well():
+    """Fails unless an objective's loss in half the bits is near that in all, and teaches the same weights."""
+
+    def check(modules, objective, rel=0.05):
+        losses, taught = [], []
+        for enabled in (False, True):
+            modules.zero_grad(set_to_none=True)
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")  # torch's own
+                loss, _ = objective(1)
+            loss.backward()
+            losses.append(float(loss.detach()))
+            taught.append({name for name, p in modules.named_parameters() if p.grad is not None})
+            assert all(bool(torch.isfinite(p.grad).all()) for p in modules.parameters() if p.grad is not None)
+        assert losses[0] != losses[1] == pytest.approx(losses[0], rel=rel) and taught[0] == taught[1]
 
     return check
 

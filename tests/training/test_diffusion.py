@@ -247,7 +247,8 @@ def test_what_makes_no_sense_is_refused_before_any_work(zoo, recipe, tmp_path):
     refused("another recipe or zoo", InputError, seed=4)
 
 
-def test_parts_of_a_step_add_up_to_it(diffusion, adds_up):
+def test_parts_of_a_step_add_up_to_it(diffusion, adds_up, halves_well):
     made, objective = diffusion(functional_weight=0.5, latent_noise=0.1)
     assert objective.items == 4
     adds_up(made, objective)
+    halves_well(made, objective)

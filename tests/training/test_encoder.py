@@ -65,7 +65,8 @@ def test_tasks_of_different_class_counts_train_together(encoder, tasks):
     assert bool(torch.isfinite(mixed(0)[0]))
 
 
-def test_parts_of_a_step_add_up_to_it(encoder, tasks, adds_up):
+def test_parts_of_a_step_add_up_to_it(encoder, tasks, adds_up, halves_well):
     objective = EncoderObjective(encoder, tasks, tasks_at_once=4, shots=2, queries=8)
     assert objective.items == 4
     adds_up(encoder, objective)
+    halves_well(encoder, objective)

@@ -175,8 +175,9 @@ def test_zero_shot_accuracies_are_shares():
     assert len(scores) == 2 and all(0 <= score <= 1 for score in scores)
 
 
-def test_parts_of_a_step_add_up_to_it(adds_up):
+def test_parts_of_a_step_add_up_to_it(adds_up, halves_well):
     changes = {"meta_batch": 3, "norm_penalty": 0.01}
     one = objective(objective={**TINY["objective"], **changes})
     assert one.items == 3
     adds_up(one.model, one)
+    halves_well(one.model, one)

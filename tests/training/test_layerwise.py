@@ -131,7 +131,7 @@ def test_recipes_that_make_no_sense(tmp_path, changes):
         train_recipe(write(tmp_path, **changes), None, tmp_path / "out")
 
 
-def test_parts_of_a_step_add_up_to_it(adds_up):
+def test_parts_of_a_step_add_up_to_it(adds_up, halves_well):
     config = LayerwiseConfig(**RECIPE["config"])
     model = Layerwise(config, validity_of(config, (1, 8, 8), (2, 5), ("digits",))).train()
     model.images.eval()
@@ -141,3 +141,4 @@ def test_parts_of_a_step_add_up_to_it(adds_up):
     objective = EpisodeObjective(model, sampler, specs, settings)
     assert objective.items == 3
     adds_up(model, objective)
+    halves_well(model, objective)

@@ -113,8 +113,11 @@ def _steer(
     from weightloom.architectures import parse_architecture
     from weightloom.generators.load import load_generator
     from weightloom.generators.streaming import layerwise_of
+    from weightloom.training import parallel
     from weightloom.training.reward import train_across
 
+    if parallel.started() > 1:
+        raise InputError("steering by reward is the work of one process; start it without torchrun")
     path = find_recipe("reward-tiny")
     start = load_generator(plain_text(generator, "generator"))
     target = load_task(task, data, start.validity.input)

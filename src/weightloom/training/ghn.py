@@ -28,6 +28,7 @@ from weightloom.architectures.deepnet import DeepNetSpec
 from weightloom.architectures.genotype import SPACES
 from weightloom.errors import SpecError
 from weightloom.fitting import accuracy, left_out, recalibrate
+from weightloom.fitting.precision import full_precision
 from weightloom.generators.ghn import GHN, GHNConfig, make_validity
 from weightloom.generators.load import load_generator, save_generator
 from weightloom.io import read_yaml
@@ -90,6 +91,7 @@ def _template(spec: ArchitectureSpec) -> tuple[nn.Module, tuple[_Buffer, ...]]:
     return module, tuple((name, tuple(b.shape), b.dtype) for name, b in module.named_buffers())
 
 
+@full_precision
 def logits_of(spec: ArchitectureSpec, weights: dict[str, Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
     """(B, C) logits of the network with these weights, and (B, H) what its head sees.
 

@@ -106,6 +106,12 @@ def count() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def started() -> int:
+    """How many processes ``torchrun`` has started, joined or not."""
+    said = os.environ.get("WORLD_SIZE", "1")
+    return int(said) if said.isdecimal() else 1
+
+
 def rank() -> int:
     """Which of them this one is; 0 is the one that writes."""
     return dist.get_rank() if count() > 1 else 0
@@ -154,7 +160,7 @@ def joined() -> Iterator[None]:
         ...     count(), rank()
         (1, 0)
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not dist.is_available() or dist.is_initialized():
+    if started() == 1 or not dist.is_available() or dist.is_initialized():
         yield
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"

@@ -35,7 +35,6 @@ from weightloom.generators.streaming import layerwise_of
 from weightloom.io import load_tensors, read_yaml, save_tensors
 from weightloom.seeding import torch_generator
 from weightloom.tasks import TaskData, TaskSampler
-from weightloom.training import parallel
 from weightloom.training.layerwise import FIRST_TASK, draw_episode
 from weightloom.training.loop import Progress, run_loop
 from weightloom.training.recipe import RewardRecipe
@@ -281,11 +280,6 @@ def train_across(recipe_path: Path, start: Generator, out: Path, progress: Progr
         InputError: ``start`` has no layer-wise part.
         TrainingError: a loss stays not finite.
     """
-    with parallel.joined(), parallel.own_folder(out) as own:
-        return _train_across(recipe_path, start, own, progress)
-
-
-def _train_across(recipe_path: Path, start: Generator, out: Path, progress: Progress) -> Generator:
     recipe = read_yaml(recipe_path, RewardRecipe)
     shape = start.validity.input
     sampler = TaskSampler(
