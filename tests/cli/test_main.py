@@ -52,7 +52,7 @@ FACE = {
     },
     "bench": {
         "--out", "--generator", "--zoo", "--tasks", "--seeds", "--samples", "--images", "--finetuned",
-        "--epoch-steps", "--arch", "--dataset", "--quick", "--json",
+        "--epoch-steps", "--arch", "--dataset", "--quick", "--workers", "--engine", "--address", "--json",
     },
     "map": {
         "ZOO", "--generator", "--arch", "--samples", "--method", "--seed", "--out", "--plot", "--json",
