@@ -187,3 +187,11 @@ def test_zero_shot_accuracies_are_shares():
     images, labels = one.data.batch(one.validation[:50])
     scores = zero_shot(one.model, [one.spec("test", i) for i in range(2)], images, images, labels)
     assert len(scores) == 2 and all(0 <= score <= 1 for score in scores)
+
+
+def test_parts_of_a_step_add_up_to_it(adds_up, halves_well):
+    changes = {"meta_batch": 3, "norm_penalty": 0.01}
+    one = objective(objective={**TINY["objective"], **changes})
+    assert one.items == 3
+    adds_up(one.model, one)
+    halves_well(one.model, one)

@@ -28,13 +28,15 @@ from weightloom.architectures.deepnet import DeepNetSpec
 from weightloom.architectures.genotype import SPACES
 from weightloom.errors import SpecError
 from weightloom.fitting import accuracy, left_out, recalibrate
+from weightloom.fitting.precision import full_precision
 from weightloom.generators.ghn import GHN, GHNConfig, make_validity
 from weightloom.generators.load import load_generator, save_generator
 from weightloom.io import read_yaml
 from weightloom.seeding import seed_for, torch_generator
 from weightloom.tasks import DatasetTask, Task, TaskData, parse_task
 from weightloom.training.loop import Progress, run_loop
-from weightloom.training.recipe import GHNRecipe
+from weightloom.training.parallel import WHOLE, Part
+from weightloom.training.recipe import UNDECISIVE, GHNRecipe
 from weightloom.training.stages import claim
 from weightloom.training.trainers import trainers
 
@@ -95,6 +97,7 @@ def _template(spec: ArchitectureSpec) -> tuple[nn.Module, tuple[_Buffer, ...]]:
     return module, tuple((name, tuple(b.shape), b.dtype) for name, b in module.named_buffers())
 
 
+@full_precision
 def logits_of(spec: ArchitectureSpec, weights: dict[str, Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
     """(B, C) logits of the network with these weights, and (B, H) what its head sees.
 
@@ -153,27 +156,33 @@ class GHNObjective:
             images = shifted(images, stream, flip=self.settings.flip)
         return images.to(self.model.device), labels.to(self.model.device)
 
-    def __call__(self, step: int) -> tuple[Tensor, dict[str, float]]:
+    @property
+    def items(self) -> int:
+        """K: networks are whole, and see all images."""
+        return self.settings.meta_batch
+
+    def __call__(self, step: int, part: Part = WHOLE) -> tuple[Tensor, dict[str, float]]:
         """The mean loss of K predicted networks on one batch."""
         settings = self.settings
         stream = torch_generator("ghn", self.seed, self.first + step)
-        specs = self.specs(stream)
+        drawn = self.specs(stream)
         images, labels = self.batch(stream)
+        specs = drawn[part.rows(len(drawn))]
         predicted = self.model([graph_of(spec) for spec in specs])
         losses, right, fitted = [], 0.0, 0.0
         for spec, weights in zip(specs, predicted, strict=True):
-            logits, features = logits_of(spec, _bounded(weights, settings.clip / len(specs)), images)
+            logits, features = logits_of(spec, _bounded(weights, settings.clip / len(drawn)), images)
             loss = held_back(F.cross_entropy(logits, labels), self.classes)
-            right += float((logits.argmax(1) == labels).float().mean()) / len(specs)
+            right += float((logits.argmax(1) == labels).float().mean()) / len(drawn)
             if settings.features:
                 judged = left_out(features, labels, self.classes)
                 loss = loss + settings.features * F.cross_entropy(judged, labels)
-                fitted += float((judged.argmax(1) == labels).float().mean()) / len(specs)
+                fitted += float((judged.argmax(1) == labels).float().mean()) / len(drawn)
             losses.append(loss)
-        loss = torch.stack(losses).mean()
+        loss = torch.stack(losses).mean() * part.share(len(drawn))
         if settings.norm_penalty:
             norms = [value.norm() for weights in predicted for value in weights.values()]
-            loss = loss + settings.norm_penalty * torch.stack(norms).sum() / len(specs)
+            loss = loss + settings.norm_penalty * torch.stack(norms).sum() / len(drawn)
         return loss, {"accuracy": right} | ({"fitted_accuracy": fitted} if settings.features else {})
 
     def evaluate(self, split: str, count: int) -> dict[str, float]:
@@ -261,7 +270,7 @@ def train_from_recipe(recipe_path: Path, zoo: Path | None, out: Path, progress: 
 def _origin(recipe: GHNRecipe) -> dict[str, Any]:
     """What the training is made from; how often it is logged, kept and measured changes nothing."""
     said = recipe.model_dump(mode="json", exclude_defaults=True)
-    for name in ("log_every", "save_every"):
+    for name in UNDECISIVE:
         said["loop"].pop(name, None)
     return {key: value for key, value in said.items() if not key.startswith("evaluate_")}
 
