@@ -65,3 +65,13 @@ def test_copies_share_what_they_read():
     flat = widened(torch.arange(4.0).reshape(1, 1, 4), (1, 8, 1, 1), places=2)  # channels 0 1 | 2 3
     assert flat.tolist() == [[[0.0, 0.5, 0.0, 0.5, 1.0, 1.5, 1.0, 1.5]]]
     assert repeated(torch.arange(3), 0, 5).tolist() == [0, 0, 1, 1, 2]
+
+
+@pytest.mark.parametrize("pool", ["mean", "token"])
+def test_tables_of_positions_are_repeated_too(pool):
+    spec = parse_architecture(f"vit(depth=1,width=64,pool={pool})").resolve(**SHAPE)
+    state = layout_of(spec).unflatten(make().generate_many(spec)[0].flat)
+    tables = [value for name, value in state.items() if "position" in name or "token" in name]
+    assert len(tables) == (1 if pool == "mean" else 2)
+    for table in tables:
+        assert torch.equal(table[..., 0::4], table[..., 3::4]) and table[..., ::4].unique().numel() >= 8

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from weightloom.architectures.graph import NORM_KINDS, WEIGHT_KINDS, ModuleGraph, Shape4
+from weightloom.architectures.graph import NORM_KINDS, WEIGHT_KINDS, GraphNode, ModuleGraph, Shape4
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ def repeated(x: Tensor, dim: int, length: int) -> Tensor:
 def narrow_twin(graph: ModuleGraph, widest: int) -> Twin:
     """The twin whose first layer has at most ``widest`` channels; the network itself where it has no more.
 
-    All channels of maps are divided by one power of two. Classes, the picture's channels, tables of positions
-    and the hidden neurons before a head stay.
+    All channels of maps are divided by one power of two. Classes, the picture's channels and the hidden
+    neurons before a head stay.
 
     Example:
         >>> from weightloom.architectures import parse_architecture
@@ -84,7 +84,9 @@ def narrow_twin(graph: ModuleGraph, widest: int) -> Twin:
     for index, (node, sources) in enumerate(zip(graph.nodes, graph.predecessors, strict=True)):
         before = bool(sources) and all(divided[source] for source in sources)
         after = before
-        if node.shape is not None and node.kind != "position":
+        if node.kind == "position":
+            node = _narrow_table(node, stem, factor)
+        elif node.shape is not None:
             out, into, high, wide = node.shape
             if node.kind in WEIGHT_KINDS:
                 depthwise = into == 1 < graph.channels[sources[0]]
@@ -100,6 +102,17 @@ def narrow_twin(graph: ModuleGraph, widest: int) -> Twin:
     for name in ("predecessors", "distances", "heads", "head_biases"):  # no width changes these
         twin.__dict__[name] = getattr(graph, name)
     return Twin(twin, shapes, places)
+
+
+def _narrow_table(node: GraphNode, stem: int, factor: int) -> GraphNode:
+    """A table of positions with fewer channels: its rows where it lies on maps (1, C, H, W), else columns."""
+    if node.shape is None or not node.tensors:
+        return node
+    sizes = list(node.shape)
+    axis = 0 if len(node.tensors[0].shape) > 2 or sizes[1] == 1 else 1
+    if sizes[axis] == stem:
+        sizes[axis] = -(-stem // factor)
+    return dataclasses.replace(node, shape=(sizes[0], sizes[1], sizes[2], sizes[3]))
 
 
 def _places(graph: ModuleGraph, index: int) -> int:

@@ -224,7 +224,7 @@ class GHN(nn.Module, Generator):
                     elif node.kind in WEIGHT_KINDS:
                         key = ("weight", node.shape, whole, twin.places[index], node.transposed)
                     elif node.kind == "position":
-                        key = ("position", node.shape)
+                        key = ("position", node.shape, whole)
                     elif node.kind in NORM_KINDS or node.kind == "scale":
                         key = ("gain" if tensor.role == "weight" else "bias", node.shape[0], whole[0])
                     else:
@@ -260,7 +260,8 @@ class GHN(nn.Module, Generator):
             values = self.decode.head_bias(states)
             return torch.tanh(0.2 * values) if normalise else values
         if what == "position":
-            return self.decode.weight(states, details[0])
+            small, full = details
+            return repeated(repeated(self.decode.weight(states, small), 1, full[0]), 2, full[1])
         shape: Shape4
         shape, whole, places, transposed = details
         if what == "head":
