@@ -210,7 +210,7 @@ class LayerNormLSTM(nn.Module):
 
 
 HYPER = {"hyper_size": 32, "embedding_size": 4}
-RATES = (3e-3, 1e-2)
+RATES = (3e-3, 1e-2, 3e-2)
 """Adam's, of the character models."""
 CORES: dict[str, Callable[[int, int], nn.Module]] = {
     "LSTM": nn.LSTM,
