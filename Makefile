@@ -52,6 +52,11 @@ test: $(STAMP) ## Run the tests, doctests and snippets (ARGS='-k name' for some)
 faults: $(STAMP) ## Run the fault tests at full size: 500 kills, a million changed files
 	WEIGHTLOOM_FAULTS=full $(BIN)/python -m pytest tests/faults $(ARGS)
 
+.PHONY: ray
+ray: $(STAMP) ## Install Ray and run the tests of the engines on a cluster of this machine
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS),ray]'
+	$(BIN)/python -m pytest tests/engines $(ARGS)
+
 .PHONY: pip-audit
 pip-audit: ## Look the pinned versions up in the list of advisories (needs network access)
 	test -x build/pip-audit/bin/pip-audit || { $(PYTHON) -m venv build/pip-audit \
@@ -123,7 +128,7 @@ leaderboard: $(STAMP) ## Make the leaderboard again (about an hour on 2 cores; g
 .PHONY: constraints
 constraints: ## Write constraints.txt again, from the newest versions that fit
 	rm -rf build/constraints && $(PYTHON) -m venv build/constraints
-	build/constraints/bin/pip install --quiet 'torch==2.13.0' -e '.[$(EXTRAS),docs]'
+	build/constraints/bin/pip install --quiet 'torch==2.13.0' -e '.[$(EXTRAS),ray,docs]'
 	{ head -n 2 constraints.txt; build/constraints/bin/pip freeze --all --exclude-editable | sed 's/+cpu$$//' \
 		| grep -Eiv '^(pip|weightloom|nvidia|triton|cuda)'; } > build/constraints.txt
 	mv build/constraints.txt constraints.txt

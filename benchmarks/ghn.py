@@ -42,6 +42,7 @@ from weightloom.fitting import (
     fit_population,
     initial_flats,
     recalibrate,
+    run_networks,
 )
 from weightloom.generators.ghn import GHN, GHNConfig, make_validity
 from weightloom.generators.load import load_generator
@@ -54,7 +55,12 @@ from weightloom.weights import layout_of
 
 RESULTS = Path(__file__).parent / "results"
 SPLITS = ("test", "wide", "deep", "dense", "bn-free")
-OTHERS = {"resnet": "resnet(depth=20,width=16)", "vit": "vit(depth=4,width=32)"}
+OTHERS = {
+    "resnet": "resnet(depth=20,width=16)",
+    "vit": "vit(depth=4,width=32)",
+    "cnn": "cnn(depth=3,width=16)",
+    "mobilenet": "mobilenet(depth=6,width=8)",
+}
 BATCH = 128
 CALIBRATION = 512
 RATE = 3e-3
@@ -102,6 +108,15 @@ class Bench:
     def scored(self, spec: ArchitectureSpec, flat: Tensor) -> float:
         """Test accuracy of weights (P,), batch norms measured on the unlabelled images."""
         return float(accuracy(spec, recalibrate(spec, flat[None], self.calibration), *self.test)[0])
+
+    def scored_by_batch(self, spec: ArchitectureSpec, flat: Tensor) -> float:
+        """The same, batch norms using the statistics of 64 test images at a time."""
+        images, labels = self.test
+        right = [
+            (run_networks(spec, flat[None], some, training=True)[0].argmax(1) == wanted).float()
+            for some, wanted in zip(images.split(64), labels.split(64), strict=True)
+        ]
+        return float(torch.cat(right).mean())
 
     def trained(self, spec: ArchitectureSpec, epochs: int) -> Tensor:
         """(P,) the network after so many epochs from He's initialisation; made once."""
@@ -199,6 +214,7 @@ def table_unseen(options: argparse.Namespace) -> dict[str, Any]:
             copy = bench.copied(spec, bank, bench.calibration)
             row = {
                 "predicted": bench.scored(spec, ghn),
+                "predicted, batch statistics": bench.scored_by_batch(spec, ghn),
                 "random": bench.scored(spec, random),
                 "copied": bench.scored(spec, copy),
                 **{

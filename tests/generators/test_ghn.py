@@ -213,3 +213,12 @@ def test_without_examples_only_the_trained_classes_are_made():
     assert model.generate("cnn(depth=2,width=8,classes=10)").report["head"] == "predicted"
     with pytest.raises(UnsupportedRequestError, match="give examples"):
         model.generate("cnn(depth=2,width=8,classes=3)")
+
+
+@pytest.mark.parametrize("name", ["ghn-3", "coordinate"])
+def test_a_head_over_a_flattened_map_weighs_all_places_of_a_channel_alike(name):
+    body = nn.Conv2d(3, 12, 3, stride=4, padding=1), nn.ReLU(), nn.Flatten()
+    net = nn.Sequential(*body, nn.Linear(12 * 16, 3))
+    assert capture_graph(net, (3, 16, 16)).channels == (0, 12, 12, 3, 3)
+    head = make(name).generate(net).module[-1].weight.unflatten(1, (12, 16))  # (3, 192) -> (3, 12, 16)
+    assert torch.equal(head, head[:, :, :1].expand_as(head)) and head[:, :, 0].unique().numel() >= 24

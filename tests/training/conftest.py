@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,7 @@ from weightloom.seeding import torch_generator
 from weightloom.tasks import TaskSampler
 from weightloom.tokenizers import tokenizers
 from weightloom.training.bank import BankedTask
+from weightloom.training.parallel import Divisible, Part
 from weightloom.training.tokenizer import initialise_bases, load_populations, measure_statistics
 from weightloom.zoo import ZooRecipe, build_zoo
 
@@ -131,6 +134,60 @@ def banks(populations):
         return bank_of(model.images, seen), fresh
 
     return make
+
+
+@pytest.fixture
+def adds_up():
+    """Fails unless the parts of an objective's batch give the loss, gradient and numbers of the whole."""
+
+    def run(modules, objective, step, *parts):
+        modules.zero_grad(set_to_none=True)
+        total, sums = 0.0, {}
+        for part in parts:
+            loss, numbers = objective(step, part) if part.count > 1 else objective(step)
+            if loss.requires_grad:
+                loss.backward()
+            total += float(loss.detach())
+            sums = {name: sums.get(name, 0.0) + numbers.get(name, 0.0) for name in {*sums, *numbers}}
+        trained = {name: p for name, p in modules.named_parameters() if p.requires_grad}
+        zero = {name: torch.zeros_like(p) for name, p in trained.items()}
+        return total, sums, {n: zero[n] if p.grad is None else p.grad.clone() for n, p in trained.items()}
+
+    def check(modules, objective, steps=(0, 1, 2), counts=(2, 3), rtol=1e-3):
+        assert isinstance(objective, Divisible)
+        for step in steps:
+            loss, numbers, gradient = run(modules, objective, step, Part())
+            longest = max(float(value.norm()) for value in gradient.values())
+            assert longest > 0
+            for count in counts:
+                found = run(modules, objective, step, *(Part(index, count) for index in range(count)))
+                assert found[0] == pytest.approx(loss, rel=1e-4, abs=1e-6)
+                assert found[1] == pytest.approx(numbers, rel=1e-3, abs=1e-6)
+                for name, value in found[2].items():
+                    apart = float((value - gradient[name]).norm())
+                    assert apart <= rtol * (float(gradient[name].norm()) + 1e-3 * longest), (step, name)
+
+    return check
+
+
+@pytest.fixture
+def halves_well():
+    """Fails unless an objective's loss in half the bits is near that in all, and teaches the same weights."""
+
+    def check(modules, objective, rel=0.05):
+        losses, taught = [], []
+        for enabled in (False, True):
+            modules.zero_grad(set_to_none=True)
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")  # torch's own
+                loss, _ = objective(1)
+            loss.backward()
+            losses.append(float(loss.detach()))
+            taught.append({name for name, p in modules.named_parameters() if p.grad is not None})
+            assert all(bool(torch.isfinite(p.grad).all()) for p in modules.parameters() if p.grad is not None)
+        assert losses[0] != losses[1] == pytest.approx(losses[0], rel=rel) and taught[0] == taught[1]
+
+    return check
 
 
 @pytest.fixture

@@ -245,3 +245,10 @@ def test_what_makes_no_sense_is_refused_before_any_work(zoo, recipe, tmp_path):
     assert not (tmp_path / "out").exists()
     train_recipe(recipe(), zoo.path, tmp_path / "out")
     refused("another recipe or zoo", InputError, seed=4)
+
+
+def test_parts_of_a_step_add_up_to_it(diffusion, adds_up, halves_well):
+    made, objective = diffusion(functional_weight=0.5, latent_noise=0.1)
+    assert objective.items == 4
+    adds_up(made, objective)
+    halves_well(made, objective)

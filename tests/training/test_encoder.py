@@ -63,3 +63,10 @@ def test_tasks_of_different_class_counts_train_together(encoder, tasks):
     sampler = TaskSampler(["digits"], "encoder", classes=(2, 2), size=16, channels=1)
     mixed = EncoderObjective(encoder, [*tasks, sampler.task(0)], tasks_at_once=6, shots=2, queries=8)
     assert bool(torch.isfinite(mixed(0)[0]))
+
+
+def test_parts_of_a_step_add_up_to_it(encoder, tasks, adds_up, halves_well):
+    objective = EncoderObjective(encoder, tasks, tasks_at_once=4, shots=2, queries=8)
+    assert objective.items == 4
+    adds_up(encoder, objective)
+    halves_well(encoder, objective)

@@ -61,6 +61,17 @@ def test_validation_images_are_never_trained_on():
     assert all(spec.split == "train" for spec in one.specs(torch.Generator()))
 
 
+def test_named_architectures_are_drawn_among_the_random_ones():
+    others = ["cnn(depth=1,width=4)", "resnet(depth=8,width=4)"]
+    one = objective(objective={**TINY["objective"], "architectures": others, "share": 0.5})
+    stream = torch.Generator().manual_seed(0)
+    drawn = [spec.family for _ in range(40) for spec in one.specs(stream)]
+    assert set(drawn) == {"cnn", "resnet", "deepnet"} and 20 < drawn.count("deepnet") < 60
+    assert all(spec.classes == 10 and spec.input == (1, 8, 8) for spec in one.others)
+    loss, _ = one(3)
+    assert loss.isfinite()
+
+
 def test_logits_are_those_of_the_network_in_training_mode():
     one = objective()
     spec = one.spec("test", 1)
@@ -113,7 +124,10 @@ def test_pictures_are_moved_and_mirrored_by_their_own_stream():
 
 
 def test_settings_are_checked():
-    for wrong in ({"space": "large"}, {"meta_batch": 0}, {"images": 1}, {"norm_penalty": -1.0}):
+    for wrong in (
+        {"space": "large"}, {"meta_batch": 0}, {"images": 1}, {"norm_penalty": -1.0}, {"share": 0.5},
+        {"architectures": ["cnn"]}, {"architectures": ["cnn"], "share": 1.5},
+    ):  # fmt: skip
         with pytest.raises(SpecError):
             GHNSettings(**wrong)
     with pytest.raises(SpecError, match="options"):
@@ -173,3 +187,11 @@ def test_zero_shot_accuracies_are_shares():
     images, labels = one.data.batch(one.validation[:50])
     scores = zero_shot(one.model, [one.spec("test", i) for i in range(2)], images, images, labels)
     assert len(scores) == 2 and all(0 <= score <= 1 for score in scores)
+
+
+def test_parts_of_a_step_add_up_to_it(adds_up, halves_well):
+    changes = {"meta_batch": 3, "norm_penalty": 0.01}
+    one = objective(objective={**TINY["objective"], **changes})
+    assert one.items == 3
+    adds_up(one.model, one)
+    halves_well(one.model, one)

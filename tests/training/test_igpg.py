@@ -243,3 +243,11 @@ def test_it_learns(prior, kind):
 def test_settings_that_make_no_sense(bad):
     with pytest.raises(SpecError):
         PriorSettings(**bad)
+
+
+@pytest.mark.parametrize("settings", [{"fresh_share": 0.0}, {"fresh_share": 1.0}])
+def test_parts_of_a_step_add_up_to_it(prior, adds_up, halves_well, settings):
+    made, objective = prior(networks=4, drop_dataset=0.5, **settings)
+    assert objective.items == 4
+    adds_up(made, objective)
+    halves_well(made, objective)

@@ -6,13 +6,14 @@ import pytest
 import torch
 import yaml
 
+from weightloom.architectures import parse_architecture
 from weightloom.errors import InputError, SpecError
 from weightloom.fitting import accuracy
-from weightloom.generators.layerwise import Layerwise, validity_of
+from weightloom.generators.layerwise import Layerwise, LayerwiseConfig, validity_of
 from weightloom.generators.load import load_generator
 from weightloom.seeding import torch_generator
 from weightloom.tasks import TaskSampler, parse_task
-from weightloom.training.layerwise import FIRST_TASK, EpisodeSettings, draw_episode
+from weightloom.training.layerwise import FIRST_TASK, EpisodeObjective, EpisodeSettings, draw_episode
 from weightloom.training.run import train_recipe
 
 RECIPE = {
@@ -128,3 +129,16 @@ def test_settings_that_make_no_sense(changes):
 def test_recipes_that_make_no_sense(tmp_path, changes):
     with pytest.raises(InputError):
         train_recipe(write(tmp_path, **changes), None, tmp_path / "out")
+
+
+def test_parts_of_a_step_add_up_to_it(adds_up, halves_well):
+    config = LayerwiseConfig(**RECIPE["config"])
+    model = Layerwise(config, validity_of(config, (1, 8, 8), (2, 5), ("digits",))).train()
+    model.images.eval()
+    sampler = TaskSampler(["digits"], "training-tests", "train", (3, 5), size=8, channels=1)
+    specs = [parse_architecture(text).resolve(input=(1, 8, 8)) for text in RECIPE["architectures"]]
+    settings = EpisodeSettings(tasks=3, shots=(8,), queries=8, told_instruction=0.5)
+    objective = EpisodeObjective(model, sampler, specs, settings)
+    assert objective.items == 3
+    adds_up(model, objective)
+    halves_well(model, objective)

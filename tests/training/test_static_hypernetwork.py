@@ -13,6 +13,7 @@ from weightloom.fitting import accuracy
 from weightloom.generators.load import load_generator
 from weightloom.generators.static_hypernetwork import StaticHypernetwork
 from weightloom.training.run import train_recipe
+from weightloom.training.static_hypernetwork import EpisodeObjective
 from weightloom.zoo import Zoo
 
 RECIPE = {
@@ -78,3 +79,12 @@ def test_what_makes_no_sense_is_refused(zoo, tmp_path):
     Zoo(tmp_path / "foreign", create=True)
     with pytest.raises(InputError, match="not built from a recipe"):
         train_recipe(write(tmp_path), tmp_path / "foreign", tmp_path / "out")
+
+
+def test_parts_of_a_step_add_up_to_it(zoo, tmp_path, adds_up, halves_well):
+    made = train_recipe(write(tmp_path, loop={"steps": 1}), zoo.path, tmp_path / "out").train()
+    tasks = [record.parsed_task() for record in zoo.records(split="train", final=True)]
+    objective = EpisodeObjective(made, tasks, shots=4, queries=16)
+    assert objective.items == 2
+    adds_up(made, objective, counts=(2,))
+    halves_well(made, objective)

@@ -209,3 +209,16 @@ def test_the_round_trip_of_a_real_one(tokenizer, populations, kind):
     for row, population in zip(rows, populations, strict=True):
         assert row["bits_per_weight"] == made.bits_per_weight(population.spec)
         assert all(0 <= float(row[key]) <= 1 for key in ("original", "rebuilt", "rebuilt_norms_as_coded"))
+
+
+def test_parts_of_a_step_add_up_to_it(tokenizer, populations, adds_up, halves_well):
+    made = tokenizer("fsq")
+    objective = objective_of(made, populations)
+    assert objective.items == 4
+    adds_up(made, objective)
+    halves_well(made, objective)
+
+
+def test_a_step_that_draws_in_the_middle_is_one_part(tokenizer, populations):
+    assert objective_of(tokenizer("gumbel"), populations).items == 1
+    assert objective_of(tokenizer("fsq"), populations, latent_noise=0.1).items == 1

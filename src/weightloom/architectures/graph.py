@@ -157,6 +157,24 @@ class ModuleGraph:
         )
 
     @cached_property
+    def channels(self) -> tuple[int, ...]:
+        """How many channels the signal has after each node; 0 where that is not known.
+
+        A weight that reads more than these reads a map that was flattened, channel after channel.
+        """
+        found: list[int] = []
+        for node, sources in zip(self.nodes, self.predecessors, strict=True):
+            before = [found[source] for source in sources]
+            if node.kind in WEIGHT_KINDS or node.kind in NORM_KINDS:
+                assert node.shape is not None, node
+                found.append(node.shape[0])
+            elif node.kind == "concat":
+                found.append(sum(before) if all(before) else 0)
+            else:
+                found.append(max(before, default=0))
+        return tuple(found)
+
+    @cached_property
     def structure(self) -> str:
         """A hash that is equal for graphs of the same shape of connections, whatever their widths and names.
 

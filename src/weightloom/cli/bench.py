@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from weightloom.cli.inputs import Json, calm_threads, carried_by, check_place, plain_text, zoo_or_recipe
+from weightloom.cli.inputs import (
+    Address,
+    EngineName,
+    Json,
+    Workers,
+    calm_threads,
+    carried_by,
+    check_place,
+    engine_for,
+    plain_text,
+    zoo_or_recipe,
+)
 from weightloom.cli.output import emit, note, percent, progress, say, seconds_text, table
 
 if TYPE_CHECKING:
@@ -77,6 +88,9 @@ def bench(
     quick: Annotated[
         bool, typer.Option("--quick", help="The smallest sizes that fill every column; says nothing.")
     ] = False,
+    workers: Workers = 1,
+    engine: EngineName = "local",
+    address: Address = None,
     as_json: Json = False,
 ) -> None:
     """Compare every registered generator on one zoo, its held-out tasks, and what is beyond it.
@@ -84,10 +98,12 @@ def bench(
     Zero-shot accuracy on seen and unseen tasks, architectures and datasets; accuracy after 1, 5 and 25
     epochs of fine-tuning, steps to the trained accuracy; novelty; seconds and memory of one network and of a
     hundred. Baselines stand beside them; where one is ahead of a method the table says so in bold. Every cell
-    is kept as it is done. Writes leaderboard.json, leaderboard.md and leaderboard.png.
+    is kept as it is done. Writes leaderboard.json, leaderboard.md and leaderboard.png. With several workers
+    or a cluster all but timings is measured side by side; generators and zoo have to be where they find them.
 
     Examples:
         weightloom bench --out runs/bench --quick
+        weightloom bench --out runs/bench --workers 2
         weightloom bench --zoo zoos/tiny --generator igpg-tiny --generator runs/diffusion --out runs/bench
     """
     started = time.perf_counter()
@@ -122,7 +138,15 @@ def bench(
     given = [load_generator(plain_text(name, "generator")) for name in generator or ["igpg-tiny"]]
     ground = _ground(zoo, given[0])
     calm_threads()
-    with progress() as move:
+    with engine_for(engine, workers, address) as machine, progress() as move:
+        if engine != "local" or workers > 1:
+            from weightloom.evaluation.spread import Source, spread_cells
+            from weightloom.zoo import Zoo
+
+            held = zoo_or_recipe(zoo)
+            names = tuple(_findable(name) for name in generator or ["igpg-tiny"])
+            source = Source(names, held.path.absolute() if isinstance(held, Zoo) else held)
+            spread_cells(source, given, ground, out, settings, machine, progress=move)
         board = run_leaderboard(given, ground, out, settings, progress=move)
     result = leaderboard_json(board)
     picture = draw_leaderboard(board, out / "leaderboard.png")
@@ -145,6 +169,11 @@ def bench(
     for text in result["beaten"]:
         say(text, style="bold")
     say(f"{out / 'leaderboard.md'} has it all; {seconds_text(time.perf_counter() - started)}")
+
+
+def _findable(name: str) -> str:
+    """A generator's name as a worker can use it, which may be in another folder."""
+    return str(Path(name).absolute()) if Path(name).is_dir() else name
 
 
 def _ground(zoo: str, first: Generator) -> Ground:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from weightloom.architectures import ArchitectureSpec
+    from weightloom.engines import Engine
     from weightloom.generators import Generator
     from weightloom.generators.fingerprint import Fingerprint
     from weightloom.tasks import Task
@@ -31,6 +32,19 @@ TaskName = Annotated[
 DataFolder = Annotated[
     Path | None,
     typer.Option("--data", metavar="FOLDER", help="Your own images: one sub-folder for each class."),
+]
+Workers = Annotated[int, typer.Option("--workers", help="Processes that work side by side.")]
+EngineName = Annotated[
+    Literal["local", "ray"],
+    typer.Option("--engine", help="Where the work is done: processes of this machine, or Ray."),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="HOST:PORT",
+        help="The Ray cluster, or auto for this machine's; without one Ray is started here for --workers.",
+    ),
 ]
 
 SMALL = 500_000
@@ -135,6 +149,26 @@ def calm_threads(parameters: int = 0) -> None:
 
     if parameters < SMALL and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
+
+
+def engine_for(name: str, workers: int, address: str | None) -> Engine:
+    """The engine that ``--engine``, ``--workers`` and ``--address`` ask for.
+
+    Raises:
+        InputError: they do not fit together, or nothing answers at the address.
+        DataUnavailableError: Ray is not installed.
+    """
+    if not 1 <= workers <= 1024:
+        raise InputError(f"--workers must be from 1 to 1024, not {workers}")
+    if address is not None and name != "ray":
+        raise InputError("--address belongs to --engine ray")
+    if address is not None and workers > 1:
+        raise InputError("--workers is for this machine; a cluster with an --address has its own")
+    from weightloom.engines import open_engine
+
+    return open_engine(
+        name, workers=workers, address=None if address is None else plain_text(address, "address")
+    )
 
 
 # -- networks ----------------------------------------------------------------------------------

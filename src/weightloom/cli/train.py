@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -50,11 +51,14 @@ def train(
 ) -> None:
     """Train a generator, or steer one by reward.
 
-    An interrupted training goes on from its last kept state when the same command is given again.
+    An interrupted training goes on from its last kept state when the same command is given again. Under
+    torchrun several processes train one generator, which is as one process would have trained it; any number
+    of them can go on.
 
     Examples:
         weightloom train igpg-tiny --zoo zoos/tiny --out runs/igpg-tiny
         weightloom train igpg-tiny --objective reward --task 'digits[3,1,7,0]+rot90' --out runs/better
+        torchrun --nproc-per-node=2 -m weightloom.cli train layerwise-tiny --out runs/layerwise-tiny
         weightloom generate "Recognise handwritten digits" --task digits --generator runs/igpg-tiny
     """
     started = time.perf_counter()
@@ -66,6 +70,7 @@ def train(
     if task is not None or data is not None:
         raise InputError("--task and --data belong to --objective reward")
     path = find_recipe(recipe)
+    from weightloom.training import parallel
     from weightloom.training.run import train_recipe
     from weightloom.zoo import Zoo
 
@@ -73,14 +78,18 @@ def train(
         zoo = zoo.expanduser()
         Zoo(zoo)  # a folder that is no zoo is found before anything is read
     try:
-        with progress() as move:
-            train_recipe(path, zoo, out, move)
+        with parallel.joined():
+            first = parallel.rank() == 0
+            with progress() if first else nullcontext(lambda *_: None) as move:
+                train_recipe(path, zoo, out, move)
     except KeyboardInterrupt:
         if os.environ.get("WEIGHTLOOM_DEBUG", "") not in ("", "0"):
             raise
         raise Interrupted(
             f"the last kept state is in {out}, and the same command goes on from there"
         ) from None
+    if not first:  # it has nothing to say: one of the processes speaks for all
+        return
     result = {"recipe": path, "zoo": zoo, "generator": out, "seconds": time.perf_counter() - started}
     if as_json:
         emit(result)
@@ -104,8 +113,11 @@ def _steer(
     from weightloom.architectures import parse_architecture
     from weightloom.generators.load import load_generator
     from weightloom.generators.streaming import layerwise_of
+    from weightloom.training import parallel
     from weightloom.training.reward import train_across
 
+    if parallel.started() > 1:
+        raise InputError("steering by reward is the work of one process; start it without torchrun")
     path = find_recipe("reward-tiny")
     start = load_generator(plain_text(generator, "generator"))
     target = load_task(task, data, start.validity.input)

@@ -12,10 +12,14 @@ import typer
 
 from weightloom.cli.failures import Interrupted
 from weightloom.cli.inputs import (
+    Address,
+    EngineName,
     Json,
+    Workers,
     calm_threads,
     check_out,
     check_place,
+    engine_for,
     find_recipe,
     plain_text,
     short_text,
@@ -40,20 +44,22 @@ def build(
         str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a published recipe.")
     ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The zoo's folder.")],
-    workers: Annotated[int, typer.Option("--workers", help="Processes that train side by side.")] = 1,
+    workers: Workers = 1,
+    engine: EngineName = "local",
+    address: Address = None,
     as_json: Json = False,
 ) -> None:
     """Train every network of a recipe that the zoo does not hold yet.
 
-    An interrupted build goes on where it stopped when the same command is given again.
+    An interrupted build goes on where it stopped when the same command is given again. The networks do not
+    depend on the engine.
 
     Examples:
         weightloom zoo build zoo-tiny --out zoos/tiny --workers 2
+        weightloom zoo build zoo-tiny --out zoos/tiny --engine ray --address auto
         weightloom zoo build my-recipe.yaml --out zoos/mine
     """
     started = time.perf_counter()
-    if not 1 <= workers <= 1024:
-        raise InputError(f"--workers must be from 1 to 1024, not {workers}")
     path = find_recipe(recipe)
     check_place(out.expanduser(), "--out")
     from weightloom.io import read_yaml
@@ -63,8 +69,8 @@ def build(
     calm_threads()
     out = out.expanduser()
     try:
-        with progress() as move:
-            zoo = build_zoo(wanted, out, move, workers=workers)
+        with engine_for(engine, workers, address) as machine, progress() as move:
+            zoo = build_zoo(wanted, out, move, engine=machine)
     except KeyboardInterrupt:
         if os.environ.get("WEIGHTLOOM_DEBUG", "") not in ("", "0"):
             raise

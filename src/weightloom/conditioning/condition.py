@@ -63,6 +63,20 @@ class Condition:
             refit=() if "dataset" in parts else self.refit,
         )
 
+    def rows(self, chosen: slice) -> Condition:
+        """Some requests of the batch."""
+        return Condition(
+            instruction=self.instruction[chosen],
+            has_instruction=self.has_instruction[chosen],
+            classes=self.classes[chosen],
+            has_classes=self.has_classes[chosen],
+            has_architecture=self.has_architecture,
+            prompt=None if self.prompt is None else self.prompt[chosen],
+            has_prompt=None if self.has_prompt is None else self.has_prompt[chosen],
+            prompt_from=self.prompt_from[chosen],
+            refit=self.refit[chosen],
+        )
+
     def repeat(self, times: int) -> Condition:
         """Every request ``times`` times in a row."""
         return Condition(

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -217,7 +218,24 @@ class Leaderboard:
 
 
 @dataclass(frozen=True)
-class _Bench:
+class Cell:
+    """What is measured: zero-shot, fine-tuned or speed (then of ``count`` networks), of whom, on what."""
+
+    what: str
+    contestant: Contestant
+    trial: Trial
+    seed: int
+    count: int
+    key: dict[str, Any]
+    """All that decides its numbers."""
+
+    def about(self) -> dict[str, Any]:
+        """Its row's words."""
+        return {"generator": self.contestant.name, **self.trial.key(), "seed": self.seed}
+
+
+@dataclass(frozen=True)
+class Bench:
     """One run: where its cells are, what they are measured on and how large."""
 
     ground: Ground
@@ -230,14 +248,51 @@ class _Bench:
         settings = self.settings
         return {"zoo": self.ground.digest, "images": settings.images, "shots": settings.shots}
 
+    def trials(self) -> list[Trial]:
+        """Everything that networks are made for."""
+        settings, ground = self.settings, self.ground
+        return [
+            *ground.seen(settings.tasks),
+            *ground.unseen(settings.tasks),
+            *ground.other_architectures(settings.tasks, settings.architectures),
+            *ground.other_datasets(settings.tasks, settings.datasets),
+        ]
+
+    def plan(self, people: Sequence[Contestant], trials: Sequence[Trial]) -> Iterator[Cell]:
+        """Trial by trial, so that a run that is cut short has measured everybody on the same trials."""
+        settings = self.settings
+        tuned = [
+            trial
+            for group in (SEEN, UNSEEN)
+            for trial in [trial for trial in trials if trial.group == group][: settings.finetuned]
+        ]
+        entrants = [person for person in people if person.generator is not None]
+        for trial, person, seed in product(trials, entrants, range(settings.seeds)):
+            jobs: list[tuple[str, dict[str, Any]]] = [("zero-shot", {})]
+            if trial in tuned:
+                sizes = {"epoch_steps": settings.epoch_steps, "trained_steps": settings.trained_steps}
+                jobs.append(("fine-tuned", sizes))
+            if trial is trials[0]:
+                jobs += [("speed", {"count": count}) for count in (1, settings.many)]
+            for what, sizes in jobs:
+                key = {
+                    "what": what, "generator": person.name, **trial.key(), "seed": seed, **sizes,
+                    **self.common(), "version": person.version, "samples": settings.samples,
+                }  # fmt: skip
+                yield Cell(what, person, trial, seed, sizes.get("count", 1), key)
+
     # ---------------------------------------------------------------- references
+
+    def trained_key(self, trial: Trial) -> dict[str, Any]:
+        """Of the cell with what a network trained for ``trial`` reaches."""
+        steps, images = self.settings.trained_steps, self.settings.images
+        return {"what": "trained", **trial.key(), "steps": steps, "images": images}
 
     def trained(self, trial: Trial) -> float:
         """The accuracy that is aimed at: the zoo's own networks', or one's trained from random weights."""
         if trial.trained is not None:
             return trial.trained
-        steps, images = self.settings.trained_steps, self.settings.images
-        key = {"what": "trained", **trial.key(), "steps": steps, "images": images}
+        steps, key = self.settings.trained_steps, self.trained_key(trial)
 
         def measure() -> Result:
             start = initial_flats(trial.spec, [7000])
@@ -269,6 +324,21 @@ class _Bench:
         return found
 
     # ---------------------------------------------------------------- what is measured
+
+    def answer(self, cell: Cell) -> Result:
+        """What is measured of a cell, or the sentence with which its generator refuses."""
+        model, trial, seed = cell.contestant.generator, cell.trial, cell.seed
+        assert model is not None
+        try:
+            if cell.what == "zero-shot":
+                return self.zero_shot(model, trial, seed)
+            if cell.what == "fine-tuned":
+                return self.finetuned(model, trial, seed)
+            return self.speed(model, trial, seed, cell.count)
+        except InputError as error:
+            if isinstance(error, CheckpointError):  # a broken file says nothing of a generator
+                raise
+            return {"refused": str(error)}
 
     def made(self, model: Generator, trial: Trial, seed: int) -> list[Sample]:
         """The samples of one request."""
@@ -362,20 +432,10 @@ def run_leaderboard(
     """
     settings = settings or LeaderboardSettings()
     people = contestants(given)
-    trials = [
-        *ground.seen(settings.tasks),
-        *ground.unseen(settings.tasks),
-        *ground.other_architectures(settings.tasks, settings.architectures),
-        *ground.other_datasets(settings.tasks, settings.datasets),
-    ]
-    bench = _Bench(ground, settings, Cells(Path(folder) / "cells"))
-    tuned = [
-        trial
-        for group in (SEEN, UNSEEN)
-        for trial in [trial for trial in trials if trial.group == group][: settings.finetuned]
-    ]
-    entrants = [contestant for contestant in people if contestant.generator is not None]
-    total = len(trials) + len(entrants) * settings.seeds * (len(trials) + len(tuned) + 2)
+    bench = Bench(ground, settings, Cells(Path(folder) / "cells"))
+    trials = bench.trials()
+    plan = list(bench.plan(people, trials))
+    total = len(trials) + len(plan)
     done = 0
 
     def step(what: str) -> None:
@@ -390,32 +450,10 @@ def run_leaderboard(
         )
         step("trained networks")
     rows: list[dict[str, Any]] = []
-    # Trial by trial, so that a run that is cut short has measured everybody on the same trials.
-    for trial in trials:
-        for contestant in entrants:
-            for seed in range(settings.seeds):
-                model = contestant.generator
-                assert model is not None
-                jobs: list[tuple[str, dict[str, Any], Callable[[], Result]]] = [
-                    ("zero-shot", {}, partial(bench.zero_shot, model, trial, seed))
-                ]
-                if trial in tuned:
-                    sizes = {"epoch_steps": settings.epoch_steps, "trained_steps": settings.trained_steps}
-                    jobs.append(("fine-tuned", sizes, partial(bench.finetuned, model, trial, seed)))
-                if trial is trials[0]:
-                    jobs += [
-                        ("speed", {"count": count}, partial(bench.speed, model, trial, seed, count))
-                        for count in (1, settings.many)
-                    ]
-                for what, sizes, measure in jobs:
-                    own = {"generator": contestant.name, **trial.key(), "seed": seed}
-                    key = {
-                        "what": what, **own, **sizes, **bench.common(),
-                        "version": contestant.version, "samples": settings.samples,
-                    }  # fmt: skip
-                    result = bench.cells.or_measure(key, partial(_answer, measure))
-                    rows.append({"what": what, **own, **result})
-                    step(f"{contestant.name}, {trial.group}")
+    for cell in plan:
+        result = bench.cells.or_measure(cell.key, partial(bench.answer, cell))
+        rows.append({"what": cell.what, **cell.about(), **result})
+        step(f"{cell.contestant.name}, {cell.trial.group}")
     about = [{k: v for k, v in vars(person).items() if k != "generator"} for person in people]
     notes = [note for model in given for note in _notes(model, ground, trials)]
     return Leaderboard(ground.name, settings, about, shown, rows, notes)
@@ -437,13 +475,3 @@ def _notes(model: Generator, ground: Ground, trials: Sequence[Trial]) -> list[st
     if own:
         notes.append(f"{model.name} was trained on {', '.join(own)}: no unseen dataset to it")
     return notes
-
-
-def _answer(measure: Callable[[], Result]) -> Result:
-    """What is measured, or the sentence with which the generator refuses."""
-    try:
-        return measure()
-    except InputError as error:
-        if isinstance(error, CheckpointError):  # a broken file says nothing of a generator
-            raise
-        return {"refused": str(error)}

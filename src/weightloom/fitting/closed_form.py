@@ -15,12 +15,14 @@ from torch import Tensor
 
 from weightloom.architectures import ArchitectureSpec
 from weightloom.fitting.population import recalibrate, trunk_features
+from weightloom.fitting.precision import full_precision
 from weightloom.weights import layout_of
 
 SHRINKAGE = 0.3
 """Share of the pooled covariance that gives way to a multiple of the identity."""
 
 
+@full_precision
 def discriminant(
     features: Tensor, shrinkage: float | Tensor = SHRINKAGE, moves: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -56,6 +58,7 @@ CERTAINTY = 8.0
 """What the ridge's answers, between 0 and 1, are multiplied by to be logits."""
 
 
+@full_precision
 def left_out(features: Tensor, labels: Tensor, classes: int, ridge: float = RIDGE) -> Tensor:
     """(B, C) logits of examples by ridge regressions that never saw them; differentiable.
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from weightloom.architectures import ArchitectureSpec
+from weightloom.fitting.precision import full_precision
 from weightloom.weights import layout_of
 
 
@@ -32,6 +33,7 @@ def initial_flats(spec: ArchitectureSpec, seeds: list[int]) -> Tensor:
     return torch.stack([layout.flatten(spec.initialise(seed).state_dict()).detach() for seed in seeds])
 
 
+@full_precision
 def run_networks(spec: ArchitectureSpec, flats: Tensor, images: Tensor, *, training: bool = False) -> Tensor:
     """Logits of N networks, differentiable in their weights.
 
@@ -49,6 +51,7 @@ def run_networks(spec: ArchitectureSpec, flats: Tensor, images: Tensor, *, train
     return _run(spec, "", flats, images, training)
 
 
+@full_precision
 def trunk_features(
     spec: ArchitectureSpec, flats: Tensor, images: Tensor, *, training: bool = False
 ) -> Tensor:

@@ -26,6 +26,7 @@ from weightloom import __version__
 from weightloom.architectures import ArchitectureSpec
 from weightloom.architectures.capture import capture_graph, copy_with, graph_of
 from weightloom.architectures.graph import NORM_KINDS, WEIGHT_KINDS, GraphTensor, ModuleGraph, Shape4
+from weightloom.architectures.narrowing import narrow_twin, repeated, widened
 from weightloom.conditioning.architecture import MAX_CLASSES
 from weightloom.errors import CheckpointError, InputError, SpecError, UnsupportedRequestError, WeightloomError
 from weightloom.fitting import accuracy, closed_form_network, left_out, recalibrate, trunk_features
@@ -62,6 +63,8 @@ class GHNConfig:
         block: channels of the tiled block.
         rank: terms of the coordinate decoder.
         kernel: largest kernel side that is decoded.
+        widest: channels of a first layer beyond which a network is made as its narrow twin, whose channels
+            are then repeated (``architectures/narrowing.py``).
         normalise: each kind of tensor is brought to its range.
         state_norm: layer norm of the states before decoding.
     """
@@ -78,13 +81,14 @@ class GHNConfig:
     block: int = 64
     rank: int = 32
     kernel: int = 11
+    widest: int = 1024
     normalise: bool = True
     state_norm: bool = True
 
     def __post_init__(self) -> None:
         least = {
             "classes": 2, "width": 4, "depth": 1, "heads": 1, "passes": 1, "virtual_edges": 1, "block": 1,
-            "rank": 1, "kernel": 1,
+            "rank": 1, "kernel": 1, "widest": 1,
         }  # fmt: skip
         for name, low in least.items():
             value = getattr(self, name)
@@ -194,35 +198,37 @@ class GHN(nn.Module, Generator):
         Raises:
             UnsupportedRequestError: a head has another number of classes than the generator was trained for.
         """
-        states = self.embed(graphs)
+        twins = [narrow_twin(graph, self.config.widest) for graph in graphs]
+        states = self.embed([twin.graph for twin in twins])
         found: list[dict[str, Tensor]] = [{} for _ in graphs]
         # Tensors of one shape are decoded together, whatever graph they are of.
         groups: dict[tuple[Any, ...], list[tuple[int, int, GraphTensor]]] = defaultdict(list)
         start = 0
-        for number, graph in enumerate(graphs):
+        for number, (graph, twin) in enumerate(zip(graphs, twins, strict=True)):
             last, last_biases = set(graph.heads), set(graph.head_biases)
-            for index, node in enumerate(graph.nodes):
+            for index, node in enumerate(twin.graph.nodes):
+                whole = twin.shapes[index]
                 for tensor in node.tensors:
                     if tensor.role not in ("weight", "bias"):
                         continue
-                    assert node.shape is not None, node
+                    assert node.shape is not None and whole is not None, node
                     key: tuple[Any, ...]
                     if index in last or index in last_biases:
                         if not heads:
                             found[number][tensor.name] = states.new_zeros(tensor.shape)
                             continue
                         self._check_classes(node.name, node.shape[0])
-                        key = ("head", node.shape[1:], node.transposed)
+                        key = ("head", node.shape, whole, twin.places[index], node.transposed)
                         if index in last_biases:
                             key = ("head_bias",)
                     elif node.kind in WEIGHT_KINDS:
-                        key = ("weight", node.shape, node.transposed)
+                        key = ("weight", node.shape, whole, twin.places[index], node.transposed)
                     elif node.kind == "position":
-                        key = ("position", node.shape)
+                        key = ("position", node.shape, whole)
                     elif node.kind in NORM_KINDS or node.kind == "scale":
-                        key = ("gain" if tensor.role == "weight" else "bias", node.shape[0])
+                        key = ("gain" if tensor.role == "weight" else "bias", node.shape[0], whole[0])
                     else:
-                        key = ("bias", node.shape[0])
+                        key = ("bias", node.shape[0], whole[0])
                     groups[key].append((number, start + index, tensor))
             start += len(graph)
         for (what, *details), members in groups.items():
@@ -244,7 +250,9 @@ class GHN(nn.Module, Generator):
         """(K, ...) tensors of one group, in their ranges (table 2 of the paper)."""
         normalise = self.config.normalise
         if what in ("gain", "bias"):
-            values = self.decode.vectors(states, details[0])[:, 0 if what == "gain" else 1]
+            length, whole_length = details
+            values = self.decode.vectors(states, length)[:, 0 if what == "gain" else 1]
+            values = repeated(values, 1, whole_length)
             if not normalise:
                 return values
             return 2 * torch.sigmoid(values / 2) if what == "gain" else torch.tanh(0.2 * values)
@@ -252,17 +260,20 @@ class GHN(nn.Module, Generator):
             values = self.decode.head_bias(states)
             return torch.tanh(0.2 * values) if normalise else values
         if what == "position":
-            return self.decode.weight(states, details[0])
+            small, full = details
+            return repeated(repeated(self.decode.weight(states, small), 1, full[0]), 2, full[1])
         shape: Shape4
+        shape, whole, places, transposed = details
         if what == "head":
-            into = details[0][0] * details[0][1] * details[0][2]
-            values = self.decode.head(states, into)  # (K, C, I)
-            transposed = details[1]
+            channels = shape[1] * shape[2] * shape[3] // places
+            values = self.decode.head(states, channels)  # (K, C, I / places)
             if normalise:
-                values = values * fan_in_scale((self.config.classes, into, 1, 1))
+                values = values * fan_in_scale((self.config.classes, channels, 1, 1))
+            # A map that was flattened is averaged: channel after channel, all places of one alike.
+            values = values.repeat_interleave(places, 2) / places  # (K, C, I)
         else:
-            shape, transposed = details
             values = self.decode.weight(states, shape, fan_in_scale(shape) if normalise else 1.0)
+        values = widened(values, whole, places)
         return values.transpose(1, 2) if transposed else values
 
     # ------------------------------------------------------------------------------- specs

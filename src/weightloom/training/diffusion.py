@@ -33,7 +33,8 @@ from weightloom.tasks import TaskData
 from weightloom.tokenizers import WeightTokenizer, tokenizers
 from weightloom.training.bank import BankedTask, banked_condition, build_bank, guesses_of
 from weightloom.training.loop import Progress, run_loop
-from weightloom.training.recipe import CarriedDiffusionRecipe, DiffusionRecipe, GeneratorKind
+from weightloom.training.parallel import WHOLE, Part
+from weightloom.training.recipe import UNDECISIVE, CarriedDiffusionRecipe, DiffusionRecipe, GeneratorKind
 from weightloom.training.stages import (
     claim,
     make_fingerprint,
@@ -103,7 +104,12 @@ class DiffusionObjective:
                 for p in populations
             ]
 
-    def __call__(self, step: int) -> tuple[Tensor, dict[str, float]]:
+    @property
+    def items(self) -> int:
+        """B."""
+        return self.settings.networks
+
+    def __call__(self, step: int, part: Part = WHOLE) -> tuple[Tensor, dict[str, float]]:
         settings, model = self.settings, self.model
         stream = torch_generator("diffusion", self.seed, step)
         number = int(torch.randint(len(self.populations), (1,), generator=stream))
@@ -119,28 +125,38 @@ class DiffusionObjective:
         x = x * mask
         t = model.schedule.times(torch.rand(len(x), generator=stream))
         noisy, wanted = model.schedule.noisy(x, noise, t)
-        predicted = model(model.described(spec, condition), noisy, t)
-        error = ((predicted - wanted).square() * mask).sum() / (mask.sum() * len(x))
+        own = part.rows(len(x))
+        predicted = model(model.described(spec, condition.rows(own)), noisy[own], t[own])
+        error = ((predicted - wanted[own]).square() * mask).sum() / (mask.sum() * len(x))
         numbers = {"error": float(error.detach())}
         if not settings.functional_weight:
             return error, numbers
-        implied = model.schedule.clean(noisy, predicted, t) * mask
-        loss, right = self.functional(spec, implied, tasks, stream)
+        implied = model.schedule.clean(noisy[own], predicted, t[own]) * mask
+        loss, right = self.functional(spec, implied, tasks, stream, part)
         numbers |= {"functional": float(loss.detach()), "query_accuracy": right}
         return error + settings.functional_weight * loss, numbers
 
     def functional(
-        self, spec: ArchitectureSpec, implied: Tensor, tasks: list[BankedTask], stream: torch.Generator
+        self,
+        spec: ArchitectureSpec,
+        implied: Tensor,
+        tasks: list[BankedTask],
+        stream: torch.Generator,
+        part: Part = WHOLE,
     ) -> tuple[Tensor, float]:
         """Loss and accuracy of implied networks on train images, whatever noise they were implied from.
+
+        Of a part's networks alone, for which they count in the whole.
 
         From noise alone the mean of what fits the condition is implied: it has to work too.
         """
         flats = self.model.to_flats(spec, implied)
         images, labels = draw_batch([task.data for task in tasks], self.settings.queries, stream)
+        own, share = part.rows(len(tasks)), part.share(len(tasks))
+        images, labels = images[own], labels[own]
         answers = run_networks(spec, flats, images, training=True)  # (B, Q, C), statistics of the batch
         loss = F.cross_entropy(answers.flatten(0, 1), labels.flatten())
-        return loss, float((answers.argmax(-1) == labels).float().mean())
+        return loss * share, float((answers.argmax(-1) == labels).float().mean()) * share
 
     def condition(
         self, spec: ArchitectureSpec, tasks: list[BankedTask], stream: torch.Generator
@@ -193,7 +209,7 @@ def train_diffusion(recipe: DiffusionRecipe, zoo: Zoo, out: Path, progress: Prog
     work = out / "work"
     said = recipe.model_dump(mode="json", exclude_defaults=True)
     for part in ("encoder", "tokenizer", "denoiser"):
-        for name in ("log_every", "save_every"):
+        for name in UNDECISIVE:
             said[part]["loop"].pop(name, None)
     said["denoiser"].pop("evaluate_every", None)
     tasks = {key: source[key] for key in ("datasets", "salt", "size", "channels")}
@@ -234,7 +250,7 @@ def train_over(
         )
     populations = carried_populations(fingerprint)
     said = recipe.model_dump(mode="json", exclude_defaults=True)
-    for name in ("log_every", "save_every"):
+    for name in UNDECISIVE:
         said["denoiser"]["loop"].pop(name, None)
     said["denoiser"].pop("evaluate_every", None)
     ids = [record.id for population in populations for record in population.records]

@@ -15,6 +15,7 @@ from weightloom.conditioning.images import prototype_loss
 from weightloom.fitting.train import draw_batch
 from weightloom.seeding import torch_generator
 from weightloom.tasks import DatasetTask
+from weightloom.training.parallel import WHOLE, Part
 
 
 class EncoderObjective:
@@ -33,13 +34,21 @@ class EncoderObjective:
         self.encoder, self.tasks = encoder, tasks
         self.tasks_at_once, self.shots, self.queries, self.seed = tasks_at_once, shots, queries, seed
 
-    def __call__(self, step: int) -> tuple[Tensor, dict[str, float]]:
+    @property
+    def items(self) -> int:
+        """Tasks of a step."""
+        return self.tasks_at_once
+
+    def __call__(self, step: int, part: Part = WHOLE) -> tuple[Tensor, dict[str, float]]:
         generator = torch_generator("encoder", self.seed, step)
         total, right = torch.zeros(()), 0.0
-        for index in torch.randint(len(self.tasks), (self.tasks_at_once,), generator=generator).tolist():
+        drawn = torch.randint(len(self.tasks), (self.tasks_at_once,), generator=generator).tolist()
+        for number, index in enumerate(drawn):
             task = self.tasks[index]
-            support = task.support(self.shots, seed=step).images
             images, labels = draw_batch([task.data("train")], self.queries, generator)
+            if number not in part.of(len(drawn)):
+                continue
+            support = task.support(self.shots, seed=step).images
             loss, hit = prototype_loss(self.encoder, support, images[0], labels[0])
             total = total + loss / self.tasks_at_once
             right += float(hit) / self.tasks_at_once

@@ -22,19 +22,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from weightloom.architectures import ArchitectureSpec
+from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.architectures.capture import graph_of
 from weightloom.architectures.deepnet import DeepNetSpec
 from weightloom.architectures.genotype import SPACES
 from weightloom.errors import SpecError
 from weightloom.fitting import accuracy, left_out, recalibrate
+from weightloom.fitting.precision import full_precision
 from weightloom.generators.ghn import GHN, GHNConfig, make_validity
 from weightloom.generators.load import load_generator, save_generator
 from weightloom.io import read_yaml
 from weightloom.seeding import seed_for, torch_generator
 from weightloom.tasks import DatasetTask, Task, TaskData, parse_task
 from weightloom.training.loop import Progress, run_loop
-from weightloom.training.recipe import GHNRecipe
+from weightloom.training.parallel import WHOLE, Part
+from weightloom.training.recipe import UNDECISIVE, GHNRecipe
 from weightloom.training.stages import claim
 from weightloom.training.trainers import trainers
 
@@ -49,6 +51,8 @@ class GHNSettings:
     Attributes:
         space: which architectures (``architectures/genotype.py``).
         networks: how many of them there are to draw from.
+        architectures: others beside them, as text without classes and input.
+        share: how many of the networks that are drawn are of those others.
         meta_batch: K.
         images: B.
         augment: pictures are shifted by up to an eighth, and flipped half of the time.
@@ -61,6 +65,8 @@ class GHNSettings:
 
     space: str = "tiny"
     networks: int = 100_000
+    architectures: Sequence[str] = ()
+    share: float = 0.0
     meta_batch: int = 4
     images: int = 64
     augment: bool = True
@@ -76,6 +82,8 @@ class GHNSettings:
             raise SpecError("networks and meta_batch must be at least 1, images at least 2, clip above 0")
         if not min(self.features, self.norm_penalty) >= 0:
             raise SpecError("features and norm_penalty must not be negative")
+        if not 0 <= self.share <= 1 or (self.share > 0) != (len(self.architectures) > 0):
+            raise SpecError("share is from 0 to 1, and above 0 where there are architectures to draw")
 
 
 _Buffer = tuple[str, tuple[int, ...], torch.dtype]
@@ -89,6 +97,7 @@ def _template(spec: ArchitectureSpec) -> tuple[nn.Module, tuple[_Buffer, ...]]:
     return module, tuple((name, tuple(b.shape), b.dtype) for name, b in module.named_buffers())
 
 
+@full_precision
 def logits_of(spec: ArchitectureSpec, weights: dict[str, Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
     """(B, C) logits of the network with these weights, and (B, H) what its head sees.
 
@@ -113,13 +122,25 @@ class GHNObjective:
     ) -> None:
         self.model, self.data, self.settings, self.seed, self.first = model, data, settings, seed, first
         self.classes, self.input = model.config.classes, model.validity.input
+        self.others = tuple(
+            parse_architecture(text).resolve(classes=self.classes, input=self.input)
+            for text in settings.architectures
+        )
         held = torch.randperm(len(data), generator=torch_generator("ghn-validation", seed))
         self.validation, self.training = held[:VALIDATION_IMAGES], held[VALIDATION_IMAGES:]
 
-    def specs(self, stream: torch.Generator) -> list[DeepNetSpec]:
+    def specs(self, stream: torch.Generator) -> list[ArchitectureSpec]:
         """K training architectures."""
-        drawn = torch.randint(self.settings.networks, (self.settings.meta_batch,), generator=stream)
-        return [self.spec("train", index) for index in drawn.tolist()]
+        count = self.settings.meta_batch
+        drawn = torch.randint(self.settings.networks, (count,), generator=stream).tolist()
+        if not self.others:
+            return [self.spec("train", index) for index in drawn]
+        other = (torch.rand(count, generator=stream) < self.settings.share).tolist()
+        which = torch.randint(len(self.others), (count,), generator=stream).tolist()
+        return [
+            self.others[second] if instead else self.spec("train", first)
+            for first, second, instead in zip(drawn, which, other, strict=True)
+        ]
 
     def spec(self, split: str, index: int) -> DeepNetSpec:
         """A random network for the images of the task."""
@@ -135,27 +156,33 @@ class GHNObjective:
             images = shifted(images, stream, flip=self.settings.flip)
         return images.to(self.model.device), labels.to(self.model.device)
 
-    def __call__(self, step: int) -> tuple[Tensor, dict[str, float]]:
+    @property
+    def items(self) -> int:
+        """K: networks are whole, and see all images."""
+        return self.settings.meta_batch
+
+    def __call__(self, step: int, part: Part = WHOLE) -> tuple[Tensor, dict[str, float]]:
         """The mean loss of K predicted networks on one batch."""
         settings = self.settings
         stream = torch_generator("ghn", self.seed, self.first + step)
-        specs = self.specs(stream)
+        drawn = self.specs(stream)
         images, labels = self.batch(stream)
+        specs = drawn[part.rows(len(drawn))]
         predicted = self.model([graph_of(spec) for spec in specs])
         losses, right, fitted = [], 0.0, 0.0
         for spec, weights in zip(specs, predicted, strict=True):
-            logits, features = logits_of(spec, _bounded(weights, settings.clip / len(specs)), images)
+            logits, features = logits_of(spec, _bounded(weights, settings.clip / len(drawn)), images)
             loss = held_back(F.cross_entropy(logits, labels), self.classes)
-            right += float((logits.argmax(1) == labels).float().mean()) / len(specs)
+            right += float((logits.argmax(1) == labels).float().mean()) / len(drawn)
             if settings.features:
                 judged = left_out(features, labels, self.classes)
                 loss = loss + settings.features * F.cross_entropy(judged, labels)
-                fitted += float((judged.argmax(1) == labels).float().mean()) / len(specs)
+                fitted += float((judged.argmax(1) == labels).float().mean()) / len(drawn)
             losses.append(loss)
-        loss = torch.stack(losses).mean()
+        loss = torch.stack(losses).mean() * part.share(len(drawn))
         if settings.norm_penalty:
             norms = [value.norm() for weights in predicted for value in weights.values()]
-            loss = loss + settings.norm_penalty * torch.stack(norms).sum() / len(specs)
+            loss = loss + settings.norm_penalty * torch.stack(norms).sum() / len(drawn)
         return loss, {"accuracy": right} | ({"fitted_accuracy": fitted} if settings.features else {})
 
     def evaluate(self, split: str, count: int) -> dict[str, float]:
@@ -243,7 +270,7 @@ def train_from_recipe(recipe_path: Path, zoo: Path | None, out: Path, progress: 
 def _origin(recipe: GHNRecipe) -> dict[str, Any]:
     """What the training is made from; how often it is logged, kept and measured changes nothing."""
     said = recipe.model_dump(mode="json", exclude_defaults=True)
-    for name in ("log_every", "save_every"):
+    for name in UNDECISIVE:
         said["loop"].pop(name, None)
     return {key: value for key, value in said.items() if not key.startswith("evaluate_")}
 

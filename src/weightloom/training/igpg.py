@@ -37,7 +37,8 @@ from weightloom.tokenizers import WeightTokenizer, architecture_key, tokenizers
 from weightloom.training.bank import BankedTask, banked_condition, build_bank
 from weightloom.training.layerwise import train_layerwise
 from weightloom.training.loop import Progress, run_loop
-from weightloom.training.recipe import GeneratorRecipe, LayerwiseRecipe
+from weightloom.training.parallel import WHOLE, Part
+from weightloom.training.recipe import UNDECISIVE, GeneratorRecipe, LayerwiseRecipe
 from weightloom.training.stages import (
     claim,
     keep_memories,
@@ -112,7 +113,12 @@ class PriorObjective:
             {architecture_key(p.spec): replace(p.spec, classes=None) for p in populations}.values()
         )
 
-    def __call__(self, step: int) -> tuple[Tensor, dict[str, float]]:
+    @property
+    def items(self) -> int:
+        """B."""
+        return self.settings.networks
+
+    def __call__(self, step: int, part: Part = WHOLE) -> tuple[Tensor, dict[str, float]]:
         settings = self.settings
         generator = torch_generator("prior", self.seed, step)
         is_fresh = bool(torch.rand((), generator=generator) < settings.fresh_share)
@@ -134,15 +140,16 @@ class PriorObjective:
             )
             codes = self.codes[number][rows]
             if settings.code_weight:
-                logits = self.model(spec, condition, codes)
-                likelihood = F.cross_entropy(logits.flatten(0, 2), codes.flatten())
+                own, share = part.rows(len(codes)), part.share(len(codes))
+                logits = self.model(spec, condition.rows(own), codes[own])
+                likelihood = F.cross_entropy(logits.flatten(0, 2), codes[own].flatten()) * share
                 loss = loss + settings.code_weight * likelihood
                 numbers["code_nats"] = float(likelihood.detach())
         if settings.functional_weight and bool(condition.guessed.any()):
             if is_fresh:
-                functional, right = self._with_closed_heads(spec, condition, tasks, generator)
+                functional, right = self._with_closed_heads(spec, condition, tasks, generator, part)
             else:
-                functional, right = self._whole(spec, condition, tasks, generator, step)
+                functional, right = self._whole(spec, condition, tasks, generator, step, part)
             loss = loss + settings.functional_weight * functional
             kind = "fresh" if is_fresh else "zoo"
             numbers |= {f"{kind}_loss": float(functional.detach()), f"{kind}_accuracy": right}
@@ -185,15 +192,23 @@ class PriorObjective:
         tasks: Sequence[BankedTask],
         generator: torch.Generator,
         step: int,
+        part: Part = WHOLE,
     ) -> tuple[Tensor, float]:
         """Cross-entropy and accuracy of the whole networks of requests that start from a guess."""
         rows = condition.guessed.nonzero().flatten().tolist()
-        flats = self.expected(spec, condition)[rows]  # (B', P)
         images, labels = draw_batch([tasks[row].data for row in rows], self.settings.queries, generator)
+        own = part.of(len(tasks))
+        mine = [number for number, row in enumerate(rows) if row in own]
+        if not mine:
+            return torch.zeros(()), 0.0
+        flats = self.expected(spec, condition.rows(part.rows(len(tasks))))  # (B, P), of a part's B
+        flats = flats[[rows[number] - own.start for number in mine]]  # (B', P)
+        images, labels = images[mine], labels[mine]
         # With the statistics of the batch, as a sample's are measured anew on its support set; now and then
         # with the generated ones, which is what a sample without a support set has.
-        own = step % _GENERATED_NORMS_EVERY != 0
-        return _loss(run_networks(spec, flats, images, training=own), labels)
+        measured = step % _GENERATED_NORMS_EVERY != 0
+        loss, right = _loss(run_networks(spec, flats, images, training=measured), labels)
+        return loss * (len(mine) / len(rows)), right * (len(mine) / len(rows))
 
     def _with_closed_heads(
         self,
@@ -201,16 +216,20 @@ class PriorObjective:
         condition: Condition,
         tasks: Sequence[BankedTask],
         generator: torch.Generator,
+        part: Part = WHOLE,
     ) -> tuple[Tensor, float]:
         """Cross-entropy and accuracy of closed-form heads on the trunks that the prior makes."""
-        flats = self.expected(spec, condition)  # (B, P)
-        support = torch.stack([task.images[0] for task in tasks])  # (B, C, S, ...)
         images, labels = draw_batch([task.data for task in tasks], self.settings.queries, generator)
+        own, share = part.rows(len(tasks)), part.share(len(tasks))
+        images, labels, tasks = images[own], labels[own], tasks[own]
+        flats = self.expected(spec, condition.rows(own))  # (B, P), of a part's B
+        support = torch.stack([task.images[0] for task in tasks])  # (B, C, S, ...)
         seen = torch.cat([support.flatten(1, 2), images], dim=1)  # (B, C*S + Q, ...)
         features = trunk_features(spec, flats, seen, training=True)  # (B, C*S + Q, H)
         count = support.shape[1] * support.shape[2]
         weight, bias = discriminant(features[:, :count].unflatten(1, support.shape[1:3]))
-        return _loss(features[:, count:] @ weight.mT + bias[:, None], labels)
+        loss, right = _loss(features[:, count:] @ weight.mT + bias[:, None], labels)
+        return loss * share, right * share
 
     def expected(self, spec: ArchitectureSpec, condition: Condition) -> Tensor:
         """(B, P) networks of the expected latents: no sampling, so no noise in the gradient.
@@ -308,7 +327,7 @@ def _origins(recipe: GeneratorRecipe, source: dict[str, Any]) -> dict[str, dict[
     said = recipe.model_dump(mode="json", exclude_defaults=True)
     said.pop("layerwise", None)  # parts beside it, with notes of their own
     for part in ("encoder", "tokenizer", "prior"):
-        for name in ("log_every", "save_every"):
+        for name in UNDECISIVE:
             said[part]["loop"].pop(name, None)
     said["prior"].pop("evaluate_every", None)
     config = IGPGConfig(**recipe.prior.config)

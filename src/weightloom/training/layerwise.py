@@ -30,7 +30,8 @@ from weightloom.io import read_yaml
 from weightloom.seeding import torch_generator
 from weightloom.tasks import DatasetTask, TaskSampler
 from weightloom.training.loop import Progress, run_loop
-from weightloom.training.recipe import LayerwiseRecipe
+from weightloom.training.parallel import WHOLE, Part
+from weightloom.training.recipe import UNDECISIVE, LayerwiseRecipe
 from weightloom.training.stages import claim, round_parameters, train_encoder, validation_tasks
 from weightloom.training.trainers import trainers
 
@@ -89,7 +90,12 @@ class EpisodeObjective:
         names = sorted({spec.family for spec in specs})
         self.families = [[spec for spec in specs if spec.family == name] for name in names]
 
-    def __call__(self, step: int) -> tuple[Tensor, dict[str, float]]:
+    @property
+    def items(self) -> int:
+        """B."""
+        return self.settings.tasks
+
+    def __call__(self, step: int, part: Part = WHOLE) -> tuple[Tensor, dict[str, float]]:
         model, settings = self.model, self.settings
         generator = torch_generator("layerwise", self.seed, step)
 
@@ -106,18 +112,19 @@ class EpisodeObjective:
         drawn = [draw_episode(task, shots, settings.queries, generator) for task in tasks]
         told, seen = chance() < settings.told_instruction, chance() >= settings.drop_dataset
         has_architecture = chance() >= settings.drop_architecture
-        means, naming = [], torch.zeros(())
-        for task, (support, _) in zip(tasks, drawn, strict=True):
+        means, naming, own = [], torch.zeros(()), part.rows(len(tasks))
+        for task, (support, _) in zip(tasks[own], drawn[own], strict=True):
             words = encode_text(task.instructions(1, seed=step, misspelt=0.25)) if told else None
             classes = model.images.describe(support[:, : settings.described])[None] if seen else None
             means.append(model.means(spec, words, classes, has_architecture=has_architecture))
             if model.config.experts and classes is not None:
                 wanted = torch.tensor([self.sampler.datasets.index(task.dataset)])
                 naming = naming + F.cross_entropy(model.expert_logits(classes, 1), wanted) / len(tasks)
-        latents = torch.cat(means)  # (B, T, R)
-        noise = torch.randn(latents.shape, generator=generator) * model.config.spread
-        trunks = model.dictionary.decode(spec, (latents + noise).clamp(-1, 1), seed=step)
-        loss, right = model.episode_loss(spec, trunks, *zip(*drawn, strict=True))
+        latents = torch.cat(means)  # (B, T, R), of a part's B
+        noise = torch.randn((len(tasks), *latents.shape[1:]), generator=generator) * model.config.spread
+        trunks = model.dictionary.decode(spec, (latents + noise[own]).clamp(-1, 1), seed=step)
+        loss, right = model.episode_loss(spec, trunks, *zip(*drawn[own], strict=True))
+        loss, right = loss * part.share(len(tasks)), right * part.share(len(tasks))
         loss = loss + settings.expert_weight * naming
         return loss, {f"{spec.family}_accuracy": float(right), "accuracy": float(right)}
 
@@ -221,7 +228,7 @@ def _origin(recipe: LayerwiseRecipe) -> dict[str, Any]:
     """What the run is of; how often it is logged and kept changes nothing."""
     said = recipe.model_dump(mode="json", exclude_defaults=True)
     for part in (said["encoder"], said):
-        for name in ("log_every", "save_every"):
+        for name in UNDECISIVE:
             part["loop"].pop(name, None)
     said.pop("evaluate_every", None)
     return said

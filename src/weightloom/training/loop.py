@@ -1,7 +1,10 @@
 """One loop for everything that is trained here: optimiser, schedule, guards, checkpoints, logs.
 
 The randomness of step s comes from the address (seed, s) alone, so a run that is stopped and resumed
-draws what the uninterrupted run would have drawn. Knows nothing of tokenizers or generators.
+draws what the uninterrupted run would have drawn. Where several processes train together, each takes a part
+of every step's batch, and their gradients are added up. Knows nothing of tokenizers or generators.
+
+Source of the data-parallel step: Li et al. (arXiv 2006.15704), section 3.
 """
 
 from __future__ import annotations
@@ -10,22 +13,26 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from weightloom.errors import CheckpointError, SpecError, TrainingError
 from weightloom.io import load_tensors, make_folder, read_json, save_tensors, sweep, write_json, write_text
+from weightloom.training import parallel
+from weightloom.training.parallel import Divisible, Part
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being trained, steps done and steps in all."""
 
 Objective = Callable[[int], tuple[Tensor, dict[str, float]]]
-"""Loss of a step and the numbers worth logging."""
+"""Loss of a step and the numbers worth logging. One that is :class:`weightloom.training.parallel.Divisible`
+too can be trained by several processes, or in parts one after another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +51,12 @@ class LoopSettings:
     average: float = 0.0
     """How much of the running average of the weights stays in a step; 0 for none. Evaluations and the trained
     modules have the averaged weights. In the first steps less stays, so that the start is soon forgotten."""
+    accumulate: int = 1
+    """Parts that a process does one after another and adds up: less memory, the same step."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """``bf16``: products of matrices in half the bits, where torch's autocast thinks it safe."""
+    compile: bool = False
+    """Whether the model's own forward pass goes through ``torch.compile``."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not 0 < self.learning_rate <= 1 or self.warmup < 0 or self.clip <= 0:
@@ -52,6 +65,8 @@ class LoopSettings:
             )
         if min(self.log_every, self.save_every, self.max_bad_steps) < 1:
             raise SpecError("log_every, save_every and max_bad_steps must be at least 1")
+        if self.accumulate < 1 or self.precision not in ("float32", "bf16"):
+            raise SpecError("accumulate must be at least 1, and precision float32 or bf16")
         if not 0 <= self.average < 1:
             raise SpecError(f"average must be from 0 to below 1, not {self.average!r}")
 
@@ -97,13 +112,18 @@ def run_loop(
     averaging", as an exponential one.
 
     With a ``folder`` the run keeps its state there (``state.json``, the weights beside it, ``log.jsonl``)
-    and goes on from it when called again.
+    and goes on from it when called again, by however many processes. Only the first one reads and writes.
 
     Raises:
         TrainingError: the loss or gradient was not finite ``max_bad_steps`` times in a row; the message
             names the step and where the last good state is.
         CheckpointError: the folder holds the state of another run.
+        SpecError: a batch of the objective cannot be divided among the processes.
     """
+    parallel.check_divisible(what, objective, parallel.count() * settings.accumulate)
+    for number, other in enumerate(parallel.gather((what, settings.steps))):
+        if other != (what, settings.steps):
+            raise TrainingError(f"process {number} is at {other[0]}, this one at {what}")
     parameters = {n: p for n, p in modules.named_parameters() if p.requires_grad}
     optimiser = torch.optim.AdamW(
         [
@@ -118,7 +138,7 @@ def run_loop(
     )
     averages = {n: p.detach().clone() for n, p in parameters.items()} if settings.average else {}
     state = _State()
-    store = None if folder is None else Path(folder)
+    store = None if folder is None or parallel.rank() > 0 else Path(folder)
     if store is not None:
         make_folder(store)
         sweep(store)
@@ -126,15 +146,16 @@ def run_loop(
             state = _restore(store, parameters, optimiser, averages, settings)
         # Lines beyond the kept state are of steps that are done again.
         write_text(store / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in state.log))
+    state = _handed_on(state, parameters, optimiser, averages)
     started = time.perf_counter() - state.seconds
+    batch = _Batch(modules, objective, settings)
     for step in range(state.step, settings.steps):
         for group in optimiser.param_groups:
             group["lr"] = settings.learning_rate * _rate(step, settings)
-        loss, numbers = objective(step)
         optimiser.zero_grad(set_to_none=True)
+        loss, numbers, finite = batch.gradient(step)
         norm = torch.tensor(math.inf)
-        if bool(torch.isfinite(loss)):
-            loss.backward()
+        if finite:
             norm = nn.utils.clip_grad_norm_(parameters.values(), settings.clip)
         if bool(torch.isfinite(norm)):
             optimiser.step()
@@ -142,7 +163,7 @@ def run_loop(
             for name, average in averages.items():
                 average.lerp_(parameters[name].detach(), 1 - stays)
             state.bad = 0
-            for name, value in {"loss": float(loss.detach()), **numbers}.items():
+            for name, value in {"loss": loss, **numbers}.items():
                 state.sums[name] = state.sums.get(name, 0.0) + value
                 state.counts[name] = state.counts.get(name, 0) + 1
         else:
@@ -151,7 +172,7 @@ def run_loop(
             if state.bad >= settings.max_bad_steps:
                 where = "nothing was kept"
                 if state.file:
-                    where = f"the last good state, of step {state.step}, is in {store}"
+                    where = f"the last good state, of step {state.step}, is in {store or 'its folder'}"
                 raise TrainingError(
                     f"{what}: loss or gradient not finite {state.bad} times up to step {step + 1}; {where}"
                 )
@@ -172,14 +193,123 @@ def run_loop(
             if store is not None:
                 with (store / "log.jsonl").open("a") as stream:
                     stream.write(json.dumps(entry) + "\n")
-        if store is not None and (last or done % settings.save_every == 0):
+        if last or done % settings.save_every == 0:
             state.step, state.seconds = done, time.perf_counter() - started
-            _keep(store, state, parameters, optimiser, averages, settings)
+            if store is not None:
+                _keep(store, state, parameters, optimiser, averages, settings)
         progress(what, done, settings.steps)
+    batch.close()
     with torch.no_grad():
         for name, average in averages.items():
             parameters[name].copy_(average)
     return state.log
+
+
+class _Step(nn.Module):
+    """The objective as a module around the trained ones, which is what data parallelism takes."""
+
+    def __init__(self, modules: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.modules_, self.objective = modules, objective
+        self.numbers: dict[str, float] = {}
+
+    def forward(self, step: int, part: Part) -> Tensor:
+        """The loss of a part; its numbers are left in ``numbers``."""
+        if part.count == 1:
+            loss, self.numbers = self.objective(step)
+            return loss
+        assert isinstance(self.objective, Divisible)
+        loss, self.numbers = self.objective(step, part)
+        if not loss.requires_grad:  # nothing of this part teaches anything, but the others wait for it
+            loss = loss + 0.0 * next(p for p in self.parameters() if p.requires_grad).flatten()[0]
+        return loss
+
+
+class _Batch:
+    """Loss and gradient of a step's whole batch, part by part, over all processes."""
+
+    def __init__(self, modules: nn.Module, objective: Objective, settings: LoopSettings) -> None:
+        self.modules, self.settings = modules, settings
+        self.local = _Step(modules, objective)
+        self.shared: DistributedDataParallel | None = None
+        if parallel.count() > 1:
+            # Which weights have a part in a step differs from step to step, and from part to part.
+            self.shared = DistributedDataParallel(self.local, find_unused_parameters=True)
+            self.shared.register_comm_hook(None, lambda _, bucket: parallel.added_up(bucket))
+        if settings.compile:
+            modules.compile()
+
+    def gradient(self, step: int) -> tuple[float, dict[str, float], bool]:
+        """The loss and its numbers; whether it is finite, and its gradient therefore in the weights."""
+        processes, accumulate = parallel.count(), self.settings.accumulate
+        device = next(self.modules.parameters()).device.type
+        run = self.shared or self.local
+        total, numbers, finite = 0.0, dict[str, float](), True
+        for turn in range(accumulate):
+            part = Part(parallel.rank() * accumulate + turn, processes * accumulate)
+            last = turn == accumulate - 1
+            # Gradients travel with the last part.
+            alone = nullcontext() if self.shared is None or last else self.shared.no_sync()
+            with alone:
+                with torch.autocast(device, torch.bfloat16, enabled=self.settings.precision == "bf16"):
+                    loss = run(step, part)
+                total += float(loss.detach())
+                for name, value in self.local.numbers.items():
+                    numbers[name] = numbers.get(name, 0.0) + value
+                if last:
+                    total, numbers = _added([*parallel.gather((total, numbers))])
+                finite = math.isfinite(total)
+                # All processes or none: each waits for the others' gradients.
+                if finite or not last:
+                    loss.backward()
+        return total, numbers, finite
+
+    def close(self) -> None:
+        """Leave the modules as they were."""
+        self.shared = None
+        if self.settings.compile:
+            self.modules._compiled_call_impl = None
+
+
+def _added(told: list[tuple[float, dict[str, float]]]) -> tuple[float, dict[str, float]]:
+    """Losses and numbers of all processes together.
+
+    Example:
+        >>> _added([(1.0, {"a": 1.0}), (2.0, {"a": 1.0, "b": 3.0})])
+        (3.0, {'a': 2.0, 'b': 3.0})
+    """
+    numbers: dict[str, float] = {}
+    for _, own in told:
+        for name, value in own.items():
+            numbers[name] = numbers.get(name, 0.0) + value
+    return sum(total for total, _ in told), numbers
+
+
+def _handed_on(
+    state: _State,
+    parameters: dict[str, nn.Parameter],
+    optimiser: torch.optim.Optimizer,
+    averages: dict[str, Tensor],
+) -> _State:
+    """The state of the first process, with its weights and what the optimiser knows, for all."""
+    if parallel.count() == 1:
+        return state
+    state, known = parallel.from_first((state, [n for n, p in parameters.items() if p in optimiser.state]))
+    for name in known:
+        p = parameters[name]
+        if p not in optimiser.state:
+            optimiser.state[p] = {
+                "step": torch.zeros(()),
+                "exp_avg": torch.zeros_like(p),
+                "exp_avg_sq": torch.zeros_like(p),
+            }
+    with torch.no_grad():
+        parallel.copy_from_first(p.data for p in parameters.values())
+        parallel.copy_from_first(iter(averages.values()))
+        for name in known:
+            held = optimiser.state[parameters[name]]
+            parallel.copy_from_first(held[key] for key in ("step", "exp_avg", "exp_avg_sq"))
+    return state
 
 
 @contextmanager

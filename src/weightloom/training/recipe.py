@@ -21,6 +21,10 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+UNDECISIVE = ("log_every", "save_every", "accumulate", "compile")
+"""What a loop's recipe says of how it is run: the same training goes on with other values."""
+
+
 class LoopRecipe(_Strict):
     """Length and speed of a training run; see :class:`weightloom.training.LoopSettings`."""
 
@@ -31,6 +35,9 @@ class LoopRecipe(_Strict):
     log_every: Annotated[int, Field(ge=1)] = 50
     save_every: Annotated[int, Field(ge=1)] = 250
     average: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    accumulate: Annotated[int, Field(ge=1, le=65536)] = 1
+    precision: Literal["float32", "bf16"] = "float32"
+    compile: bool = False
 
     def settings(self) -> LoopSettings:
         """The settings for :func:`weightloom.training.run_loop`."""

@@ -11,6 +11,7 @@ from weightloom.generators.consolidated import Consolidated
 from weightloom.generators.load import save_generator
 from weightloom.io import read_yaml
 from weightloom.registry import discover
+from weightloom.training import parallel
 from weightloom.training.loop import Progress
 from weightloom.training.recipe import GeneratorKind, PlainRecipe
 from weightloom.training.trainers import open_zoo, trainers
@@ -27,17 +28,21 @@ def train_recipe(
     """Train every stage of the recipe that ``out`` does not hold yet; the generator is saved in ``out``.
 
     A kind of generator that is in :data:`weightloom.training.trainers.trainers` is trained as it says there;
-    another is made by its own ``from_zoo(zoo, name=..., **options)``.
+    another is made by its own ``from_zoo(zoo, name=..., **options)``. Under ``torchrun`` its processes train
+    together, and only the first one writes to ``out``.
 
     Raises:
-        SpecError: the recipe makes no sense.
+        SpecError: the recipe makes no sense, or its batches cannot be divided among the processes.
         UnknownNameError: no generator of that kind.
         InputError: ``out`` holds stages of another recipe or zoo, or there is no zoo to learn from.
         CheckpointError: the zoo or a stage's files are broken.
         TrainingError: a loss stays not finite.
     """
-    recipe_path, out = Path(recipe_path), Path(out)
-    folder = None if zoo is None else Path(zoo)
+    with parallel.joined(), parallel.own_folder(Path(out)) as own:
+        return _train(Path(recipe_path), None if zoo is None else Path(zoo), own, progress)
+
+
+def _train(recipe_path: Path, folder: Path | None, out: Path, progress: Progress) -> Generator | Consolidated:
     kind = read_yaml(recipe_path, GeneratorKind).generator
     if kind in trainers:
         return trainers.get(kind)(recipe_path, folder, out, progress)

@@ -25,6 +25,7 @@ from weightloom.io import read_yaml
 from weightloom.seeding import torch_generator
 from weightloom.tasks import DatasetTask
 from weightloom.training.loop import Progress, run_loop
+from weightloom.training.parallel import WHOLE, Part
 from weightloom.training.recipe import StaticHypernetworkRecipe
 from weightloom.training.stages import source_of, zoo_tasks
 from weightloom.training.trainers import open_zoo, trainers
@@ -48,17 +49,23 @@ class EpisodeObjective:
     ) -> None:
         self.model, self.tasks, self.shots, self.queries, self.seed = model, tasks, shots, queries, seed
 
-    def __call__(self, step: int) -> tuple[Tensor, dict[str, float]]:
+    @property
+    def items(self) -> int:
+        """Architectures: each has a task a step."""
+        return len(self.model.validity.architectures)
+
+    def __call__(self, step: int, part: Part = WHOLE) -> tuple[Tensor, dict[str, float]]:
         generator = torch_generator("episode", self.seed, step)
         texts = self.model.validity.architectures
         total, right = torch.zeros(()), 0.0
-        for text, index in zip(
-            texts, torch.randint(len(self.tasks), (len(texts),), generator=generator).tolist(), strict=True
-        ):
+        drawn = torch.randint(len(self.tasks), (len(texts),), generator=generator).tolist()
+        for number, (text, index) in enumerate(zip(texts, drawn, strict=True)):
             task = self.tasks[index]
             spec: ArchitectureSpec = parse_architecture(text).resolve(classes=task.num_classes)
-            support = task.support(self.shots, seed=step).images
             images, labels = draw_batch([task.data("train")], self.queries, generator)
+            if number not in part.of(len(texts)):
+                continue
+            support = task.support(self.shots, seed=step).images
             loss, hit = self.model.episode_loss(spec, support, images[0], labels[0])
             total = total + loss / len(texts)
             right += float(hit) / len(texts)

@@ -21,6 +21,7 @@ from weightloom.tasks import TaskData
 from weightloom.tokenizers import WeightTokenizer, architecture_key
 from weightloom.tokenizers.fsq import FSQTokenizer
 from weightloom.tokenizers.gumbel import GumbelTokenizer, annealed_temperature
+from weightloom.training.parallel import WHOLE, Part
 from weightloom.weights import BoundStatistics, WeightStatistics, layout_of
 from weightloom.zoo import Record, Zoo
 
@@ -172,12 +173,19 @@ class TokenizerObjective:
         self.input_noise, self.latent_noise = input_noise, latent_noise
         self.seed, self.steps = seed, steps
 
-    def __call__(self, step: int) -> tuple[Tensor, dict[str, float]]:
+    @property
+    def items(self) -> int:
+        """N, or 1 where a step draws noise for all networks at once, in the middle of the tokenizer."""
+        noisy = isinstance(self.tokenizer, GumbelTokenizer) or self.input_noise or self.latent_noise
+        return 1 if noisy else self.networks
+
+    def __call__(self, step: int, part: Part = WHOLE) -> tuple[Tensor, dict[str, float]]:
         generator = torch_generator("tokenizer", self.seed, step)
         number = int(torch.randint(len(self.populations), (1,), generator=generator))
         population = self.populations[number]
         rows = torch.randint(len(population.records), (self.networks,), generator=generator).tolist()
-        flats = population.flats[rows]
+        mine, share = part.rows(self.networks), part.share(self.networks)
+        flats = population.flats[rows][mine]
         if isinstance(self.tokenizer, GumbelTokenizer):
             self.tokenizer.noise = torch_generator("gumbel", self.seed, step)
             self.tokenizer.temperature = annealed_temperature(step, self.steps)
@@ -189,11 +197,12 @@ class TokenizerObjective:
             latent_noise=self.latent_noise,
             stream=torch_generator("augmentation", self.seed, step),
         )
-        error = output.weight_error()
-        loss = error + output.penalty
+        error = output.weight_error() * share
+        loss = error + output.penalty * share
         numbers = {"weight_error": float(error.detach())}
         if self.functional_weight:
             images, _ = draw_batch([population.data[r] for r in rows], self.images, generator)
+            images = images[mine]
             rebuilt = self.tokenizer.to_flats(population.spec, output.rebuilt)
             # Every other step with the statistics of the batch: small errors of a convolution are then not
             # blown up by running statistics that no longer fit it, and the gradient has something to follow.
@@ -201,7 +210,7 @@ class TokenizerObjective:
             with torch.no_grad():
                 wanted = run_networks(population.spec, flats, images, training=own).log_softmax(-1)
             given = run_networks(population.spec, rebuilt, images, training=own).log_softmax(-1)
-            divergence = F.kl_div(given, wanted, log_target=True, reduction="none").sum(-1).mean()
+            divergence = F.kl_div(given, wanted, log_target=True, reduction="none").sum(-1).mean() * share
             loss = loss + self.functional_weight * divergence
             numbers["divergence"] = float(divergence.detach())
         self.tokenizer.eval()

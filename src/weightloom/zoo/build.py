@@ -7,25 +7,20 @@ Shapes: N networks, P values of a network.
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
-from dataclasses import replace
-from multiprocessing import get_context, parent_process
-from multiprocessing.connection import wait
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from weightloom.architectures import ArchitectureSpec, parse_architecture
+from weightloom.engines import Engine, Payload, job, open_engine
 from weightloom.errors import InputError
 from weightloom.fitting import FitSettings, accuracy, fit_population, initial_flats
 from weightloom.seeding import seed_for, torch_generator
-from weightloom.tasks import DatasetTask, TaskSampler
+from weightloom.tasks import DatasetTask, TaskSampler, parse_task
 from weightloom.weights import layout_of
 from weightloom.zoo.index import Record
 from weightloom.zoo.recipe import GroupRecipe, ZooRecipe
@@ -47,12 +42,17 @@ Progress = Callable[[str, int, int], None]
 
 
 def build_zoo(
-    recipe: ZooRecipe, path: str | Path, progress: Progress = lambda *_: None, *, workers: int = 1
+    recipe: ZooRecipe,
+    path: str | Path,
+    progress: Progress = lambda *_: None,
+    *,
+    workers: int = 1,
+    engine: Engine | None = None,
 ) -> Zoo:
     """Train every network of ``recipe`` that the zoo at ``path`` does not hold yet.
 
-    With several ``workers`` shards are trained by that many processes of one thread each, which is faster
-    than threads for networks this small; the weights are the same.
+    With several ``workers`` shards are trained by that many processes of this machine; an ``engine`` trains
+    them elsewhere. The weights are the same. Only this process writes to the zoo.
 
     Raises:
         InputError: the folder holds a zoo of another recipe.
@@ -66,12 +66,24 @@ def build_zoo(
             f"{path} holds a zoo of another recipe ({held.get('name')!r}); choose another folder"
         )
     zoo.set_about("recipe", wanted)
+    if engine is None:
+        with open_engine("local", workers=workers) as engine:
+            _build(recipe, zoo, progress, engine)
+    else:
+        _build(recipe, zoo, progress, engine)
+    return zoo
+
+
+def _build(recipe: ZooRecipe, zoo: Zoo, progress: Progress, engine: Engine) -> None:
     jobs = list(_jobs(recipe))
+    said = recipe.model_dump(mode="json")
     total = sum(steps * len(tasks) for *_, tasks, steps in jobs)
     done = 0
     # Starts come first, then those of the datasets: the shards after them begin where they end.
     for stage in range(3):
-        waiting = []
+        waiting: list[tuple[str, int, int]] = []  # shard, its networks, steps of each
+        payloads: list[Payload] = []
+        starts: dict[tuple[str, str], Any] = {}
         for text, group, chunk, tasks, steps in jobs:
             if _stage(group) != stage:
                 continue
@@ -79,72 +91,35 @@ def build_zoo(
             if zoo.has_shard(shard):
                 done += steps * len(tasks)
                 progress(shard, done, total)
-            else:
-                waiting.append((shard, text, group, tasks, steps))
-        if workers > 1 and len(waiting) > 1:
-            with ProcessPoolExecutor(
-                workers, mp_context=get_context("spawn"), initializer=_become_worker
-            ) as pool:
-                try:
-                    with _deaf_to_interrupts():  # one that came meanwhile is heard at its end, still in here
-                        futures = {
-                            pool.submit(_train_shard, recipe, zoo, shard, text, group, tasks): (
-                                shard,
-                                steps * len(tasks),
-                            )
-                            for shard, text, group, tasks, steps in waiting
-                        }
-                    for future in as_completed(futures):
-                        future.result()
-                        shard, cost = futures[future]
-                        done += cost
-                        progress(shard, done, total)
-                except BaseException:
-                    # Shards take minutes: a worker that is stopped in one loses nothing that was committed.
-                    workers_left = list((pool._processes or {}).values())
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    for process in workers_left:
-                        process.terminate()
-                    raise
-        else:
-            for shard, text, group, tasks, steps in waiting:
-                before, count = done, len(tasks)
-                _train_shard(
-                    recipe, zoo, shard, text, group, tasks,
-                    lambda s: progress(shard, before + s * count, total),  # noqa: B023
-                )  # fmt: skip
-                done += steps * count
-                progress(shard, done, total)
-    return zoo
+                continue
+            begin: dict[str, Any] = {}
+            if recipe.initialisation == "shared" and stage:
+                spec = _spec(recipe, text, tasks)
+                for name in ("",) if stage == 1 else sorted({task.dataset for task in tasks}):
+                    key = (spec.full_text(), name)
+                    if key not in starts:
+                        starts[key] = start_network(zoo, spec, name).numpy()
+                    begin[name] = starts[key]
+            waiting.append((shard, len(tasks), steps))
+            payloads.append(
+                {
+                    "recipe": said, "shard": shard, "architecture": text, "group": group,
+                    "tasks": [str(task) for task in tasks], "starts": begin,
+                }
+            )  # fmt: skip
+        before = done
 
+        def told(number: int, step: int) -> None:
+            shard, count, _ = waiting[number]  # noqa: B023
+            progress(shard, before + step * count, total)  # noqa: B023
 
-def _become_worker() -> None:
-    """One thread, and no life after the process that asked for the work: nobody would take what it makes.
-
-    A pool's workers wait for ever at a queue that their killed parent has left open to all of them.
-    """
-    torch.set_num_threads(1)
-    parent = parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=follow, name="follow-parent", daemon=True).start()
-
-
-@contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Processes started inside never hear Ctrl-C, which a terminal sends to all; this one hears it after."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, made in engine.map(train_shard, payloads, told):
+            shard, count, steps = waiting[number]
+            records = [Record(**record) for record in made["records"]]
+            spec = parse_architecture(made["architecture"])
+            zoo.add(shard, spec, torch.from_numpy(made["flats"].copy()), records)
+            done = before = done + steps * count
+            progress(shard, done, total)
 
 
 def _stage(group: str) -> int:
@@ -226,17 +201,40 @@ def _group_tasks(recipe: ZooRecipe, group: GroupRecipe) -> list[DatasetTask]:
     return [sampler.task(index) for index in range(group.tasks)]
 
 
+def _spec(recipe: ZooRecipe, text: str, tasks: list[DatasetTask]) -> ArchitectureSpec:
+    shape = (recipe.channels, recipe.size, recipe.size)
+    return parse_architecture(text).resolve(classes=tasks[0].num_classes, input=shape)
+
+
+@job
+def train_shard(payload: Payload, step: Callable[[int], None]) -> dict[str, Any]:
+    """A shard's networks and records, from its recipe, tasks and the networks that it starts from."""
+    spec, flats, records = _train_shard(
+        ZooRecipe(**payload["recipe"]),
+        payload["shard"],
+        payload["architecture"],
+        payload["group"],
+        [parse_task(text) for text in payload["tasks"]],
+        {name: torch.tensor(start) for name, start in payload["starts"].items()},
+        step,
+    )
+    return {
+        "architecture": spec.full_text(),
+        "flats": flats.numpy(),
+        "records": [asdict(record) for record in records],
+    }
+
+
 def _train_shard(
     recipe: ZooRecipe,
-    zoo: Zoo,
     shard: str,
     text: str,
     group: str,
     tasks: list[DatasetTask],
+    starts: dict[str, Tensor],
     on_step: Callable[[int], None] | None = None,
-) -> None:
-    shape = (recipe.channels, recipe.size, recipe.size)
-    spec = parse_architecture(text).resolve(classes=tasks[0].num_classes, input=shape)
+) -> tuple[ArchitectureSpec, Tensor, list[Record]]:
+    spec = _spec(recipe, text, tasks)
     is_start = _stage(group) < 2
     members = len(tasks)
     if is_start:
@@ -250,11 +248,11 @@ def _train_shard(
             head_rate=1.0 if first else _HEADS_ANEW,
         )
         begin = initial_flats(spec, [seed_for(recipe.salt, _START, text)])[0]
-        flats = (begin if first else start_network(zoo, spec)).repeat(members, 1)
+        flats = (begin if first else starts[""]).repeat(members, 1)
     else:
         settings = recipe.fit.settings()
         if recipe.initialisation == "shared":
-            flats = torch.stack([start_network(zoo, spec, task.dataset) for task in tasks])
+            flats = torch.stack([starts[task.dataset] for task in tasks])
         else:
             flats = initial_flats(spec, [seed_for(recipe.salt, shard, i) for i in range(members)])
     data = [task.data("train") for task in tasks]
@@ -276,7 +274,7 @@ def _train_shard(
             final = snapshot.step == settings.steps
             loss = float(snapshot.loss[member])
             records.append(_record(recipe, shard, spec, task, member, snapshot.step, final, score, loss))
-    zoo.add(shard, spec, torch.cat(kept), records)
+    return spec, torch.cat(kept), records
 
 
 def _test_images(task: DatasetTask) -> tuple[Tensor, Tensor]:
