@@ -3,9 +3,10 @@
 LSTM, HyperLSTM, LayerNorm LSTM and LayerNorm HyperLSTM of equal size write Chinese characters stroke by
 stroke; nats a step on held-out characters, and a picture of what two of them write by themselves.
 
-Data: KanjiVG, characters drawn by hand as curves in the order of writing (Ulrich Apel, CC BY-SA 3.0), as in
-the first sketch-rnn. The output is that of Graves (arXiv 1308.0850, section 4): a mixture of correlated
-normals for the next offset; and as in sketch-rnn (arXiv 1704.03477) three states of the pen.
+Data: KanjiVG, characters drawn as curves, stroke by stroke in the order of writing (Ulrich Apel, CC BY-SA
+3.0), as in the first sketch-rnn; no recordings of a pen. The output is that of Graves (arXiv 1308.0850,
+section 4): a mixture of correlated normals for the next offset; and as in sketch-rnn (arXiv 1704.03477) three
+states of the pen.
 
 Every run is written to benchmarks/results/hypernetworks-strokes.json as it ends, and is not done again. The
 networks behind the picture are kept in runs/strokes.
