@@ -268,6 +268,8 @@ def _repository(address: str, format: Format) -> Found:
         raise InputError(f"{address[:120]!r} is on a hub, so it is no {format!r}")
     found = hub.fetch(address)
     about = {"repository": found.name, "revision": found.revision}
+    if not found.folder.is_dir():  # nothing was worth downloading
+        raise InputError(f"{address}: holds no file that ends in .safetensors")
     try:
         return _folder(found.folder, found.cache, "hub", about)
     except InputError as error:
