@@ -155,6 +155,22 @@ def plan_import(
         CheckpointError: a file that somebody named is broken or does not fit; nothing at all fits; or
             something is skipped, and ``strict`` is given.
         SpecError: as before, for an architecture or a task that does not fit.
+
+    Example:
+        >>> import tempfile
+        >>> from weightloom.architectures import parse_architecture
+        >>> from weightloom.generators import Sample
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> spec = parse_architecture("mlp(depth=1,width=4,classes=2,input=1x4x4)")
+        >>> flat = layout_of(spec).flatten(spec.initialise(0).state_dict()).detach()
+        >>> _ = Sample(spec, flat, {}).save(folder / "a.safetensors")
+        >>> _ = (folder / "b.pt").write_bytes(b"something else")
+        >>> plan = plan_import([find_networks(folder)])
+        >>> [network.candidate.name for network in plan.networks], plan.skipped[0].name
+        (['a.safetensors'], 'b.pt')
+        >>> zoo = Zoo(folder / "zoo", create=True)
+        >>> [record.provenance["file"] for record in carry_out(zoo, plan)]
+        ['a.safetensors']
     """
     if architecture is not None and task is not None:
         architecture = architecture.resolve(classes=task.num_classes, input=task.input_shape)
@@ -168,11 +184,17 @@ def plan_import(
     candidates = [candidate for each in found for candidate in each.candidates]
     for number, candidate in enumerate(candidates):
         try:
-            digest, reading = _read(candidate, architecture, match)
-            spec = reading.spec
+            wanted = _wanted(candidate, architecture)
+            if there and _plausible(candidate, wanted):
+                assert wanted is not None
+                if (wanted.full_text(), _digest(candidate)) in there:
+                    held.append(candidate.name)  # read once, and not again
+                    continue
+            reading = _read(candidate, wanted, match)  # before its checksum: it may be a terabyte of nothing
+            spec, digest = reading.spec, _digest(candidate)
             if task is not None and (spec.classes, spec.input) != (task.num_classes, task.input_shape):
                 raise SpecError(f"{candidate.path} holds {spec}, which does not fit the task {task}")
-        except (InputError, OSError) as error:
+        except InputError as error:
             if strict or candidate.named:
                 raise
             skipped.append(Skipped(candidate.name, _reason(error, candidate)))
@@ -230,9 +252,9 @@ def carry_out(
     for spec, members in _shards(plan.networks):
         flats = torch.empty(len(members), layout_of(spec).size)
         for row, member in enumerate(members):
-            digest, reading = _read(member.candidate, spec, match)
-            if digest != member.sha256:
+            if _digest(member.candidate) != member.sha256:
                 raise CheckpointError(member.candidate.path, "was changed while it was imported")
+            reading = _read(member.candidate, spec, match)
             flats[row] = reading.flat
         scores = [member.facts.get("accuracy") for member in members]
         measured = [images is not None and _measured(member, source) for member in members]
@@ -285,31 +307,47 @@ def input_of(
             return candidate.architecture.input
         if architecture is None and candidate.kind != "pytorch":  # which never say it
             try:
-                return _read(candidate, None, "names")[1].spec.input
-            except (InputError, OSError):
+                return _read(candidate, None, "names").spec.input
+            except InputError:
                 if candidate.named:
                     raise
     return None
 
 
-def _read(candidate: Candidate, architecture: ArchitectureSpec | None, match: Match) -> tuple[str, Reading]:
-    """The SHA-256 of a candidate's bytes, and the network in them."""
-    wanted = architecture
+def _wanted(candidate: Candidate, architecture: ArchitectureSpec | None) -> ArchitectureSpec | None:
+    """What a candidate must be, as far as that is known before it is read."""
     if candidate.architecture is not None:
-        wanted = agreed(candidate.path, candidate.architecture, architecture)
-    elif candidate.unknown and architecture is None:
+        return agreed(candidate.path, candidate.architecture, architecture)
+    if candidate.unknown and architecture is None:
         raise CheckpointError(candidate.path, f"{candidate.unknown}; name one that fits with --arch")
-    digest = _digest(candidate)
-    return digest, read_checked(candidate.path, wanted, match=candidate.match or match, kind=candidate.kind)
+    return architecture
+
+
+def _read(candidate: Candidate, wanted: ArchitectureSpec | None, match: Match) -> Reading:
+    return read_checked(candidate.path, wanted, match=candidate.match or match, kind=candidate.kind)
+
+
+def _plausible(candidate: Candidate, wanted: ArchitectureSpec | None) -> bool:
+    """Whether a file is no larger than such a network's may be, whatever lies beside its weights."""
+    if wanted is None or not wanted.resolved or candidate.kind == "shards":
+        return False
+    try:
+        return candidate.path.stat().st_size <= 64 * layout_of(wanted).size + (1 << 20)
+    except OSError:  # reading it says what is wrong
+        return False
 
 
 def _digest(candidate: Candidate) -> str:
     if candidate.kind != "shards":
         return sha256_of(candidate.path)
     whole = hashlib.sha256()
-    for path in sorted(candidate.path.iterdir()):
-        if path.name == INDEX_FILE or SHARD_NAME.fullmatch(path.name):
-            whole.update(f"{path.name} {sha256_of(path)}\n".encode())
+    try:
+        names = sorted(entry.name for entry in candidate.path.iterdir())
+    except OSError as error:
+        raise CheckpointError(candidate.path, f"cannot be read ({error.strerror})") from None
+    for name in names:
+        if name == INDEX_FILE or SHARD_NAME.fullmatch(name):
+            whole.update(f"{name} {sha256_of(candidate.path / name)}\n".encode())
     return whole.hexdigest()
 
 
@@ -324,8 +362,6 @@ def _held(zoo: Zoo | None) -> set[tuple[str, str]]:
 def _reason(error: Exception, candidate: Candidate) -> str:
     if isinstance(error, CheckpointError):
         return error.reason
-    if isinstance(error, OSError):
-        return f"cannot be read ({error.strerror})"
     return str(error).removeprefix(str(candidate.path)).strip(" :")
 
 
