@@ -164,7 +164,7 @@ def test_export_and_import(call, zoo, tmp_path):
         assert record.accuracy == pytest.approx(Zoo(zoo).record(name).accuracy)
         assert record.task == "digits@8c3" and record.split == "train" and record.final
     again = call("zoo", "import", new, *files, "--task", "digits", "--json").json
-    assert again == {"imported": [], "passed_over": 3, "zoo": str(new)}
+    assert again["imported"] == [] and again["passed_over"] == 3 and again["skipped"] == []
     assert "were in the zoo already" in call("zoo", "import", new, files[0]).err
     assert held.verify() == []
 

@@ -20,7 +20,8 @@ from weightloom.generators.load import load_generator, save_generator
 from weightloom.io import COMMIT_FILE, load_legacy, load_tensors, read_header, settle, verify_folder
 from weightloom.io.staged import STAGED
 from weightloom.zoo import Zoo, repair
-from weightloom.zoo.importing import read_network
+from weightloom.zoo.importing import plan_import, read_network
+from weightloom.zoo.sources import find_networks
 
 ESCAPES = [
     "../up", "../../etc/passwd", "a/../../up", "..", ".", "/etc/passwd", "//host/share", "a//b", "./a", "a/.",
@@ -78,6 +79,28 @@ def test_a_tensor_without_strides(tmp_path, bounded):
     torch.save({"w": torch.zeros(1).expand(10**6, 10**6)}, path)
     with bounded(), pytest.raises(CheckpointError, match="in a storage of 4 bytes"):
         load_legacy(path)
+
+
+# -- model zoos from elsewhere ------------------------------------------------------------------
+
+
+def test_trials_that_cost_nothing(tmp_path, bounded):
+    """Options and results that are too large, too deep, or a pipe: the trial is passed over."""
+    fine = '{"model::type": "CNN", "model::nlin": "tanh", "model::channels_in": 1}'
+    strange = '{"model::type": "' + "C" * 500_000 + '"}'
+    for number, text in enumerate((fine, strange, "x" * (2 << 20), "[" * 1_000_000)):
+        trial = tmp_path / f"NN_tune_trainable_{number}"
+        (trial / "checkpoint_000001").mkdir(parents=True)
+        (trial / "params.json").write_text(text)
+        (trial / "checkpoint_000001" / "checkpoints").write_bytes(b"x")
+        os.truncate(trial / "checkpoint_000001" / "checkpoints", 1 << 40)
+        with open(trial / "result.json", "wb") as handle:
+            os.truncate(handle.fileno(), 1 << 40)
+    trial = tmp_path / "NN_tune_trainable_pipe"
+    (trial / "checkpoint_000001").mkdir(parents=True)
+    os.mkfifo(trial / "params.json")
+    with bounded(), pytest.raises(CheckpointError, match="nothing can be imported"):
+        plan_import([find_networks(tmp_path)])
 
 
 # -- generators --------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from weightloom.zoo import ZooRecipe, build_zoo
+from weightloom.zoo import Zoo, ZooRecipe, build_zoo
 
 RECIPE = {
     "kind": "zoo",
@@ -38,3 +38,9 @@ def recipe():
 def built(recipe, tmp_path_factory):
     """The tiny zoo; tests do not write to it."""
     return build_zoo(recipe(), tmp_path_factory.mktemp("zoo") / "tiny")
+
+
+@pytest.fixture
+def zoo(tmp_path):
+    """An empty zoo."""
+    return Zoo(tmp_path / "zoo", create=True)

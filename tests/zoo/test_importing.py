@@ -83,3 +83,13 @@ def test_no_files_and_other_tasks(state, tmp_path):
     with pytest.raises(SpecError, match="does not fit the task"):
         import_checkpoints(zoo, [file], task=parse_task("digits"))
     assert zoo.records() == []
+
+
+def test_a_file_that_is_gone(state, tmp_path):
+    """Also where the zoo holds networks of that architecture."""
+    zoo = Zoo(tmp_path / "zoo", create=True)
+    torch.save(state[1], tmp_path / "a.pt")
+    import_checkpoints(zoo, [tmp_path / "a.pt"], architecture=SPEC)
+    for name in ("b.pt", "b.safetensors", "zoo/a.pt"):
+        with pytest.raises(CheckpointError, match="does not exist"):
+            import_checkpoints(zoo, [tmp_path / name], architecture=SPEC)

@@ -6,7 +6,7 @@ import os
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,6 +26,7 @@ from weightloom.cli.inputs import (
 )
 from weightloom.cli.output import emit, facts, note, percent, progress, say, seconds_text, table, working
 from weightloom.cli.teaching import command
+from weightloom.cli.zoo_import import import_networks
 from weightloom.errors import InputError, WeightloomError
 
 if TYPE_CHECKING:
@@ -251,77 +252,7 @@ def repair(zoo: Folder, as_json: Json = False) -> None:
     say(f"{zoo}: {count:,} checkpoints" + ("" if said else ", nothing missing, nothing changed"))
 
 
-@command(app, "import")
-def import_(
-    zoo: Folder,
-    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="One network each.")],
-    task: Annotated[
-        str | None, typer.Option("--task", metavar="TASK", help="What they were trained for.")
-    ] = None,
-    arch: Annotated[
-        str | None,
-        typer.Option(
-            "--arch", metavar="SPEC", help="What they are; Weightloom's own files say it themselves."
-        ),
-    ] = None,
-    match: Annotated[
-        Literal["names", "order"],
-        typer.Option("--match", help="Match tensors by name, or (.pt files) one after another."),
-    ] = "names",
-    as_json: Json = False,
-) -> None:
-    """Add networks from files to a zoo, which is made if it is missing; all of them or none.
-
-    Files are safetensors or PyTorch state dicts (.pt, .pth, .bin, .ckpt). With --task their accuracy is
-    measured on its test images. A file that the zoo holds already is passed over.
-
-    Examples:
-        weightloom zoo import zoos/mine clothing.safetensors --task fashion-mnist
-        weightloom zoo import zoos/mine a.pt b.pt --arch 'mlp(depth=2,width=32)' --task mnist
-    """
-    from weightloom.architectures import parse_architecture
-    from weightloom.tasks import parse_task
-    from weightloom.zoo import Zoo
-    from weightloom.zoo.importing import import_checkpoints, read_network
-
-    spec = None if arch is None else parse_architecture(plain_text(arch, "architecture"))
-    target = None
-    if task is not None:
-        target = parse_task(plain_text(task, "task"))
-        if "@" not in task:
-            shape = spec.input if spec is not None else None
-            if shape is None and spec is None and files:
-                shape = read_network(files[0])[0].input
-            if shape is not None and shape[1] == shape[2]:
-                target = target.resized(shape[1], shape[0])
-    check_place(zoo.expanduser(), "DIR")
-    if target is not None:
-        target.data("test")  # a dataset that is missing is found before anything is written
-    existed = (zoo / "zoo.sqlite3").is_file()
-    if not existed:  # read everything once before a folder is made for it
-        for file in files:
-            resolved = spec
-            if spec is not None and target is not None:
-                resolved = spec.resolve(classes=target.num_classes, input=target.input_shape)
-            read_network(file, resolved, match=match)
-    held = Zoo(zoo, create=not existed)
-    with progress() as move:
-        added = import_checkpoints(held, files, architecture=spec, task=target, match=match, progress=move)
-    result = {
-        "zoo": zoo,
-        "imported": [asdict(record) for record in added],
-        "passed_over": len(files) - len(added),
-    }
-    if as_json:
-        emit(result)
-        return
-    rows = [
-        (r.id, r.provenance.get("file"), short_text(r.architecture), r.task or None, percent(r.accuracy))
-        for r in added
-    ]
-    table(["id", "file", "architecture", "task", "accuracy"], rows, numbers=["accuracy"])
-    if result["passed_over"]:
-        note(f"{result['passed_over']} files were in the zoo already")
+command(app, "import")(import_networks)
 
 
 @command(app, "export")

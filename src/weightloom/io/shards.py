@@ -23,7 +23,7 @@ INDEX_FILE = "model.safetensors.index.json"
 SHARD_BYTES = 2 << 30
 MAX_SHARDS = 99_999
 
-_SHARD = re.compile(r"model-[0-9]{5}-of-[0-9]{5}\.safetensors")
+SHARD_NAME = re.compile(r"model-[0-9]{5}-of-[0-9]{5}\.safetensors")
 
 
 def write_shards(
@@ -121,7 +121,7 @@ def _files(folder: Path) -> dict[str, set[str]]:
         raise CheckpointError(folder / INDEX_FILE, "is not the index of a folder of weights")
     files: dict[str, set[str]] = {}
     for tensor, name in where.items():
-        if not isinstance(name, str) or not _SHARD.fullmatch(name):
+        if not isinstance(name, str) or not SHARD_NAME.fullmatch(name):
             raise CheckpointError(folder / INDEX_FILE, f"names a file {str(name)[:80]!r}, which is no shard")
         files.setdefault(name, set()).add(tensor)
     return dict(sorted(files.items()))

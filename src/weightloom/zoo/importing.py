@@ -1,4 +1,8 @@
-"""Networks from files into a zoo: our own safetensors and foreign state dicts, all of a call or none.
+"""Networks from elsewhere into a zoo: first everything is read and checked, then it is added shard by shard.
+
+A file that somebody names must fit, or nothing is added; what lies in a folder, a published model zoo or a
+repository is taken as far as it fits, and the rest is reported. An import that was interrupted goes on when
+it is given again.
 
 Knows files and zoos; nothing of how the networks were trained.
 
@@ -8,109 +12,85 @@ Shapes: P values of a network.
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from weightloom.architectures import ArchitectureSpec, parse_architecture
+from weightloom.architectures import ArchitectureSpec
 from weightloom.errors import CheckpointError, InputError, SpecError
 from weightloom.fitting import accuracy
-from weightloom.io import load_legacy, load_tensors, read_header, sha256_of
+from weightloom.io import sha256_of
+from weightloom.io.shards import INDEX_FILE, SHARD_NAME
 from weightloom.seeding import torch_generator
 from weightloom.tasks import DatasetTask, TaskSampler
 from weightloom.weights import layout_of
 from weightloom.zoo.index import Record
+from weightloom.zoo.reading import (
+    LEGACY_SUFFIXES,
+    Match,
+    Reading,
+    agreed,
+    load_network,
+    read_checked,
+    read_network,
+)
+from weightloom.zoo.sources import Candidate, Found, Skipped, find_networks
 from weightloom.zoo.store import Zoo
+
+__all__ = [
+    "LEGACY_SUFFIXES",
+    "Plan",
+    "Planned",
+    "Skipped",
+    "carry_out",
+    "import_checkpoints",
+    "input_of",
+    "load_network",
+    "plan_import",
+    "read_network",
+    "to_measure",
+]
 
 TEST_IMAGES = 2000
 """Test images on which an imported network's accuracy is measured (all of them if there are fewer)."""
 
-LEGACY_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
-Match = Literal["names", "order"]
-_CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "weights")
-_PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+SHARD_NETWORKS, SHARD_VALUES = 256, 1 << 26
+"""The most networks, and values, of one shard: so much is held in memory."""
+
+_AT_ONCE = 8  # networks that are measured together
+Source = Literal["auto", "reported", "measured"]
+Progress = Callable[[str, int, int], None]
 
 
-def load_network(path: str | Path, architecture: str | ArchitectureSpec | None = None) -> nn.Module:
-    """The network of a file as an ordinary module in eval mode: what ``generate``, ``finetune`` and
-    :meth:`weightloom.Sample.save` wrote, or any state dict whose ``architecture`` is given.
+@dataclass(frozen=True)
+class Planned:
+    """A network that was read, checked, and would be added."""
 
-    It takes images (B, channels, height, width) in [-1, 1] and gives logits (B, classes), the classes in the
-    order of the task that it was made for.
+    candidate: Candidate
+    spec: ArchitectureSpec
+    sha256: str
+    facts: dict[str, int | float]
 
-    Raises:
-        CheckpointError: the file is broken, or does not hold exactly the architecture's tensors.
-        SpecError: the architecture is undecided, or is not the one that the file names.
 
-    Example:
-        >>> import tempfile
-        >>> from pathlib import Path
-        >>> from weightloom.generators import Sample
-        >>> spec = parse_architecture("mlp(depth=1,width=4,classes=2,input=1x4x4)")
-        >>> flat = layout_of(spec).flatten(spec.initialise(0).state_dict()).detach()
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     file = Sample(spec, flat, {}).save(Path(folder) / "net.safetensors")
-        ...     net = load_network(file)
-        >>> net.training, sum(p.numel() for p in net.parameters()) == spec.num_parameters()
-        (False, True)
+@dataclass(frozen=True)
+class Plan:
+    """What an import would do.
+
+    Attributes:
+        formats: of each source.
+        networks: what would be added, in order.
+        held: names of files that the zoo holds already.
+        skipped: what is passed over, and why.
     """
-    wanted = parse_architecture(architecture) if isinstance(architecture, str) else architecture
-    spec, flat, _ = read_network(path, wanted)
-    module = spec.build()
-    module.load_state_dict(layout_of(spec).unflatten(flat))
-    return module.eval()
 
-
-def read_network(
-    path: str | Path, spec: ArchitectureSpec | None = None, *, match: Match = "names"
-) -> tuple[ArchitectureSpec, Tensor, dict[str, str]]:
-    """One network: its resolved architecture, weights (P,) and the file's metadata.
-
-    Args:
-        path: safetensors, or a PyTorch state dict (``.pt``, ``.pth``, ``.bin``, ``.ckpt``).
-        spec: the architecture; may be left out for files that Weightloom wrote.
-        match: ``names`` (tensors must be called as ours are), or ``order`` (a PyTorch file whose tensors
-            have other names but come in the same order with the same shapes).
-
-    Raises:
-        CheckpointError: the file is broken, or does not hold exactly the architecture's tensors.
-        SpecError: the architecture is undecided, or is not the one that the file names.
-    """
-    path = Path(path)
-    state: Mapping[str, Any]  # of tensors, or at first of what the header says of them
-    legacy = path.suffix.lower() in LEGACY_SUFFIXES
-    metadata: dict[str, str] = {}
-    if legacy:
-        state = _plain_state(path, load_legacy(path))
-    else:
-        if match == "order":
-            raise CheckpointError(path, "tensors can be matched by order in PyTorch files only")
-        header = read_header(path)
-        state, metadata = dict[str, Any](header.tensors), header.metadata
-    spec = _agreed_spec(path, spec, metadata)
-    if match == "order":
-        state = _in_order(path, spec, state)
-    layout = layout_of(spec)
-    try:
-        layout.check(state)  # shapes alone, before any number is read
-    except InputError as error:
-        raise CheckpointError(path, str(error).removeprefix("state dict: ") + f" ({spec})") from None
-    if not legacy:
-        state, _ = load_tensors(path)
-    floats = {}
-    for slot in layout.slots:
-        tensor = state[slot.name]
-        if not tensor.is_floating_point():
-            raise CheckpointError(path, f"tensor {slot.name!r} holds {tensor.dtype}, not floats")
-        floats[slot.name] = tensor.float()
-        if not bool(torch.isfinite(floats[slot.name]).all()):
-            raise CheckpointError(path, f"tensor {slot.name!r} has values that are not finite")
-    return spec, layout.flatten(floats), metadata
+    formats: tuple[str, ...]
+    networks: tuple[Planned, ...]
+    held: tuple[str, ...]
+    skipped: tuple[Skipped, ...]
 
 
 def import_checkpoints(
@@ -120,22 +100,23 @@ def import_checkpoints(
     architecture: ArchitectureSpec | None = None,
     task: DatasetTask | None = None,
     match: Match = "names",
-    progress: Callable[[str, int, int], None] = lambda *_: None,
+    progress: Progress = lambda *_: None,
 ) -> list[Record]:
-    """Add ``files`` to ``zoo`` as one shard for each architecture among them; the same files only once.
+    """Add ``files`` to ``zoo``; :func:`plan_import` and :func:`carry_out` in one.
 
     Every file is read and checked before the first is added.
 
     Args:
         zoo: where to.
-        files: one network each.
-        architecture: what they are; may be left out for files that Weightloom wrote.
+        files: files of one network each, or whatever else :func:`plan_import` takes.
+        architecture: what they are; may be left out where the file or the format says it.
         task: what they were trained for; their accuracy is measured on its test images.
         match: see :func:`read_network`.
         progress: called with the file's name, files done and files in all.
 
     Returns:
-        The new records, in the order of ``files``; none for files that the zoo holds already.
+        The new records, in the order of ``files`` within each architecture; none for files that the zoo holds
+        already.
 
     Raises:
         CheckpointError: a file is broken or does not fit; nothing is added then.
@@ -144,29 +125,147 @@ def import_checkpoints(
     """
     if not files:
         raise InputError("name at least one file to import")
+    found = [find_networks(file) for file in files]
+    plan = plan_import(found, zoo=zoo, architecture=architecture, task=task, match=match, progress=progress)
+    return carry_out(zoo, plan, task=task, match=match)
+
+
+def plan_import(
+    found: Sequence[Found],
+    *,
+    zoo: Zoo | None = None,
+    architecture: ArchitectureSpec | None = None,
+    task: DatasetTask | None = None,
+    match: Match = "names",
+    strict: bool = False,
+    progress: Progress = lambda *_: None,
+) -> Plan:
+    """Read and check every network, and write nothing.
+
+    Args:
+        found: what :func:`weightloom.zoo.sources.find_networks` found.
+        zoo: what it holds already is not planned again.
+        architecture: what the networks are, where the file or the format does not say it.
+        task: what they were trained for.
+        match: how tensors are matched, where the format does not say it.
+        strict: something that would be skipped is an error.
+        progress: called with the file's name, files done and files in all.
+
+    Raises:
+        CheckpointError: a file that somebody named is broken or does not fit; nothing at all fits; or
+            something is skipped, and ``strict`` is given.
+        SpecError: as before, for an architecture or a task that does not fit.
+
+    Example:
+        >>> import tempfile
+        >>> from weightloom.architectures import parse_architecture
+        >>> from weightloom.generators import Sample
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> spec = parse_architecture("mlp(depth=1,width=4,classes=2,input=1x4x4)")
+        >>> flat = layout_of(spec).flatten(spec.initialise(0).state_dict()).detach()
+        >>> _ = Sample(spec, flat, {}).save(folder / "a.safetensors")
+        >>> _ = (folder / "b.pt").write_bytes(b"something else")
+        >>> plan = plan_import([find_networks(folder)])
+        >>> [network.candidate.name for network in plan.networks], plan.skipped[0].name
+        (['a.safetensors'], 'b.pt')
+        >>> zoo = Zoo(folder / "zoo", create=True)
+        >>> [record.provenance["file"] for record in carry_out(zoo, plan)]
+        ['a.safetensors']
+    """
     if architecture is not None and task is not None:
         architecture = architecture.resolve(classes=task.num_classes, input=task.input_shape)
-    groups: dict[ArchitectureSpec, list[tuple[Path, str, Tensor]]] = {}
-    for number, file in enumerate(files):
-        path = Path(file)
-        spec, flat, _ = read_network(path, architecture, match=match)
-        if task is not None and (spec.classes, spec.input) != (task.num_classes, task.input_shape):
-            raise SpecError(f"{path} holds {spec}, which does not fit the task {task}")
-        groups.setdefault(spec, []).append((path, sha256_of(path), flat))
-        progress(path.name, number + 1, len(files))
-
-    added: list[Record] = []
-    for spec, members in groups.items():
-        digest = hashlib.sha256("".join(sum_ for _, sum_, _ in members).encode()).hexdigest()[:12]
-        shard = f"import-{digest}"
-        held = {r.provenance.get("sha256") for r in zoo.records(architecture=str(spec))}
-        members = [member for member in members if member[1] not in held]
-        if not members or zoo.has_shard(shard):
+    skipped = [entry for each in found for entry in each.skipped]
+    if strict and skipped:
+        raise CheckpointError(skipped[0].name, skipped[0].reason)
+    held: list[str] = []
+    networks: list[Planned] = []
+    there = _held(zoo)
+    first: dict[tuple[str, str], str] = {}
+    candidates = [candidate for each in found for candidate in each.candidates]
+    for number, candidate in enumerate(candidates):
+        try:
+            wanted = _wanted(candidate, architecture)
+            if there and _plausible(candidate, wanted):
+                assert wanted is not None
+                if (wanted.full_text(), _digest(candidate)) in there:
+                    held.append(candidate.name)  # read once, and not again
+                    continue
+            reading = _read(candidate, wanted, match)  # before its checksum: it may be a terabyte of nothing
+            spec, digest = reading.spec, _digest(candidate)
+            if task is not None and (spec.classes, spec.input) != (task.num_classes, task.input_shape):
+                raise SpecError(f"{candidate.path} holds {spec}, which does not fit the task {task}")
+        except InputError as error:
+            if strict or candidate.named:
+                raise
+            skipped.append(Skipped(candidate.name, _reason(error, candidate)))
             continue
-        flats = torch.stack([flat for *_, flat in members])
-        scores: list[float | None] = [None] * len(members)
-        if task is not None:
-            scores = [float(value) for value in accuracy(spec, flats, *_test_images(task))]
+        finally:
+            progress(candidate.name, number + 1, len(candidates))
+        key = (spec.full_text(), digest)
+        if key in there:
+            held.append(candidate.name)
+        elif key in first:
+            skipped.append(Skipped(candidate.name, f"has the same bytes as {first[key]}"))
+        else:
+            first[key] = candidate.name
+            networks.append(Planned(candidate, spec, digest, {**reading.facts, **candidate.facts}))
+    if not networks and not held:
+        odd = skipped[0] if skipped else Skipped("import", "nothing was found")
+        more = f" (and {len(skipped) - 1} more)" if len(skipped) > 1 else ""
+        raise CheckpointError(odd.name, f"nothing can be imported: it {odd.reason}{more}")
+    return Plan(tuple(each.format for each in found), tuple(networks), tuple(held), tuple(skipped))
+
+
+def carry_out(
+    zoo: Zoo,
+    plan: Plan,
+    *,
+    task: DatasetTask | None = None,
+    match: Match = "names",
+    source: Source = "auto",
+    progress: Progress = lambda *_: None,
+) -> list[Record]:
+    """Add what was planned, shard by shard; each is there as a whole or not at all.
+
+    Args:
+        zoo: where to.
+        plan: from :func:`plan_import`, with the same task.
+        task: what the networks were trained for.
+        match: as for the plan.
+        source: where accuracies are from: ``reported`` by the file or the format, ``measured`` on the task's
+            test images, or ``auto``: measured where there is a task, but for published model zoos, whose
+            pictures are normalised in their own ways.
+        progress: called with a name, networks done and networks in all.
+
+    Raises:
+        CheckpointError: a file is another one than when it was checked; shards before it stay.
+        InputError: accuracies are to be measured, and there is no task.
+        DataUnavailableError: the task's images are not on this machine.
+    """
+    if source == "measured" and task is None:
+        raise InputError("accuracy is measured on a task's test images; name the task")
+    images: tuple[Tensor, Tensor] | None = None
+    if task is not None and to_measure(plan, source):
+        images = _test_images(task)  # before anything is written
+    split = _split_of(zoo, task)
+    added: list[Record] = []
+    for spec, members in _shards(plan.networks):
+        flats = torch.empty(len(members), layout_of(spec).size)
+        for row, member in enumerate(members):
+            if _digest(member.candidate) != member.sha256:
+                raise CheckpointError(member.candidate.path, "was changed while it was imported")
+            reading = _read(member.candidate, spec, match)
+            flats[row] = reading.flat
+        scores = [member.facts.get("accuracy") for member in members]
+        measured = [images is not None and _measured(member, source) for member in members]
+        if images is not None and any(measured):
+            for start in range(
+                0, len(members), _AT_ONCE
+            ):  # as many pictures as networks are in memory at once
+                found = accuracy(spec, flats[start : start + _AT_ONCE], *images)
+                for row, score in enumerate(found.tolist(), start=start):
+                    scores[row] = score if measured[row] else scores[row]
+        shard = _shard_name(spec, members)
         records = [
             Record(
                 id=f"{shard}-{row:03d}",
@@ -176,72 +275,127 @@ def import_checkpoints(
                 task="" if task is None else str(task),
                 dataset="" if task is None else task.dataset,
                 classes=spec.classes or 0,
-                split=_split_of(zoo, task),
+                split=split,
                 member=row,
-                step=0,
-                final=True,
-                accuracy=score,
-                loss=None,
-                provenance={"file": path.name, "sha256": checksum, "imported": True},
+                step=int(member.facts.get("step", member.facts.get("epoch", 0))),
+                final=member.candidate.final,
+                accuracy=None if (score := scores[row]) is None else float(score),
+                loss=float(member.facts["loss"]) if "loss" in member.facts else None,
+                provenance=_provenance(member, measured[row]),
             )
-            for row, ((path, checksum, _), score) in enumerate(zip(members, scores, strict=True))
+            for row, member in enumerate(members)
         ]
         zoo.add(shard, spec, flats, records)
         added += records
+        progress("importing", len(added), len(plan.networks))
     return added
 
 
-def _agreed_spec(path: Path, spec: ArchitectureSpec | None, metadata: Mapping[str, str]) -> ArchitectureSpec:
-    """The architecture that the file names and the caller, if he named one, agrees with."""
-    named = metadata.get("architecture")
-    if named is not None:
-        try:
-            own = parse_architecture(named)
-        except InputError as error:
-            raise CheckpointError(path, f"names an architecture that is none ({error})") from None
-        if (
-            spec is not None
-            and replace(spec, classes=spec.classes or own.classes, input=spec.input or own.input) != own
-        ):
-            raise SpecError(f"{path} holds {own}, not {spec}")
-        spec = own
-    if spec is None:
-        raise CheckpointError(path, "does not say its architecture; give it with --arch")
-    if not spec.resolved:
-        raise SpecError(f"{spec} does not say its classes and input; add them, or give the task")
-    return spec
+def to_measure(plan: Plan, source: Source = "auto") -> bool:
+    """Whether :func:`carry_out` would need the task's images."""
+    return any(_measured(member, source) for member in plan.networks)
 
 
-def _plain_state(path: Path, value: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """The state dict in a foreign checkpoint, without its wrapping."""
-    for key in _CONTAINERS:
-        inner = value.get(key)
-        if isinstance(inner, dict) and any(isinstance(entry, torch.Tensor) for entry in inner.values()):
-            value = inner
-            break
-    state = {str(name): tensor for name, tensor in value.items() if isinstance(tensor, torch.Tensor)}
-    if not state:
-        raise CheckpointError(path, "holds no tensors by name")
-    for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    return state
+def input_of(
+    found: Sequence[Found], architecture: ArchitectureSpec | None = None
+) -> tuple[int, int, int] | None:
+    """(channels, height, width) that the first network with an answer reads; None if none says it."""
+    if architecture is not None and architecture.input is not None:
+        return architecture.input
+    for candidate in (candidate for each in found for candidate in each.candidates):
+        if candidate.architecture is not None and candidate.architecture.input is not None:
+            return candidate.architecture.input
+        if architecture is None and candidate.kind != "pytorch":  # which never say it
+            try:
+                return _read(candidate, None, "names").spec.input
+            except InputError:
+                if candidate.named:
+                    raise
+    return None
 
 
-def _in_order(path: Path, spec: ArchitectureSpec, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of ``state`` under our names, one after another."""
-    counters = {slot.name for slot in layout_of(spec).counters}
-    with torch.device("meta"):
-        wanted = {n: tuple(t.shape) for n, t in spec.build().state_dict().items() if n not in counters}
-    given = {n: t for n, t in state.items() if not re.search(r"num_batches_tracked$", n)}
-    if len(given) != len(wanted):
-        raise CheckpointError(path, f"holds {len(given)} tensors, {spec} has {len(wanted)}")
-    for (name, tensor), (own, shape) in zip(given.items(), wanted.items(), strict=True):
-        if tuple(tensor.shape) != shape:
-            raise CheckpointError(
-                path, f"tensor {name!r} has shape {tuple(tensor.shape)}, but {own!r} of {spec} has {shape}"
-            )
-    return dict(zip(wanted, given.values(), strict=True))
+def _wanted(candidate: Candidate, architecture: ArchitectureSpec | None) -> ArchitectureSpec | None:
+    """What a candidate must be, as far as that is known before it is read."""
+    if candidate.architecture is not None:
+        return agreed(candidate.path, candidate.architecture, architecture)
+    if candidate.unknown and architecture is None:
+        raise CheckpointError(candidate.path, f"{candidate.unknown}; name one that fits with --arch")
+    return architecture
+
+
+def _read(candidate: Candidate, wanted: ArchitectureSpec | None, match: Match) -> Reading:
+    return read_checked(candidate.path, wanted, match=candidate.match or match, kind=candidate.kind)
+
+
+def _plausible(candidate: Candidate, wanted: ArchitectureSpec | None) -> bool:
+    """Whether a file is no larger than such a network's may be, whatever lies beside its weights."""
+    if wanted is None or not wanted.resolved or candidate.kind == "shards":
+        return False
+    try:
+        return candidate.path.stat().st_size <= 64 * layout_of(wanted).size + (1 << 20)
+    except OSError:  # reading it says what is wrong
+        return False
+
+
+def _digest(candidate: Candidate) -> str:
+    if candidate.kind != "shards":
+        return sha256_of(candidate.path)
+    whole = hashlib.sha256()
+    try:
+        names = sorted(entry.name for entry in candidate.path.iterdir())
+    except OSError as error:
+        raise CheckpointError(candidate.path, f"cannot be read ({error.strerror})") from None
+    for name in names:
+        if name == INDEX_FILE or SHARD_NAME.fullmatch(name):
+            whole.update(f"{name} {sha256_of(candidate.path / name)}\n".encode())
+    return whole.hexdigest()
+
+
+def _held(zoo: Zoo | None) -> set[tuple[str, str]]:
+    """Architecture and checksum of every file that was imported before."""
+    if zoo is None:
+        return set()
+    sums = ((record.architecture, record.provenance.get("sha256")) for record in zoo.records())
+    return {(text, digest) for text, digest in sums if isinstance(digest, str)}
+
+
+def _reason(error: Exception, candidate: Candidate) -> str:
+    if isinstance(error, CheckpointError):
+        return error.reason
+    return str(error).removeprefix(str(candidate.path)).strip(" :")
+
+
+def _shards(networks: Sequence[Planned]) -> Iterator[tuple[ArchitectureSpec, list[Planned]]]:
+    """Networks of one architecture, as many as a shard may have; the same again after an interruption."""
+    groups: dict[ArchitectureSpec, list[Planned]] = {}
+    for network in networks:
+        groups.setdefault(network.spec, []).append(network)
+    for spec, members in groups.items():
+        each = max(1, min(SHARD_NETWORKS, SHARD_VALUES // max(1, layout_of(spec).size)))
+        for start in range(0, len(members), each):
+            yield spec, members[start : start + each]
+
+
+def _shard_name(spec: ArchitectureSpec, members: Sequence[Planned]) -> str:
+    text = spec.full_text() + "".join(member.sha256 for member in members)
+    return f"import-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def _measured(member: Planned, source: Source) -> bool:
+    if source == "auto":
+        return not (member.candidate.figures and "accuracy" in member.facts)
+    return source == "measured"
+
+
+def _provenance(member: Planned, measured: bool) -> dict[str, Any]:
+    held: dict[str, Any] = {"file": member.candidate.name, "sha256": member.sha256, "imported": True}
+    held |= member.candidate.provenance
+    held |= {name: member.facts[name] for name in ("epoch", "seed") if name in member.facts}
+    if "accuracy" in member.facts:
+        held["reported_accuracy"] = member.facts["accuracy"]
+    if measured or "accuracy" in member.facts:
+        held["accuracy"] = "measured" if measured else "reported"
+    return held
 
 
 def _test_images(task: DatasetTask) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,178 @@
+"""``weightloom zoo import``: networks from elsewhere into a zoo."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from weightloom.cli.failures import Interrupted
+from weightloom.cli.inputs import Json, check_place, plain_text, short_text
+from weightloom.cli.output import emit, note, percent, progress, table
+from weightloom.errors import InputError
+
+if TYPE_CHECKING:
+    from weightloom.zoo.importing import Plan
+
+SHOWN = 40
+"""Networks, and reasons, that people are shown."""
+
+
+def import_networks(
+    zoo: Annotated[Path, typer.Argument(metavar="DIR", help="The zoo's folder.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="SOURCES...", help="Files, folders, published model zoos, hf://owner/name."),
+    ],
+    task: Annotated[
+        str | None, typer.Option("--task", metavar="TASK", help="What they were trained for.")
+    ] = None,
+    arch: Annotated[
+        str | None,
+        typer.Option("--arch", metavar="SPEC", help="What they are, where the file does not say it itself."),
+    ] = None,
+    match: Annotated[
+        Literal["names", "order"],
+        typer.Option("--match", help="Match tensors by name, or (.pt files) one after another."),
+    ] = "names",
+    format: Annotated[
+        Literal["auto", "file", "folder", "modelzoos", "hub"],
+        typer.Option("--format", help="What the sources are; by default each is looked at."),
+    ] = "auto",
+    epochs: Annotated[
+        str,
+        typer.Option("--epochs", metavar="WHICH", help="Of model zoos: last, all, or epochs such as 5,25."),
+    ] = "last",
+    accuracy: Annotated[
+        Literal["auto", "reported", "measured"],
+        typer.Option(
+            "--accuracy",
+            help="As the files report it, or measured on the task's test images (auto: measured, but for "
+            "published model zoos).",
+        ),
+    ] = "auto",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Add nothing if anything would be skipped.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Read and check everything, say what would be done, write nothing."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Add networks from elsewhere to a zoo, which is made if it is missing.
+
+    A source is a file (safetensors, or a PyTorch state dict: .pt, .pth, .bin, .ckpt), a folder of such files,
+    a published model zoo (folders of trials with params.json), or a repository on a hub, of which only
+    safetensors are taken. Everything is checked before anything is added. A file that is named must fit; what
+    does not fit in a folder is skipped and said. What the zoo holds already is passed over, so that an
+    interrupted import goes on when it is given again.
+
+    Examples:
+        weightloom zoo import zoos/mine clothing.safetensors --task fashion-mnist
+        weightloom zoo import zoos/mine a.pt b.pt --arch 'mlp(depth=2,width=32)' --task mnist
+        weightloom zoo import zoos/mnist tune_zoo_mnist_uniform --task mnist --epochs 5,25,50 --dry-run
+    """
+    from weightloom.architectures import parse_architecture
+    from weightloom.tasks import parse_task
+    from weightloom.zoo import Zoo
+    from weightloom.zoo.importing import carry_out, input_of, plan_import, to_measure
+    from weightloom.zoo.modelzoos import parse_epochs
+    from weightloom.zoo.sources import find_networks
+
+    spec = None if arch is None else parse_architecture(plain_text(arch, "architecture"))
+    target = None if task is None else parse_task(plain_text(task, "task"))
+    if accuracy == "measured" and target is None:
+        raise InputError("--accuracy measured needs --task")
+    zoo = zoo.expanduser()
+    if not dry_run:
+        check_place(zoo, "DIR")
+    wanted = parse_epochs(plain_text(epochs, "epochs"))
+    found = [find_networks(plain_text(source, "source"), format=format, epochs=wanted) for source in sources]
+    if task is not None and target is not None and "@" not in task:
+        shape = input_of(found, spec)
+        if shape is not None and shape[1] == shape[2]:
+            target = target.resized(shape[1], shape[0])
+    existed = (zoo / "zoo.sqlite3").is_file()
+    with progress() as move:
+        plan = plan_import(
+            found,
+            zoo=Zoo(zoo) if existed else None,
+            architecture=spec,
+            task=target,
+            match=match,
+            strict=strict,
+            progress=move,
+        )
+    result: dict[str, Any] = {
+        "zoo": zoo,
+        "formats": list(plan.formats),
+        "passed_over": len(plan.held),
+        "skipped": [asdict(entry) for entry in plan.skipped],
+    }
+    if dry_run:
+        planned: list[dict[str, Any]] = [
+            {"file": n.candidate.name, "architecture": n.spec.full_text(), **n.facts} for n in plan.networks
+        ]
+        if as_json:
+            emit({**result, "planned": planned})
+            return
+        rows = [(p["file"], p["architecture"], p.get("epoch"), p.get("accuracy")) for p in planned]
+        _show(("file", "architecture", "epoch", "accuracy"), rows, plan)
+        note(f"nothing was written; without --dry-run {len(planned):,} networks would be added to {zoo}")
+        return
+    if target is not None and to_measure(plan, accuracy):
+        target.data("test")  # a dataset that is missing is found before anything is written
+    try:
+        with progress() as move:
+            added = carry_out(
+                Zoo(zoo, create=not existed), plan, task=target, match=match, source=accuracy, progress=move
+            )
+    except KeyboardInterrupt:
+        if os.environ.get("WEIGHTLOOM_DEBUG", "") not in ("", "0"):
+            raise
+        raise Interrupted(
+            f"what was added before stays in {zoo}, and the same command goes on from there"
+        ) from None
+    if as_json:
+        emit({**result, "imported": [asdict(record) for record in added]})
+        return
+    shown: list[tuple[Any, ...]] = [
+        (
+            r.id,
+            r.provenance.get("file"),
+            r.architecture,
+            r.task or None,
+            r.provenance.get("epoch"),
+            r.accuracy,
+        )
+        for r in added
+    ]
+    _show(("id", "file", "architecture", "task", "epoch", "accuracy"), shown, plan)
+
+
+def _show(columns: tuple[str, ...], rows: Sequence[tuple[Any, ...]], plan: Plan) -> None:
+    """The first networks as a table; then, on stderr, what was passed over and why."""
+    at = columns.index("architecture")
+    table(
+        columns,
+        [(*row[:at], short_text(row[at]), *row[at + 1 : -1], percent(row[-1])) for row in rows[:SHOWN]],
+        numbers=["epoch", "accuracy"],
+    )
+    if len(rows) > SHOWN:
+        note(f"{SHOWN} of {len(rows):,} networks; --json has all")
+    if plan.held:
+        note(f"{len(plan.held):,} files were in the zoo already")
+    reasons: dict[str, list[str]] = {}
+    for entry in plan.skipped:
+        reasons.setdefault(entry.reason, []).append(entry.name)
+    for number, (reason, names) in enumerate(sorted(reasons.items(), key=lambda pair: -len(pair[1]))):
+        if number == SHOWN:
+            note(f"and {len(reasons) - SHOWN:,} more reasons; --json has all")
+            break
+        more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+        note(f"skipped {names[0]}{more}: {reason}")
