@@ -38,7 +38,7 @@ from weightloom.generators.load import load_generator
 from weightloom.generators.nearest import NearestCheckpoint
 from weightloom.io import read_json, read_yaml, write_bytes, write_json
 from weightloom.io.cache import cache_dir
-from weightloom.nn import HyperLayer, HyperLSTM, hyperize
+from weightloom.nn import HyperLayer, HyperLSTM, hyperize, parameter_groups
 from weightloom.seeding import seed_for, torch_generator
 from weightloom.tasks import DatasetTask, TaskSampler, parse_task
 from weightloom.tasks.sources import npm_archives
@@ -118,8 +118,8 @@ def image_rows(network: str, pixels: int, embedding: int) -> dict[str, tuple[str
     }
 
 
-RATE, EMBEDDING_RATE = 5e-3, 5e-2
-"""Adam's. An embedding's entries are of size 1 and a kernel's of 0.05, so the same step is a smaller one."""
+RATE, EMBEDDINGS = 5e-3, 10.0
+"""Adam's rate, and what it is multiplied by for embeddings."""
 
 
 def fit_images(task_text: str, make: Callable[[], nn.Module], epochs: int, seed: int) -> dict[str, Any]:
@@ -133,14 +133,11 @@ def fit_images(task_text: str, make: Callable[[], nn.Module], epochs: int, seed:
         reinitialise(net, seed)
     net = net.to(DEVICE, memory_format=torch.channels_last)
     draw = torch_generator("hypernetworks", "images", "batches", seed)
-    embeddings = [p for name, p in net.named_parameters() if name.endswith("embedding")]
-    others = [p for name, p in net.named_parameters() if not name.endswith("embedding")]
-    groups = [{"params": others, "lr": RATE}, {"params": embeddings, "lr": EMBEDDING_RATE}]
+    groups = parameter_groups(net, RATE, embeddings=EMBEDDINGS)
+    rates = [group["lr"] for group in groups]
     optimiser = torch.optim.Adam(groups)
     steps = epochs * len(data) // BATCH
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, [RATE, EMBEDDING_RATE], total_steps=steps, pct_start=0.15
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rates, total_steps=steps, pct_start=0.15)
     for _ in range(steps):
         x, y = data.batch(torch.randint(len(data), (BATCH,), generator=draw))
         x = shifted(x, draw, flip=task_text.startswith("cifar10"))
@@ -211,7 +208,7 @@ class LayerNormLSTM(nn.Module):
 
 HYPER = {"hyper_size": 32, "embedding_size": 4}
 RATES = (3e-3, 1e-2, 3e-2)
-"""Adam's, of the character models."""
+"""Adam's, of the character models; what makes HyperLSTM's scalings learns at a tenth of it."""
 CORES: dict[str, Callable[[int, int], nn.Module]] = {
     "LSTM": nn.LSTM,
     "HyperLSTM": lambda i, n: HyperLSTM(i, n, **HYPER),
@@ -295,7 +292,7 @@ def fit_text(
         model = CharacterModel(core, alphabet, hidden)
         start_alike(model)
     model.to(DEVICE)
-    optimiser = torch.optim.Adam(model.parameters(), lr=rate)
+    optimiser = torch.optim.Adam(parameter_groups(model, rate))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     starts = torch.randint(len(train) - steps * length - 1, (batch,), generator=torch_generator("text", seed))
     state: Any = None
@@ -332,7 +329,7 @@ def bits(model: CharacterModel, text: Tensor) -> float:
 
 def text(seeds: int, **sizes: int) -> None:
     """All cores, seed by seed; each at the rate that its first seed does best with on the validation text."""
-    table = Table("text", {**sizes, "rates": list(RATES), "corpus": CORPUS, **HYPER})
+    table = Table("text", {**sizes, "rates": list(RATES), "scalings": 0.1, "corpus": CORPUS, **HYPER})
     best: dict[str, float] = {}
     for seed in range(seeds):
         for core in CORES:

@@ -117,7 +117,8 @@ def _text_table() -> list[str]:
             f"{settings['steps']:,} steps of 32 pieces of {settings['length']} characters "
             f"({settings['steps'] * 32 * settings['length'] / 1e6:.1f} million in all), the same for all. "
             f"*rate* is Adam's learning rate at the start of a cosine: the one of {', '.join(rates)} that "
-            "does best on the validation text, by the first seed. Bits a character on 192,000 held-out "
+            "does best on the validation text, by the first seed; what makes scalings learns at a tenth "
+            "of it (`parameter_groups`). Bits a character on 192,000 held-out "
             "characters. So short a training favours what learns fast at the start. Nearer to the "
             "paper's size, for a GPU: `--budget 4900000 --length 100 --batch 128 --steps 20000`."
         ),

@@ -222,3 +222,52 @@ def test_a_head_over_a_flattened_map_weighs_all_places_of_a_channel_alike(name):
     assert capture_graph(net, (3, 16, 16)).channels == (0, 12, 12, 3, 3)
     head = make(name).generate(net).module[-1].weight.unflatten(1, (12, 16))  # (3, 192) -> (3, 12, 16)
     assert torch.equal(head, head[:, :, :1].expand_as(head)) and head[:, :, 0].unique().numel() >= 24
+
+
+def test_a_bias_before_a_batch_norm_changes_nothing():
+    def net(bias):
+        body = nn.Conv2d(3, 12, 3, bias=bias), nn.BatchNorm2d(12), nn.ReLU(), nn.AdaptiveAvgPool2d(1)
+        return nn.Sequential(*body, nn.Flatten(), nn.Linear(12, 3))
+
+    model, images = make("ghn-3"), torch.randn(16, 3, 16, 16)
+    with_bias, without = (model.generate(net(bias), images=images).module for bias in (True, False))
+    assert with_bias[0].bias.abs().max() == 0
+    assert torch.allclose(with_bias(images), without(images), atol=1e-6)
+    lone = nn.Sequential(
+        nn.Conv2d(3, 12, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 3)
+    )
+    assert model.generate(lone).module[0].bias.abs().max() > 0
+
+
+def test_a_spec_takes_images_for_its_batch_norms_too():
+    model, images = make("ghn-3"), torch.randn(16, 3, 16, 16)
+    sample = model.generate("resnet(depth=8,width=4,classes=3)", images=images)
+    assert sample.report["batch_norm"] == "re-estimated on images"
+    fresh = model.generate("resnet(depth=8,width=4,classes=3)")
+    assert torch.equal(fresh.module.head.weight, sample.module.head.weight)
+    assert not torch.equal(fresh.flat, sample.flat)
+    with pytest.raises(InputError, match="does not read images"):
+        model.generate("resnet(depth=8,width=4,classes=3)", images=torch.randn(4, 3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"images": torch.full((4, 3, 16, 16), float("nan"))}, "not finite"),
+        ({"images": [1, 2]}, "images are a tensor"),
+        ({"images": torch.zeros(4, 3, 16, 16, dtype=torch.uint8)}, "uint8"),
+        ({"input": 32}, "whole numbers"),
+        ({"support": None, "seed": 1}, "without seed, support"),
+    ],
+)
+def test_what_a_module_cannot_be_made_with_is_a_sentence(options, said):
+    with pytest.raises(InputError, match=said):
+        make().generate(convnet(), **options)
+
+
+def test_the_layer_that_cannot_be_traced_is_named():
+    odd = nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(5, 3)))
+    with pytest.raises(InputError, match=r"in layer '1.0'.*input=\(channels, height, width\)"):
+        make().generate(odd)
+    with pytest.raises(InputError, match="no weights"):
+        make().generate(nn.Sequential(nn.Flatten()))

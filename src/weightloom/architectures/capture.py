@@ -86,9 +86,9 @@ def capture_graph(module: nn.Module, input: Sequence[int], *, partial: bool = Fa
         >>> graph.nodes[3].tensors[2].name, graph.heads
         ('1.running_mean', (4,))
     """
-    shape = tuple(input)
+    shape = tuple(input) if isinstance(input, Sequence) else ()
     if not shape or any(type(side) is not int or side < 1 for side in shape):
-        raise InputError(f"the shape of a picture is whole numbers such as (3, 32, 32), not {tuple(input)}")
+        raise InputError(f"the shape of a picture is whole numbers such as (3, 32, 32), not {input!r}")
     for name, tensor in module.named_parameters():
         if is_lazy(tensor):
             raise InputError(f"parameter {name!r} has no shape yet; run the module once on a picture first")
@@ -156,8 +156,9 @@ def copy_with(module: nn.Module, tensors: Callable[[str, Tensor, bool], Tensor])
 
 
 def _trace(module: nn.Module, shape: tuple[int, ...]) -> Trace:
+    running: list[str] = []
     try:
-        return _record(module, shape)
+        return _record(module, shape, running)
     except Exception as error:
         recorded = error
     try:
@@ -169,7 +170,11 @@ def _trace(module: nn.Module, shape: tuple[int, ...]) -> Trace:
     if "data-dependent" in reason:
         reason = "which way its forward pass goes depends on the pixels"
     pixels = "x".join(map(str, shape))
-    raise InputError(f"{type(module).__name__} cannot be traced on a picture of {pixels}: {reason[:300]}")
+    layer = f", in layer {running[-1]!r}" if running and running[-1] else ""
+    raise InputError(
+        f"{type(module).__name__} cannot be traced on a picture of {pixels}{layer}: {reason[:300]} "
+        "(input=(channels, height, width) is the shape of the pictures that it takes)"
+    )
 
 
 def _tensors_in(value: Any) -> Iterable[Any]:
@@ -210,12 +215,16 @@ class _Recorder(TorchDispatchMode):
         return value
 
 
-def _record(module: nn.Module, shape: tuple[int, ...]) -> Trace:
+def _record(module: nn.Module, shape: tuple[int, ...], running: list[str]) -> Trace:
+    """``running`` holds the names of the layers that are at work, the innermost last, also when one fails."""
     # In inference mode composite operations (linear, attention, batch norm) arrive whole.
     with torch.inference_mode():
         twin = copy_with(module, lambda name, old, is_buffer: torch.empty_like(old, device="meta")).eval()
         dtype = next((p.dtype for p in twin.parameters() if p.is_floating_point()), torch.float32)
         picture = torch.empty(_BATCH, *shape, device="meta", dtype=dtype)
+        for name, layer in twin.named_modules():
+            layer.register_forward_pre_hook(lambda *_, name=name: running.append(name))
+            layer.register_forward_hook(lambda *_: _leave(running))
         recorder = _Recorder()
         with torch.device("meta"), recorder:
             output = twin(picture)
@@ -227,6 +236,10 @@ def _record(module: nn.Module, shape: tuple[int, ...]) -> Trace:
         [id(t) for t in _tensors_in(output)],
         "recorded",
     )
+
+
+def _leave(running: list[str]) -> None:
+    running.pop()
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -173,6 +173,40 @@ class ModuleGraph:
             else:
                 found.append(max(before, default=0))
         return tuple(found)
+
+    def without_idle_biases(self) -> tuple[ModuleGraph, tuple[GraphTensor, ...]]:
+        """The graph without biases that only batch norms read, and their tensors: a batch norm undoes them.
+
+        Example:
+            >>> node = lambda kind, shape=None: GraphNode(kind, kind, shape=shape)
+            >>> kinds = ("input", "conv", "bias", "batch_norm")
+            >>> graph = ModuleGraph(tuple(node(kind) for kind in kinds), ((0, 1), (1, 2), (2, 3)))
+            >>> reduced, _ = graph.without_idle_biases()
+            >>> [one.kind for one in reduced.nodes], reduced.edges
+            (['input', 'conv', 'batch_norm'], ((0, 1), (1, 2)))
+        """
+        after: list[list[int]] = [[] for _ in self.nodes]
+        for source, target in self.edges:
+            after[source].append(target)
+        idle = {
+            index
+            for index, node in enumerate(self.nodes)
+            if node.kind == "bias"
+            and len(self.predecessors[index]) == 1
+            and after[index]
+            and all(self.nodes[target].kind == "batch_norm" for target in after[index])
+        }
+        if not idle:
+            return self, ()
+        place = {old: new for new, old in enumerate(i for i in range(len(self.nodes)) if i not in idle)}
+        edges = {
+            (place[self.predecessors[source][0] if source in idle else source], place[target])
+            for source, target in self.edges
+            if target not in idle
+        }
+        nodes = tuple(node for index, node in enumerate(self.nodes) if index not in idle)
+        tensors = tuple(tensor for index in sorted(idle) for tensor in self.nodes[index].tensors)
+        return replace(self, nodes=nodes, edges=tuple(sorted(edges))), tensors
 
     @cached_property
     def structure(self) -> str:

@@ -14,15 +14,13 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from weightloom import __version__
 from weightloom.architectures import ArchitectureSpec
 from weightloom.architectures.capture import capture_graph, copy_with, graph_of
 from weightloom.architectures.graph import NORM_KINDS, WEIGHT_KINDS, GraphTensor, ModuleGraph, Shape4
@@ -38,13 +36,18 @@ from weightloom.generators.base import (
     generators,
     merge_reports,
 )
-from weightloom.io import dump_json, load_tensors, read_json, save_tensors, shapes_of, write_json
+from weightloom.generators.module_sample import (
+    MOST_RECALIBRATION,
+    ModuleSample,
+    check_images,
+    measure_norms,
+    predicted_norms,
+)
+from weightloom.io import load_tensors, read_json, save_tensors, shapes_of, write_json
 from weightloom.nn.graph import GatedGraphNetwork, GraphBatch, GraphTransformer, NodeEncoder
 from weightloom.nn.tensor_decoder import CoordinateDecoder, TensorDecoder, TilingDecoder
 from weightloom.tasks import SupportSet
 from weightloom.weights import layout_of, require_finite
-
-_MOST_RECALIBRATION = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,37 +101,6 @@ class GHNConfig:
             raise SpecError(f"backbone is gated, transformer or mlp, not {self.backbone!r}")
         if self.decoder not in ("tiling", "coordinate"):
             raise SpecError(f"decoder is tiling or coordinate, not {self.decoder!r}")
-
-
-@dataclass(frozen=True)
-class ModuleSample:
-    """A copy of a caller's module with predicted weights, in eval mode.
-
-    Attributes:
-        module: the new module; it shares nothing with the one that was handed in.
-        graph: the computation graph that was read.
-        report: generator, seconds, how batch norms were set, and which parameters were kept or never used.
-    """
-
-    module: nn.Module
-    graph: ModuleGraph
-    report: dict[str, Any]
-
-    @cached_property
-    def state_dict(self) -> dict[str, Tensor]:
-        """The weights by name, buffers included."""
-        return {name: value.detach().clone() for name, value in self.module.state_dict().items()}
-
-    def save(self, path: str | Path) -> Path:
-        """Write the state dict as safetensors with its report in the header.
-
-        Raises:
-            CheckpointError: the file cannot be written, or tensors are not finite.
-        """
-        require_finite(self.state_dict, "this sample")
-        metadata = {"weightloom": __version__, "report": dump_json(self.report)}
-        save_tensors(path, {k: v.contiguous() for k, v in self.state_dict.items()}, metadata)
-        return Path(path)
 
 
 @generators.register("ghn")
@@ -198,9 +170,11 @@ class GHN(nn.Module, Generator):
         Raises:
             UnsupportedRequestError: a head has another number of classes than the generator was trained for.
         """
+        reduced = [graph.without_idle_biases() for graph in graphs]
+        graphs = [graph for graph, _ in reduced]
         twins = [narrow_twin(graph, self.config.widest) for graph in graphs]
         states = self.embed([twin.graph for twin in twins])
-        found: list[dict[str, Tensor]] = [{} for _ in graphs]
+        found = [{t.name: states.new_zeros(t.shape) for t in idle} for _, idle in reduced]
         # Tensors of one shape are decoded together, whatever graph they are of.
         groups: dict[tuple[Any, ...], list[tuple[int, int, GraphTensor]]] = defaultdict(list)
         start = 0
@@ -321,15 +295,29 @@ class GHN(nn.Module, Generator):
 
     # ------------------------------------------------------------------------------- modules
 
-    def generate(self, architecture: Any, **options: Any) -> Any:
+    def generate(self, architecture: Any, *, images: Tensor | None = None, **options: Any) -> Any:
         """A network's weights in one pass: of a spec (a :class:`~weightloom.Sample`) or of any module.
 
-        For a module takes the arguments of :meth:`generate_module`, for a spec or its text those of
-        :meth:`Generator.generate_many`, and raises the same errors.
+        ``images`` (B, channels, height, width), without labels, are what batch-norm statistics are measured
+        on; without them and without examples they stay mean 0 and variance 1, which deep networks do not
+        bear. For a module takes the arguments of :meth:`generate_module` beside, for a spec or its text those
+        of :meth:`Generator.generate_many`, and raises the same errors.
         """
         if isinstance(architecture, nn.Module):
-            return self.generate_module(architecture, **options)
-        return super().generate(architecture, **options)
+            wrong = sorted(set(options) & {"support", "instruction", "seed", "num_samples", "sampling"})
+            if wrong:
+                raise InputError(
+                    f"a module of your own is predicted without {', '.join(wrong)}; hand over images for its "
+                    "batch norms, or name an architecture of this library"
+                )
+            return self.generate_module(architecture, images=images, **options)
+        sample = super().generate(architecture, **options)
+        if images is None:
+            return sample
+        if tuple(check_images(images).shape[1:]) != sample.architecture.input:
+            raise InputError(f"{sample.architecture} does not read images of {tuple(images.shape[1:])}")
+        flat = recalibrate(sample.architecture, sample.flat[None], images[:MOST_RECALIBRATION])[0]
+        return replace(sample, flat=flat, report={**sample.report, "batch_norm": "re-estimated on images"})
 
     @torch.no_grad()
     def generate_module(
@@ -370,6 +358,8 @@ class GHN(nn.Module, Generator):
                 if tensor.role in ("weight", "bias") and shapes.get(tensor.name) != tensor.shape:
                     raise InputError(f"the graph is of another module: {tensor.name!r} does not fit")
         (predicted,) = self([graph])
+        if not predicted:
+            raise InputError(f"{type(module).__name__} has no weights that its output depends on")
         ends = [end for value in predicted.values() for end in torch.aminmax(value)]
         if not bool(torch.isfinite(torch.stack(ends)).all()):
             require_finite(predicted, f"generator {self.name}")  # says which
@@ -386,7 +376,7 @@ class GHN(nn.Module, Generator):
             return old.detach().clone()
 
         made = copy_with(module, tensor_of).eval()
-        norms = _predicted_norms(made, graph)
+        norms = predicted_norms(made, graph)
         how = "none"
         if norms:
             how = "generated"
@@ -469,45 +459,3 @@ def fan_in_scale(shape: Shape4) -> float:
     beta = 1 if high * wide > 1 and (into == 1 or high < wide) else 2
     scale: float = (beta / (into * high * wide)) ** 0.5
     return scale
-
-
-def _predicted_norms(module: nn.Module, graph: ModuleGraph) -> list[nn.modules.batchnorm._BatchNorm]:
-    """The batch norms that the graph holds, with running statistics."""
-    held = {t.name for node in graph.nodes for t in node.tensors if t.role == "mean"}
-    return [
-        child
-        for name, child in module.named_modules()
-        if isinstance(child, nn.modules.batchnorm._BatchNorm)
-        and f"{name}.running_mean".removeprefix(".") in held
-    ]
-
-
-@torch.no_grad()
-def measure_norms(
-    module: nn.Module, norms: Sequence[nn.modules.batchnorm._BatchNorm], images: Tensor, batch: int = 256
-) -> None:
-    """Set the running statistics of ``norms`` to their mean over batches of unlabelled images, in place.
-
-    Raises:
-        InputError: the images are none, too few, or do not fit the module.
-    """
-    if images.ndim != 4 or len(images) < 2 or not images.is_floating_point():
-        raise InputError(
-            f"batch norms need at least 2 images (B, C, H, W) of floats, not {tuple(images.shape)}"
-        )
-    kept = [norm.momentum for norm in norms]
-    parameter = next(module.parameters())
-    try:
-        for norm in norms:
-            norm.momentum = None  # a plain mean over the batches
-            norm.train()
-        for part in images[:_MOST_RECALIBRATION].tensor_split(
-            -(-min(len(images), _MOST_RECALIBRATION) // batch)
-        ):
-            module(part.to(device=parameter.device, dtype=parameter.dtype))
-    except RuntimeError as error:
-        raise InputError(f"the images do not fit the module: {str(error).splitlines()[0][:200]}") from None
-    finally:
-        for norm, momentum in zip(norms, kept, strict=True):
-            norm.momentum = momentum
-            norm.eval()

@@ -14,6 +14,7 @@ from weightloom.nn.hyper_layers import (
 )
 from weightloom.nn.hyper_plots import draw_scales
 from weightloom.nn.hyper_recurrent import HyperLSTM, HyperLSTMCell, HyperRNN, HyperScales
+from weightloom.nn.rates import parameter_groups
 from weightloom.nn.tensor_decoder import CoordinateDecoder, TilingDecoder
 from weightloom.nn.transformer import CausalTransformer, KeyValueCache
 from weightloom.nn.weight_generators import BlockGenerator, CoordinateGenerator, WeightGenerator
@@ -44,4 +45,5 @@ __all__ = [
     "hyperize",
     "hyperize_together",
     "materialize",
+    "parameter_groups",
 ]
