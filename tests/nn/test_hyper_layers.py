@@ -292,3 +292,9 @@ def test_what_makes_no_sense_is_refused():
     out.weight = embedding.weight
     with pytest.raises(InputError, match="share one weight"):
         hyperize(nn.Sequential(embedding, out), linear=True)
+
+
+def test_what_is_no_module_is_a_sentence():
+    for call in (lambda: hyperize([1]), lambda: materialize(3), lambda: hyperize_together({"a": 1})):
+        with pytest.raises(InputError, match="a module is needed"):
+            call()

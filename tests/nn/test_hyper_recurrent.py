@@ -521,3 +521,19 @@ def test_rnn_is_the_equations_and_neutral_is_torchs():
         other.cells[0].spread[:2] = 1 / Z
     y = torch.randn(T, B, I)
     assert torch.allclose(other(y)[0], plain(y)[0], atol=1e-6)
+
+
+def test_foreign_input_and_states_are_a_sentence():
+    model, x = HyperLSTM(3, 4, hyper_size=2), torch.randn(5, 2, 3)
+    state = (torch.full((1, 2, 4), float("nan")), torch.zeros(1, 2, 4))
+    grown = PackedSequence(torch.randn(5, 3), torch.tensor([1, 2, 2]))
+    missing = PackedSequence(torch.randn(5, 3), torch.tensor([3, 3]))
+    for given, said in (
+        ((x, state), "hx: h holds numbers"),
+        ((x.double(),), "torch.float64"),
+        (([1, 2],), "a tensor or a packed sequence, not list"),
+        ((grown,), r"\[1, 2, 2\] must not grow"),
+        ((missing,), "the 5 rows"),
+    ):
+        with pytest.raises(InputError, match=said):
+            model(*given)

@@ -260,6 +260,7 @@ def materialize(module: nn.Module) -> nn.Module:
     Raises:
         InputError: ``module`` has no generated layer.
     """
+    _require_module(module)
     plain = copy.deepcopy(module)
     made: dict[nn.Module, nn.Module] = {
         layer: _plain_layer(layer) for layer in plain.modules() if isinstance(layer, HyperLayer)
@@ -270,6 +271,11 @@ def materialize(module: nn.Module) -> nn.Module:
 
 
 # ------------------------------------------------------------------------------------ the pieces
+
+
+def _require_module(module: object) -> None:
+    if not isinstance(module, nn.Module):
+        raise InputError(f"a module is needed, not {type(module).__name__}")
 
 
 def _split_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -295,6 +301,8 @@ def _hyperize(
         raise UnknownNameError("kind of weight generator", str(kind), ("blocks", "coordinates"))
     if isinstance(skip, str):
         raise InputError(f"skip is a list of names, not the text {skip!r}")
+    for module in modules.values():
+        _require_module(module)
     copies = copy.deepcopy(modules)
     found = [(name, layer) for module in copies.values() for name, layer in _layers(module, linear)]
     for pattern in skip:

@@ -89,16 +89,21 @@ class _HyperRecurrent(nn.Module):
         packed = input if isinstance(input, PackedSequence) else None
         lengths: Tensor | None = None
         if packed is not None:
+            check_packed(packed)
             x, lengths = pad_packed_sequence(packed)  # (T, B, I) in the caller's order
-        else:
-            assert isinstance(input, Tensor)
+        elif isinstance(input, Tensor):
             x = input
+        else:
+            raise InputError(f"input must be a tensor or a packed sequence, not {type(input).__name__}")
         batched = x.dim() == 3
         if x.dim() not in (2, 3) or x.shape[-1] != self.input_size:
             raise InputError(
                 f"input must end in {self.input_size} features, (steps, batch, features) or "
                 f"(steps, features), not {tuple(x.shape)}"
             )
+        own = self._cell(0).weight_ih.dtype
+        if x.dtype != own and not torch.is_autocast_enabled(x.device.type):
+            raise InputError(f"input is of {x.dtype}, the weights are of {own}")
         if not batched:
             x = x[:, None]  # (T, I) -> (T, 1, I)
         elif self.batch_first and packed is None:
@@ -185,6 +190,7 @@ class _HyperRecurrent(nn.Module):
                     + ("" if full == plain else f" or, without a hyper state, {plain}")
                     + f", not {tuple(state.shape)}"
                 )
+            check_finite(state, f"hx: {name}")
             state = state if batched else state[:, None]
             if state.shape[-1] < sum(inside):
                 state = F.pad(state, (0, sum(inside) - inside[0]))
@@ -387,7 +393,17 @@ class HyperLSTMCell(LSTMHyperCell):
         return after[0].view(*lead, -1), memory.view(*lead, -1)
 
 
-def check_finite(x: Tensor) -> None:
+def check_packed(packed: PackedSequence) -> None:
+    """Raise :class:`InputError` for a packed sequence that torch's own functions would not have made."""
+    sizes = packed.batch_sizes
+    if len(sizes) == 0 or bool((sizes[1:] > sizes[:-1]).any()) or int(sizes.sum()) != len(packed.data):
+        raise InputError(
+            f"a packed sequence has its longest first: batch_sizes {sizes[:8].tolist()} must not grow and must "
+            f"add up to the {len(packed.data)} rows of data"
+        )
+
+
+def check_finite(x: Tensor, name: str = "input") -> None:
     """Raise :class:`InputError` where ``x`` holds numbers that are not finite.
 
     Not asked where numbers cannot be looked at: in a graph that is being compiled, and inside ``vmap``.
@@ -399,7 +415,7 @@ def check_finite(x: Tensor) -> None:
     except RuntimeError:  # of vmap, about control flow that depends on data
         return
     if not finite:
-        raise InputError("input holds numbers that are not finite")
+        raise InputError(f"{name} holds numbers that are not finite")
 
 
 def _repack(outputs: Tensor, packed: PackedSequence) -> PackedSequence:
