@@ -398,8 +398,8 @@ def check_packed(packed: PackedSequence) -> None:
     sizes = packed.batch_sizes
     if len(sizes) == 0 or bool((sizes[1:] > sizes[:-1]).any()) or int(sizes.sum()) != len(packed.data):
         raise InputError(
-            f"a packed sequence has its longest first: batch_sizes {sizes[:8].tolist()} must not grow and must "
-            f"add up to the {len(packed.data)} rows of data"
+            f"a packed sequence has its longest first: batch_sizes {sizes[:8].tolist()} must not grow "
+            f"and must add up to the {len(packed.data)} rows of data"
         )
 
 
