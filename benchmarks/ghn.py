@@ -304,14 +304,15 @@ def _first_of_each(labels: Tensor, count: int) -> Tensor:
 
 
 def table_properties(options: argparse.Namespace) -> dict[str, Any]:
-    """Kendall's tau of ridge regressions on mean node states, trained on one half of the networks."""
+    """Kendall's tau of ridge regressions on graphs' embeddings, fitted on the validation split's networks."""
     from scipy.stats import kendalltau
     from sklearn.linear_model import RidgeCV
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     model, bench = hypernetwork(options)
-    halves = {split: [bench.spec(split, i) for i in range(options.pairs)] for split in ("val", "test")}
+    counts = {"val": options.fitted, "test": options.judged}
+    halves = {split: [bench.spec(split, i) for i in range(count)] for split, count in counts.items()}
     held: dict[str, dict[str, list[Any]]] = {}
     for split, specs in halves.items():
         rows: dict[str, list[Any]] = defaultdict(list)
@@ -343,7 +344,7 @@ def table_properties(options: argparse.Namespace) -> dict[str, Any]:
         truth = held["test"][target]
         table[target] = {name: float(kendalltau(guess, truth).statistic) for name, guess in guesses.items()}
         print(target, {name: round(value, 3) for name, value in table[target].items()}, flush=True)
-    return {"generator": model.name, "task": str(bench.task), "networks": options.pairs, "table": table}
+    return {"generator": model.name, "task": str(bench.task), **counts, "table": table}
 
 
 def _seconds(spec: ArchitectureSpec, flat: Tensor, images: Tensor) -> float:
@@ -481,7 +482,8 @@ def main() -> None:
     parser.add_argument("--wide", type=int, default=2, help="networks of the split wide, which take longest")
     parser.add_argument("--tuned", type=int, default=2, help="networks that are fine-tuned")
     parser.add_argument("--bank", type=int, default=4, help="trained networks that copies are made of")
-    parser.add_argument("--pairs", type=int, default=30, help="networks of each half of the properties")
+    parser.add_argument("--fitted", type=int, default=100, help="networks that properties are learned from")
+    parser.add_argument("--judged", type=int, default=40, help="networks that properties are judged on")
     parser.add_argument("--epochs", type=int, default=5, help="of ordinary training")
     parser.add_argument("--shots", type=int, default=200, help="examples a class of the larger closed form")
     parser.add_argument("--steps", type=int, default=1500, help="of each ablation")

@@ -220,8 +220,9 @@ def properties_section(held: Held) -> list[str]:
     """Kendall's tau by property."""
     names = list(held["table"]["accuracy"])
     lines = [
-        f"Ridge regression on a graph's mean node state, fitted on {held['networks']} networks of the "
-        f"validation split, judged on {held['networks']} of the test split by Kendall's tau. Networks were "
+        "Ridge regression on a graph's embedding, the mean of its encoded nodes, fitted on "
+        f"{held['val']} networks of the validation split, judged on {held['test']} of the test split by "
+        "Kendall's tau. Networks were "
         "trained for one epoch; convergence is the accuracy after a quarter of it over that after the whole.",
         "",
     ]

@@ -19,6 +19,7 @@ from weightloom.errors import (
 )
 from weightloom.generators.ghn import GHN, GHNConfig, fan_in_scale, make_validity
 from weightloom.generators.load import load_generator
+from weightloom.nn.graph import GraphBatch
 from weightloom.tasks import SupportSet
 
 CONFIGS = {
@@ -184,7 +185,9 @@ def test_an_embedding_is_the_mean_of_the_nodes():
     model = make("ghn-2")
     graph = capture_graph(convnet(), (3, 16, 16))
     assert model.embed_graph(graph).shape == (8,)
-    assert torch.allclose(model.embed_graph(graph), model.embed([graph]).mean(0))
+    assert torch.allclose(model.embed_graph(graph), model.encode(GraphBatch([graph])).mean(0))
+    wider = capture_graph(convnet(21), (3, 16, 16))
+    assert not torch.allclose(model.embed_graph(graph), model.embed_graph(wider))
 
 
 def examples(classes, shots=8, seed=0):

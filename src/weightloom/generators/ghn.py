@@ -159,8 +159,12 @@ class GHN(nn.Module, Generator):
         return states
 
     def embed_graph(self, graph: ModuleGraph) -> Tensor:
-        """(D,) the mean state of a graph's nodes: what its network's properties are predicted from."""
-        return self.embed([graph]).mean(0)
+        """(D,) the mean of a graph's encoded nodes: what its network's properties are predicted from.
+
+        Taken before the backbone, after which the nodes' mean says less (`docs/experiments.md`).
+        """
+        encoded: Tensor = self.encode(GraphBatch([graph], device=self.device))
+        return encoded.mean(0)
 
     def forward(self, graphs: Sequence[ModuleGraph], *, heads: bool = True) -> list[dict[str, Tensor]]:
         """The predicted parameters of each graph by name, differentiable; one pass for all of them.
