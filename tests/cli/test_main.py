@@ -40,7 +40,10 @@ FACE = {
     "zoo show": {"DIR", "ID", "--json"},
     "zoo verify": {"DIR", "--json"},
     "zoo repair": {"DIR", "--json"},
-    "zoo import": {"DIR", "FILES...", "--task", "--arch", "--match", "--json"},
+    "zoo import": {
+        "DIR", "SOURCES...", "--task", "--arch", "--match", "--format", "--epochs", "--accuracy", "--strict",
+        "--dry-run", "--json",
+    },
     "zoo export": {"DIR", "ID", "--out", "--json"},
     "train": {
         "RECIPE", "--zoo", "--out", "--objective", "--task", "--data", "--arch", "--shots", "--seed",

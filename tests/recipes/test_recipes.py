@@ -235,7 +235,8 @@ def train_shrunk_hypernetwork(name, folder):
     raw["loop"] |= {"steps": 2, "log_every": 1, "save_every": 2}
     if "start" in raw:
         first = Path(raw["start"]).name
-        assert raw["first_step"] == RAW[first]["loop"]["steps"]
+        before = RAW[first]
+        assert raw["first_step"] == before.get("first_step", 0) + before["loop"]["steps"]
         train_shrunk_hypernetwork(first, folder / first)
         raw["start"] = str(folder / first / "generator")
     folder.mkdir(parents=True, exist_ok=True)

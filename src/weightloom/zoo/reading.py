@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.errors import CheckpointError, InputError, SpecError
 from weightloom.io import load_legacy, load_tensors, parse_json, read_header, read_shards, shards_metadata
+from weightloom.io.shards import INDEX_FILE
 from weightloom.weights import layout_of
 
 LEGACY_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
@@ -105,7 +106,7 @@ def kind_of(path: str | Path) -> Kind:
     path = Path(path)
     if path.suffix.lower() in LEGACY_SUFFIXES:
         return "pytorch"
-    return "shards" if path.is_dir() else "safetensors"
+    return "shards" if (path / INDEX_FILE).is_file() else "safetensors"
 
 
 def read_checked(
