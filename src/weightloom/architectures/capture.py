@@ -239,6 +239,7 @@ def _record(module: nn.Module, shape: tuple[int, ...], running: list[str]) -> Tr
 
 
 def _leave(running: list[str]) -> None:
+    """A hook gives nothing: what it gave would stand in the place of the layer's output."""
     running.pop()
 
 

@@ -127,6 +127,14 @@ class ModuleGraph:
         return tuple(map(tuple, found))
 
     @cached_property
+    def successors(self) -> tuple[tuple[int, ...], ...]:
+        """For each node the nodes that read it."""
+        found: list[list[int]] = [[] for _ in self.nodes]
+        for source, target in self.edges:
+            found[source].append(target)
+        return tuple(map(tuple, found))
+
+    @cached_property
     def distances(self) -> np.ndarray:
         """(N, N) int16: edges on the shortest directed path from row to column; 0 where there is none."""
         count = len(self.nodes)
@@ -185,9 +193,7 @@ class ModuleGraph:
             >>> [one.kind for one in reduced.nodes], reduced.edges
             (['input', 'conv', 'batch_norm'], ((0, 1), (1, 2)))
         """
-        after: list[list[int]] = [[] for _ in self.nodes]
-        for source, target in self.edges:
-            after[source].append(target)
+        after = self.successors
         idle = {
             index
             for index, node in enumerate(self.nodes)

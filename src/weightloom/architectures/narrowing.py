@@ -126,9 +126,7 @@ def _places(graph: ModuleGraph, index: int) -> int:
 
 def _tail(graph: ModuleGraph) -> set[int]:
     """Linear layers that only lead, by biases and norms, to a head or to another of them."""
-    after: list[list[int]] = [[] for _ in graph.nodes]
-    for source, target in graph.edges:
-        after[source].append(target)
+    after = graph.successors
     ends, found = set(graph.heads), set[int]()
     for index in reversed(range(len(graph))):
         node = graph.nodes[index]

@@ -121,8 +121,8 @@ def run_loop(
         SpecError: a batch of the objective cannot be divided among the processes.
     """
     parallel.check_divisible(what, objective, parallel.count() * settings.accumulate)
-    for number, other in enumerate(parallel.gather((what, settings.steps))):
-        if other != (what, settings.steps):
+    for number, other in enumerate(parallel.gather([what, settings.steps])):
+        if other != [what, settings.steps]:
             raise TrainingError(f"process {number} is at {other[0]}, this one at {what}")
     parameters = {n: p for n, p in modules.named_parameters() if p.requires_grad}
     optimiser = torch.optim.AdamW(
@@ -257,7 +257,7 @@ class _Batch:
                 for name, value in self.local.numbers.items():
                     numbers[name] = numbers.get(name, 0.0) + value
                 if last:
-                    total, numbers = _added([*parallel.gather((total, numbers))])
+                    total, numbers = _added(parallel.gather([total, numbers]))
                 finite = math.isfinite(total)
                 # All processes or none: each waits for the others' gradients.
                 if finite or not last:
@@ -294,7 +294,9 @@ def _handed_on(
     """The state of the first process, with its weights and what the optimiser knows, for all."""
     if parallel.count() == 1:
         return state
-    state, known = parallel.from_first((state, [n for n, p in parameters.items() if p in optimiser.state]))
+    known = [n for n, p in parameters.items() if p in optimiser.state]
+    said, known = parallel.from_first([asdict(state), known])
+    state = _State(**said)
     for name in known:
         p = parameters[name]
         if p not in optimiser.state:

@@ -7,6 +7,7 @@ away. Knows nothing of losses or models.
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -22,8 +23,6 @@ from torch import distributed as dist
 
 from weightloom.errors import SpecError
 from weightloom.io import write_bytes
-
-T = TypeVar("T")
 
 _PATIENCE = timedelta(hours=2)
 """How long a process waits for the others: the first one may be writing."""
@@ -117,22 +116,27 @@ def rank() -> int:
     return dist.get_rank() if count() > 1 else 0
 
 
-def gather(value: T) -> list[T]:
-    """What every process gives, in their order."""
+def gather(value: Any) -> list[Any]:
+    """What every process gives, in their order: plain data, which travels as JSON."""
     if count() == 1:
         return [value]
-    found: list[T | None] = [None] * count()
-    dist.all_gather_object(found, value)
-    return found  # type: ignore[return-value]
+    return [json.loads(_from(source, json.dumps(value).encode())) for source in range(count())]
 
 
-def from_first(value: T) -> T:
-    """What the first process gives."""
-    if count() == 1:
-        return value
-    held = [value]
-    dist.broadcast_object_list(held, src=0)
-    return held[0]
+def from_first(value: Any) -> Any:
+    """What the first process gives: plain data, which travels as JSON."""
+    return value if count() == 1 else json.loads(_from(0, json.dumps(value).encode()))
+
+
+def _from(source: int, own: bytes) -> bytes:
+    """The bytes of one process, for all. torch's own way to hand objects over would pickle them."""
+    size = torch.tensor(len(own))
+    dist.broadcast(size, src=source)
+    content = torch.zeros(int(size), dtype=torch.uint8)
+    if dist.get_rank() == source:
+        content = torch.frombuffer(bytearray(own), dtype=torch.uint8) if own else content
+    dist.broadcast(content, src=source)
+    return content.numpy().tobytes()
 
 
 def copy_from_first(tensors: Iterator[Tensor]) -> None:
@@ -181,21 +185,20 @@ def own_folder(out: Path) -> Iterator[Path]:
     if count() == 1:
         yield out
         return
-    files = from_first(_left_by_stages(out) if rank() == 0 else {})
-    if rank() == 0:
-        yield out
-        return
+    names = from_first(_left_by_stages(out) if rank() == 0 else [])
     with tempfile.TemporaryDirectory(prefix="weightloom-") as copy:
-        for name, content in files.items():
-            write_bytes(Path(copy) / name, content)
-        yield Path(copy)
+        for name in names:
+            content = _from(0, (out / name).read_bytes() if rank() == 0 else b"")
+            if rank() > 0:
+                write_bytes(Path(copy) / name, content)
+        yield out if rank() == 0 else Path(copy)
 
 
-def _left_by_stages(out: Path) -> dict[str, bytes]:
-    found = {}
+def _left_by_stages(out: Path) -> list[str]:
+    found = []
     for folder in sorted(out.glob("work*")):
         for path in sorted(folder.rglob("*")):
             mine = path.name.startswith("state") or path.name == "log.jsonl"
             if path.is_file() and not path.is_symlink() and not mine:
-                found[path.relative_to(out).as_posix()] = path.read_bytes()
+                found.append(path.relative_to(out).as_posix())
     return found
