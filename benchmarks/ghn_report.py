@@ -259,6 +259,13 @@ SECTIONS = {
 }
 
 
+def options_of(name: str, held: Held) -> str:
+    """What a table was asked for beyond its defaults."""
+    if name != "ablations":
+        return ""
+    return f" --steps {held['steps']} --only '{','.join(held['table'])}'"
+
+
 def page(results: Mapping[str, Held]) -> str:
     """The whole page."""
     lines = [
@@ -274,7 +281,7 @@ def page(results: Mapping[str, Held]) -> str:
         )
     )
     lines += ["", "## The commands", ""]
-    lines += [f"- `{RUN[name]}`" for name in RUN if name in results]
+    lines += [f"- `{RUN[name]}{options_of(name, results[name])}`" for name in RUN if name in results]
     for name, (title, section) in SECTIONS.items():
         if name in results:
             lines += ["", f"## {title}", "", *section(results[name])]

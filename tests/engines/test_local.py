@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.engines.recipe import RECIPE
 
 import weightloom
 from weightloom import errors
@@ -18,20 +19,6 @@ from weightloom.engines.base import TRIES, about_worker, answer_of, call_job
 from weightloom.errors import InputError, TrainingError, UnknownNameError, WeightloomError
 from weightloom.zoo import ZooRecipe, build_zoo
 from weightloom.zoo.build import train_shard
-
-RECIPE = {
-    "kind": "zoo",
-    "name": "engines",
-    "salt": "engine-tests",
-    "datasets": ("digits",),
-    "architectures": ("mlp(depth=1,width=4)",),
-    "size": 8,
-    "channels": 1,
-    "start": {"tasks": 2, "classes": 3, "steps": 4, "batch_size": 8},
-    "fit": {"steps": 150, "batch_size": 8, "learning_rate": 0.02},
-    "groups": ({"classes": 3, "tasks": 6},),
-    "members_at_once": 1,
-}
 
 
 @pytest.fixture(scope="module")

@@ -9,26 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.engines.recipe import RECIPE
 
 from weightloom.engines import open_engine
 from weightloom.engines.base import about_worker
 from weightloom.errors import DataUnavailableError, InputError, TrainingError
 from weightloom.zoo import ZooRecipe, build_zoo
 from weightloom.zoo.build import train_shard
-
-RECIPE = {
-    "kind": "zoo",
-    "name": "engines",
-    "salt": "engine-tests",
-    "datasets": ("digits",),
-    "architectures": ("mlp(depth=1,width=4)",),
-    "size": 8,
-    "channels": 1,
-    "start": {"tasks": 2, "classes": 3, "steps": 4, "batch_size": 8},
-    "fit": {"steps": 150, "batch_size": 8, "learning_rate": 0.02},
-    "groups": ({"classes": 3, "tasks": 6},),
-    "members_at_once": 1,
-}
 
 
 def test_without_ray_there_is_a_sentence(monkeypatch):

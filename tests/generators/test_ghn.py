@@ -268,9 +268,10 @@ def test_what_a_module_cannot_be_made_with_is_a_sentence(options, said):
         make().generate(convnet(), **options)
 
 
-def test_the_layer_that_cannot_be_traced_is_named():
+def test_the_layer_that_cannot_be_traced_is_named(capfd):
     odd = nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(5, 3)))
     with pytest.raises(InputError, match=r"in layer '1.0'.*input=\(channels, height, width\)"):
         make().generate(odd)
     with pytest.raises(InputError, match="no weights"):
         make().generate(nn.Sequential(nn.Flatten()))
+    assert capfd.readouterr() == ("", ""), "torch's own tracebacks stay inside"

@@ -243,16 +243,23 @@ def _leave(running: list[str]) -> None:
     running.pop()
 
 
+_TALKATIVE = ("fx.experimental.symbolic_shapes", "_subclasses.fake_tensor")
+"""Loggers that write whole tracebacks where an export fails."""
+
+
 @contextmanager
 def _silent() -> Iterator[None]:
     """What torch prints of a module that it cannot export stays inside; the reason is said in a sentence."""
-    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    before, logger.disabled = logger.disabled, True
+    loggers = [logging.getLogger(f"torch.{name}") for name in _TALKATIVE]
+    before = [logger.disabled for logger in loggers]
     try:
+        for logger in loggers:
+            logger.disabled = True
         with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
             yield
     finally:
-        logger.disabled = before
+        for logger, disabled in zip(loggers, before, strict=True):
+            logger.disabled = disabled
 
 
 def _export(module: nn.Module, shape: tuple[int, ...]) -> Trace:
