@@ -145,13 +145,26 @@ def test_hand_written_attention_is_found_by_its_softmax():
     }
 
 
-def test_shared_weights_have_one_owner_and_a_node_at_each_use():
-    conv = nn.Conv2d(3, 3, 3, padding=1)
-    net = nn.Sequential(conv, nn.ReLU(), conv, nn.Flatten(), nn.Linear(48, 2))
+def test_a_layer_that_is_used_twice_owns_its_weight_once_and_has_a_node_at_each_use():
+    net = Made(
+        lambda m, x: m.head(m.conv(m.conv(x)).flatten(1)),
+        conv=nn.Conv2d(3, 3, 3, padding=1), head=nn.Linear(48, 2),
+    )  # fmt: skip
     graph = capture_graph(net, (3, 4, 4))
-    uses = [node for node in graph.nodes if node.name == "0.weight"]
+    uses = [node for node in graph.nodes if node.name == "conv.weight"]
     assert len(uses) == 2 and uses[0].tensors and not uses[1].tensors and uses[0].shape == uses[1].shape
-    assert graph.owner["0.weight"] == 1
+    assert graph.owner["conv.weight"] == 1
+
+
+def test_weights_that_layers_share_are_named():
+    conv, tied = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1, bias=False)
+    tied.weight = conv.weight
+    net = nn.Sequential(conv, nn.ReLU(), tied, nn.Flatten(), nn.Linear(48, 2))
+    with pytest.raises(UnsupportedLayerError, match=r"0 \(Conv2d, shared with '2.weight'\)"):
+        capture_graph(net, (3, 4, 4))
+    graph = capture_graph(net, (3, 4, 4), partial=True)
+    assert graph.kept == (("0.weight", "shared with '2.weight'"),)
+    assert graph.owner.keys() == {"0.bias", "4.weight", "4.bias"}
 
 
 def test_unsupported_layers_are_named_all_at_once():

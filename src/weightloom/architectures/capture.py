@@ -66,8 +66,9 @@ class Trace:
 def capture_graph(module: nn.Module, input: Sequence[int], *, partial: bool = False) -> ModuleGraph:
     """The computation graph of ``module`` for pictures of shape ``input`` (channels, height, width).
 
-    Every parameter and batch-norm statistic belongs to exactly one node. A weight that is used several times
-    has a node at each place, and the first one owns it.
+    Every parameter and batch-norm statistic belongs to exactly one node. A weight that its layer uses several
+    times has a node at each place, and the first one owns it; one that several layers share cannot be
+    predicted.
 
     Args:
         module: any module whose forward pass takes one batch of pictures. It is not changed.
@@ -120,7 +121,7 @@ def graph_of_trace(trace: Trace, module: nn.Module, *, partial: bool = False) ->
         {name: tuple(p.shape) for name, p in parameters.items()},
         {name: tuple(b.shape) for name, b in module.named_buffers()},
     )
-    graph = builder.build({name for name, p in parameters.items() if not p.requires_grad})
+    graph = builder.build(_set_apart(module))
     if not builder.reached:
         raise InputError(f"the output of {type(module).__name__} does not depend on its picture")
     if graph.kept and not partial:
@@ -133,6 +134,18 @@ def graph_of_trace(trace: Trace, module: nn.Module, *, partial: bool = False) ->
                 layers.setdefault(path or own, (path or own, owner, reasons[name]))
         raise UnsupportedLayerError(layers.values())
     return graph
+
+
+def _set_apart(module: nn.Module) -> dict[str, str]:
+    """Parameters that have a place in the graph and are not to be predicted, with the reason."""
+    names: dict[int, list[str]] = {}
+    for name, p in module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(p), []).append(name)
+    found = {
+        first: f"shared with {', '.join(map(repr, others))}" for first, *others in names.values() if others
+    }
+    frozen = (name for name, p in module.named_parameters() if not p.requires_grad)
+    return dict.fromkeys(frozen, "frozen (requires_grad=False)") | found
 
 
 def copy_with(module: nn.Module, tensors: Callable[[str, Tensor, bool], Tensor]) -> nn.Module:
@@ -347,8 +360,8 @@ class GraphBuilder:
 
     # -------------------------------------------------------------------- the whole
 
-    def build(self, frozen: Iterable[str] = ()) -> ModuleGraph:
-        """The graph; parameters that no node can hold, and ``frozen`` ones, are in its ``kept``."""
+    def build(self, apart: Mapping[str, str]) -> ModuleGraph:
+        """The graph; what no node can hold, and what is set ``apart`` with a reason, is in its ``kept``."""
         for call in self.trace.calls:
             value = self.read(call)
             if call.in_place:  # views of the same memory have changed with it
@@ -361,8 +374,8 @@ class GraphBuilder:
                     self.sharing.setdefault(ref.memory, set()).add(ref.key)
         ends = {n for key in self.trace.outputs for n in self.values.get(key, _CONSTANT).nodes}
         self.reached = bool(ends)
-        for name in self.owned.intersection(frozen):
-            self.refused.setdefault(name, "frozen (requires_grad=False)")
+        for name in self.owned.intersection(apart):
+            self.refused.setdefault(name, apart[name])
         return self._pruned(ends)
 
     def _pruned(self, ends: set[int]) -> ModuleGraph:

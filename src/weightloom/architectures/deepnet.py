@@ -357,7 +357,7 @@ def graph_of_plan(plan: tuple[Instruction, ...], classes: int, body: str = "body
         calls.append(Call(_ATEN.get(step.op, step.op), arguments, (result,), False))
         states.append(result)
     trace = Trace(calls, named, held, {1}, [states[-1].key], "genotype")
-    return GraphBuilder(trace, parameters, buffers).build()
+    return GraphBuilder(trace, parameters, buffers).build({})
 
 
 _ATEN = {
