@@ -10,7 +10,7 @@ import torch
 
 from weightloom.architectures import parse_architecture
 from weightloom.errors import DataUnavailableError, InputError
-from weightloom.evaluation import chart, draw_atlas
+from weightloom.evaluation import chart
 from weightloom.evaluation.atlas import (
     Settlement,
     predict_accuracy,
@@ -20,6 +20,7 @@ from weightloom.evaluation.atlas import (
     vectors,
 )
 from weightloom.fitting import initial_flats
+from weightloom.plots import draw_atlas
 from weightloom.tokenizers import architecture_key
 from weightloom.tokenizers.fsq import FSQTokenizer, FSQTokenizerConfig
 from weightloom.weights import WeightStatistics, layout_of

@@ -6,10 +6,11 @@ import pytest
 
 from weightloom.cli.main import app
 from weightloom.errors import InputError, SpecError, UnsupportedRequestError
-from weightloom.evaluation import AuditSettings, audit, draw_audit
+from weightloom.evaluation import AuditSettings, audit
 from weightloom.evaluation.audit import MIXTURES
 from weightloom.generators import Validity
 from weightloom.io import dump_json
+from weightloom.plots import draw_audit
 from weightloom.zoo import Zoo
 
 

@@ -19,7 +19,6 @@ from weightloom.evaluation import (
     GROUPS,
     Ground,
     LeaderboardSettings,
-    draw_leaderboard,
     leaderboard_json,
     leaderboard_markdown,
     leaderboard_table,
@@ -29,6 +28,7 @@ from weightloom.evaluation.leaderboard import contestants
 from weightloom.fitting import initial_flats
 from weightloom.generators import Generator, Validity, generators
 from weightloom.generators.base import ANY_ARCHITECTURE
+from weightloom.plots import draw_leaderboard
 from weightloom.zoo import ZooRecipe, build_zoo
 
 RECIPE = {

@@ -13,7 +13,6 @@ from weightloom.errors import CheckpointError, InputError, SpecError, TrainingEr
 from weightloom.evaluation import (
     SelectionSettings,
     candidates_of,
-    draw_selection,
     parse_budget,
     select,
     selection,
@@ -30,6 +29,7 @@ from weightloom.generators import Validity, cost
 from weightloom.generators.base import ANY_ARCHITECTURE
 from weightloom.generators.random_init import RandomInit
 from weightloom.io import load_tensors
+from weightloom.plots import draw_selection
 from weightloom.tasks import parse_task
 from weightloom.tasks.data import TaskData
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from weightloom.errors import InputError
-from weightloom.nn import HyperLSTM, HyperRNN, draw_scales
+from weightloom.nn import HyperLSTM, HyperRNN
+from weightloom.plots import draw_scales
 
 
 def scales_of(kind, steps=6, **options):

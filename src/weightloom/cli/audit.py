@@ -53,10 +53,11 @@ def audit(
     started = time.perf_counter()
     out = check_out(out, (".json",), "--out")
     plot = check_out(plot, PLOT_SUFFIXES, "--plot")
-    from weightloom.evaluation import AuditSettings, draw_audit
+    from weightloom.evaluation import AuditSettings
     from weightloom.evaluation import audit as run_audit
     from weightloom.generators.load import load_generator
     from weightloom.io import write_json
+    from weightloom.plots import draw_audit
     from weightloom.zoo import Zoo
 
     settings = AuditSettings(

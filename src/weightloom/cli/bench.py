@@ -115,13 +115,13 @@ def bench(
     check_place(out, "--out")
     from weightloom.evaluation import (
         LeaderboardSettings,
-        draw_leaderboard,
         leaderboard_json,
         leaderboard_markdown,
         run_leaderboard,
     )
     from weightloom.generators.load import load_generator
     from weightloom.io import write_json, write_text
+    from weightloom.plots import draw_leaderboard
 
     options: dict[str, Any] = {
         "tasks": tasks,

@@ -77,11 +77,11 @@ def map_zoo(
     plot = check_out(plot, PLOT_SUFFIXES, "--plot")
     if not 0 <= samples <= MOST_SAMPLES:
         raise InputError(f"--samples must be from 0 to {MOST_SAMPLES}, not {samples}")
-    from weightloom.evaluation import draw_atlas
     from weightloom.evaluation.atlas import chart, settlements_of_fingerprint, settlements_of_zoo
     from weightloom.evaluation.ground import Ground
     from weightloom.generators.load import load_generator
     from weightloom.io import write_json
+    from weightloom.plots import draw_atlas
     from weightloom.tokenizers import WeightTokenizer
     from weightloom.zoo import Zoo
 

@@ -94,10 +94,11 @@ def select(
 
     from weightloom.architectures import parse_architecture
     from weightloom.conditioning.text import check_instruction
-    from weightloom.evaluation import SelectionSettings, draw_selection, parse_budget
+    from weightloom.evaluation import SelectionSettings, parse_budget
     from weightloom.evaluation import select as run
     from weightloom.fitting import accuracy
     from weightloom.generators.load import load_generator
+    from weightloom.plots import draw_selection
 
     settings = SelectionSettings(
         budget=parse_budget(plain_text(budget, "budget")), samples=samples, shots=shots, seed=seed

@@ -14,7 +14,6 @@ from weightloom.evaluation.novelty import (
     verdict_of,
     wrong_answers,
 )
-from weightloom.evaluation.plots import draw_atlas, draw_audit, draw_leaderboard, draw_selection
 from weightloom.evaluation.ranking import leaderboard_json, leaderboard_markdown, leaderboard_table
 from weightloom.evaluation.selection import (
     Candidate,
@@ -45,10 +44,6 @@ __all__ = [
     "audit",
     "candidates_of",
     "chart",
-    "draw_atlas",
-    "draw_audit",
-    "draw_leaderboard",
-    "draw_selection",
     "leaderboard_json",
     "leaderboard_markdown",
     "leaderboard_table",

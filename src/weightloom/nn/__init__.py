@@ -12,7 +12,6 @@ from weightloom.nn.hyper_layers import (
     hyperize_together,
     materialize,
 )
-from weightloom.nn.hyper_plots import draw_scales
 from weightloom.nn.hyper_recurrent import HyperLSTM, HyperLSTMCell, HyperRNN, HyperScales
 from weightloom.nn.rates import parameter_groups
 from weightloom.nn.tensor_decoder import CoordinateDecoder, TilingDecoder
@@ -41,7 +40,6 @@ __all__ = [
     "NodeEncoder",
     "TilingDecoder",
     "WeightGenerator",
-    "draw_scales",
     "hyperize",
     "hyperize_together",
     "materialize",

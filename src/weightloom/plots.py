@@ -1,0 +1,6 @@
+"""Every picture that Weightloom draws, in one place. All of them need matplotlib."""
+
+from weightloom.evaluation.plots import draw_atlas, draw_audit, draw_leaderboard, draw_selection
+from weightloom.nn.hyper_plots import draw_scales
+
+__all__ = ["draw_atlas", "draw_audit", "draw_leaderboard", "draw_scales", "draw_selection"]
