@@ -167,6 +167,14 @@ def test_weights_that_layers_share_are_named():
     assert graph.owner.keys() == {"0.bias", "4.weight", "4.bias"}
 
 
+@pytest.mark.parametrize("normed", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])
+def test_a_spectral_norm_is_named(normed):
+    net = nn.Sequential(normed(nn.Conv2d(3, 3, 3, padding=1)), nn.Flatten(), nn.Linear(48, 2)).eval()
+    with pytest.raises(UnsupportedLayerError, match="spectral norm"):
+        capture_graph(net, (3, 4, 4))
+    assert len(capture_graph(net, (3, 4, 4), partial=True).kept) == 1
+
+
 def test_unsupported_layers_are_named_all_at_once():
     net = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.PReLU(), nn.ConvTranspose2d(4, 4, 3), nn.Flatten(), nn.Linear(256, 2)

@@ -145,7 +145,20 @@ def _set_apart(module: nn.Module) -> dict[str, str]:
         first: f"shared with {', '.join(map(repr, others))}" for first, *others in names.values() if others
     }
     frozen = (name for name, p in module.named_parameters() if not p.requires_grad)
-    return dict.fromkeys(frozen, "frozen (requires_grad=False)") | found
+    found |= dict.fromkeys(frozen, "frozen (requires_grad=False)")
+    for path, layer in module.named_modules():
+        if _is_spectral(layer):  # its buffers are singular vectors of the weight that it had
+            held = (n for n, _ in layer.named_parameters(path) if n.endswith(("original", "weight_orig")))
+            found |= dict.fromkeys(held, "divided by a spectral norm")
+    return found
+
+
+def _is_spectral(layer: nn.Module) -> bool:
+    """Whether one of torch's two spectral norms is on the layer's weight."""
+    parametrizations = getattr(layer, "parametrizations", {})
+    parts = [type(part).__name__ for group in dict(parametrizations).values() for part in group]
+    hooks = [type(hook).__name__ for hook in layer._forward_pre_hooks.values()]
+    return "_SpectralNorm" in parts or "SpectralNorm" in hooks
 
 
 def copy_with(module: nn.Module, tensors: Callable[[str, Tensor, bool], Tensor]) -> nn.Module:
