@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from weightloom.architectures import architecture_families, architectures, parse_architecture
-from weightloom.architectures.capture import _export, capture_graph, copy_with, graph_of_trace
+from weightloom.architectures.capture import capture_graph, graph_of_trace
 from weightloom.architectures.graph import KINDS, NORM_KINDS, WEIGHT_KINDS
+from weightloom.architectures.tracing import copy_with, export
 from weightloom.errors import InputError, UnsupportedLayerError
 
 TEXTS = [text for family in architecture_families() for text in architectures.get(family).example_texts()]
@@ -68,7 +69,7 @@ def test_torch_export_gives_the_same_graph(text):
     module, shape = built(text)
     recorded, exported = (
         capture_graph(module, shape),
-        graph_of_trace(_export(module, shape), module),
+        graph_of_trace(export(module, shape), module),
     )
     assert recorded.how == "recorded" and exported.how == "torch.export"
     assert (recorded.nodes, recorded.edges) == (exported.nodes, exported.edges)

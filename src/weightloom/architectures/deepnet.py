@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weightloom.architectures.blocks import Activation, activation
-from weightloom.architectures.capture import Call, GraphBuilder, Ref, Trace
+from weightloom.architectures.capture import GraphBuilder
 from weightloom.architectures.genotype import (
     SPACES,
     SPLITS,
@@ -31,6 +31,7 @@ from weightloom.architectures.genotype import (
 )
 from weightloom.architectures.graph import ModuleGraph
 from weightloom.architectures.spec import ArchitectureSpec, Choice, Whole, architecture
+from weightloom.architectures.tracing import Call, Ref, Trace
 from weightloom.errors import SpecError
 
 MAX_ATTEMPTS = 10_000

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from weightloom.architectures import ArchitectureSpec
-from weightloom.architectures.capture import capture_graph, copy_with, graph_of
+from weightloom.architectures.capture import capture_graph, graph_of
 from weightloom.architectures.graph import NORM_KINDS, WEIGHT_KINDS, GraphTensor, ModuleGraph, Shape4
 from weightloom.architectures.narrowing import narrow_twin, repeated, widened
+from weightloom.architectures.tracing import copy_with
 from weightloom.conditioning.architecture import MAX_CLASSES
 from weightloom.errors import CheckpointError, InputError, SpecError, UnsupportedRequestError, WeightloomError
 from weightloom.fitting import accuracy, closed_form_network, left_out, recalibrate, trunk_features
