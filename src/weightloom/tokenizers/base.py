@@ -140,7 +140,10 @@ class WeightTokenizer(nn.Module, ABC):
 
     @abstractmethod
     def embed(self, probabilities: Tensor) -> Tensor:
-        """(..., D, V) probabilities (one-hot for hard codes) to latents (..., Z); differentiable."""
+        """(..., D, V) probabilities (one-hot for hard codes) to latents (..., Z); differentiable.
+
+        Every code is embedded by itself, all by the same rule, whatever their number D.
+        """
 
     @abstractmethod
     def decode_tokens(self, latents: Tensor, slots: DescribedSlots) -> Tensor:
@@ -253,15 +256,17 @@ class WeightTokenizer(nn.Module, ABC):
         return self.to_flats(spec, self.decode_tokens(latents, self.describe(spec)))
 
     def embed_codes(self, codes: Tensor) -> Tensor:
-        """(..., D) codes to (..., Z) latents."""
-        return self.embed(nn.functional.one_hot(codes, self.vocabulary).to(self.slots.kinds.weight.dtype))
+        """(..., D) codes to (..., Z) latents: :meth:`embed` of one-hot vectors, bit for bit."""
+        # Looked up in the table of all V values: one-hot vectors would be most of the work of decoding.
+        like = self.slots.kinds.weight
+        every = torch.eye(self.vocabulary, dtype=like.dtype, device=like.device)
+        table = self.embed(every[:, None])  # (V, 1, V) -> (V, e)
+        return table[codes].flatten(-2)  # (..., D, e) -> (..., Z)
 
     @torch.no_grad()
     def nearest_codes(self, latents: Tensor, allowed: Tensor) -> Tensor:
         """(..., T, D) allowed codes whose latents are nearest to (..., T, Z); allowed (T, D, V)."""
-        every = torch.arange(self.vocabulary, device=latents.device)
-        table = self.embed_codes(every[:, None].expand(-1, self.num_codes))  # (V, Z)
-        table = table.unflatten(-1, (self.num_codes, -1)).transpose(0, 1)  # (D, V, e)
+        table = self.embed_codes(torch.arange(self.vocabulary, device=latents.device)[:, None])  # (V, e)
         parts = latents.unflatten(-1, (self.num_codes, 1, -1))  # (..., T, D, 1, e)
         distance = (parts - table).square().sum(-1)  # (..., T, D, V)
         return distance.masked_fill(~allowed, torch.inf).argmin(-1)
