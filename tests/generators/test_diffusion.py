@@ -87,8 +87,9 @@ def test_nothing_is_decoded_from_beyond_what_latents_can_be(make, resolved):
     assert torch.equal(model.to_flats(spec, far), model.to_flats(spec, far.clamp(max=4)))
 
 
-def test_every_part_of_the_condition_is_heard(make, resolved, support):
-    model, spec = make(), resolved(CNN)
+@pytest.mark.parametrize("mixing", ["attention", "recurrent"])
+def test_every_part_of_the_condition_is_heard(make, resolved, support, mixing):
+    model, spec = make(mixing=mixing), resolved(CNN)
     x = torch.randn(1, len(model._places(spec)), model.tokenizer.latent_width)
     words = torch.nn.functional.normalize(torch.ones(TEXT_WIDTH), dim=0)
     whole = stack_conditions(
@@ -197,9 +198,29 @@ def test_many_samples_are_denoised_in_parts(make, resolved, monkeypatch):
         assert torch.allclose(a.flat, b.flat, atol=1e-5)
 
 
+def test_a_recurrent_one_reads_tokens_in_order_and_denoises_them_in_pieces(make, resolved, monkeypatch):
+    model, spec = make(mixing="recurrent"), resolved(CNN)
+    condition = model.condition(spec, [None], [None])
+    told = model.described(spec, condition)
+    x = torch.randn(1, *told.tokens.shape[1:2], model.tokenizer.latent_width)
+    t = torch.tensor([0.5])
+    with torch.no_grad():
+        whole = model(told, x, t)
+        changed = x.clone()
+        changed[:, 1] += 1
+        assert (model(told, changed, t) - whole).abs().sum(-1)[0].nonzero().flatten().tolist() == [1]
+        later = [torch.zeros_like(told.tokens) for _ in range(2)]
+        later[1][:, 1] = 1
+        moved = (model._mixed(later[1]) - model._mixed(later[0])).abs().sum(-1)[0]
+        assert not bool(moved[0]) and bool((moved[1:] > 0).all())
+        monkeypatch.setattr("weightloom.generators.diffusion._PIECE", 2)
+        assert torch.allclose(model(told, x, t), whole, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "bad",
     [
+        {"mixing": "loud"},
         {"width": 18},
         {"depth": 0},
         {"schedule": "cosine"},

@@ -8,10 +8,15 @@ missing, and classifier-free guidance goes beyond the conditional answer. What i
 the guess: an untrained denoiser draws a Gaussian as wide as checkpoints lie around theirs. Knows nothing of
 training.
 
+The recurrent variant is for long networks: what is known of each token is read in order by a recurrent
+network, once, and what that says of a token (its prototype) is all that the token's own small denoiser sees
+of the others. Time grows with the tokens, not with their square, and memory only by latents and prototypes.
+
 Shapes: B requests, M samples, T tokens of a network, Z latent width, C classes, F features of a class, W
 width, P values of a network.
 Sources: latent diffusion of weights, p-diff (arXiv 2402.13144), sections 2.2 to 2.4; classifier-free guidance
-(arXiv 2207.12598), equation 6. Ours: tokens of whole networks instead of one flat vector of a few layers.
+(arXiv 2207.12598), equation 6; prototypes from a recurrent network, RPG (arXiv 2501.11587). Ours: tokens of
+whole networks instead of one flat vector of a few layers.
 """
 
 from __future__ import annotations
@@ -57,7 +62,10 @@ _FAR = 4.0
 """Spreads from the mean beyond which no latent is decoded: an outlier costs a network its function."""
 _AT_ONCE = 64
 """Networks that are denoised together."""
+_PIECE = 4096
+"""Tokens that are denoised together where they do not see one another."""
 _WAVES = 32
+MIXINGS = ("attention", "recurrent")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +74,8 @@ class DiffusionConfig:
 
     Attributes:
         width, depth: of the denoiser, a :class:`weightloom.tokenizers.blocks.TokenRefiner`.
+        mixing: how tokens learn of one another: ``attention`` at every step of the way, or once before it,
+            ``recurrent``.
         schedule: one of :data:`weightloom.generators.schedules.SCHEDULES`; training and generation share it.
         steps: of the way back from noise.
         tensors: patterns of tensors that are generated (``head.*``), all by default; the others are those of
@@ -75,6 +85,7 @@ class DiffusionConfig:
 
     width: int = 192
     depth: int = 4
+    mixing: str = "attention"
     schedule: str = "flow"
     steps: int = 20
     tensors: tuple[str, ...] = ("*",)
@@ -85,6 +96,8 @@ class DiffusionConfig:
     def __post_init__(self) -> None:
         if not 8 <= self.width <= 8192 or self.width % 4 or not 1 <= self.depth <= 128:
             raise SpecError("the denoiser's width must be 8 to 8192 and divisible by 4, its depth 1 to 128")
+        if self.mixing not in MIXINGS:
+            raise SpecError(f"unknown mixing {self.mixing!r}; known: {', '.join(MIXINGS)}")
         if self.schedule not in SCHEDULES:
             raise SpecError(f"unknown schedule {self.schedule!r}; known: {', '.join(SCHEDULES)}")
         if type(self.steps) is not int or not 1 <= self.steps <= 1000:
@@ -148,7 +161,9 @@ class LatentDiffusion(nn.Module, Generator):
         self.guess = nn.Linear(z, w)
         self.no_guess = nn.Parameter(torch.zeros(w))
         self.time = nn.Sequential(nn.Linear(2 * _WAVES, w), nn.SiLU(), nn.Linear(w, w))
-        self.denoiser = TokenRefiner(z, z, width=w, depth=config.depth, attention=True)
+        alone = config.mixing == "recurrent"
+        self.recurrence = nn.GRU(w, w, batch_first=True) if alone else None
+        self.denoiser = TokenRefiner(z, z, width=w, depth=config.depth, attention=not alone)
         # The untrained denoiser adds next to nothing: its samples are Gaussian latents around the guess.
         self.denoiser.outward.weight.data.mul_(0.05)
         self.denoiser.outward.bias.data.zero_()
@@ -312,11 +327,17 @@ class LatentDiffusion(nn.Module, Generator):
         around = self._around(architecture_key(spec))[self._places(spec)]  # (T, Z)
         if condition.prompt is None:
             nothing = around.new_zeros(len(condition), *around.shape)
-            return Described(told + self.no_guess, nothing, nothing + 1)
+            return Described(self._mixed(told + self.no_guess), nothing, nothing + 1)
         guessed = condition.guessed[:, None, None]
         latents = self.coded(spec, condition.prompt).clamp(-_FAR, _FAR)  # (B, T, Z)
         tokens = told + torch.where(guessed, self.guess(latents), self.no_guess)
-        return Described(tokens, torch.where(guessed, latents, 0.0), torch.where(guessed, around, 1.0))
+        return Described(
+            self._mixed(tokens), torch.where(guessed, latents, 0.0), torch.where(guessed, around, 1.0)
+        )
+
+    def _mixed(self, tokens: Tensor) -> Tensor:
+        """(B, T, W) with what the recurrent network has read up to each token, if there is one."""
+        return tokens if self.recurrence is None else tokens + self.recurrence(tokens)[0]
 
     # ---------------------------------------------------------------- denoising
 
@@ -326,7 +347,12 @@ class LatentDiffusion(nn.Module, Generator):
         angle = 1000 * t[:, None] * rate  # (B, waves)
         time = self.time(torch.cat([angle.sin(), angle.cos()], dim=-1))
         plain = self.schedule.plain(x, t, described.mean, described.spread)
-        return plain + self.denoiser(x, described.tokens + time[:, None])
+        told = described.tokens + time[:, None]
+        if self.recurrence is None or torch.is_grad_enabled():
+            return plain + self.denoiser(x, told)
+        for rows, piece, own in zip(*(part.split(_PIECE, 1) for part in (plain, x, told)), strict=True):
+            rows += self.denoiser(piece, own)
+        return plain
 
     @torch.no_grad()
     def sample_latents(
