@@ -71,6 +71,16 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(zoo, tmp_path):
         assert torch.equal(value, state[name]), name
 
 
+def test_a_recipe_of_a_zoo_is_enough(zoo, tmp_path):
+    (tmp_path / "the-zoo.yaml").write_text(yaml.safe_dump(zoo.about()["recipe"]))
+    path = write(tmp_path, zoo="the-zoo")
+    alone, told = (train_recipe(path, z, tmp_path / str(z is None)) for z in (None, zoo.path))
+    for name, value in told.state_dict().items():
+        assert torch.equal(value, alone.state_dict()[name]), name
+    with pytest.raises(InputError, match="--zoo"):
+        train_recipe(write(tmp_path), None, tmp_path / "out")
+
+
 def test_what_makes_no_sense_is_refused(zoo, tmp_path):
     with pytest.raises(SpecError, match="nonsense"):
         train_recipe(write(tmp_path, config={"nonsense": 1}), zoo.path, tmp_path / "out")

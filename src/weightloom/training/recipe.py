@@ -116,12 +116,15 @@ class PlainRecipe(_Strict):
 
 
 class StaticHypernetworkRecipe(_Strict):
-    """A static hypernetwork, trained on episodes of ``tasks`` (by class count) of a zoo's recipe."""
+    """A static hypernetwork, trained on episodes of ``tasks`` (by class count) of a zoo's recipe: that called
+    ``zoo`` beside this one, or that of the zoo that is given.
+    """
 
     kind: Literal["generator"]
     generator: Literal["static_hypernetwork"]
     name: Name
     seed: int = 0
+    zoo: Name | None = None
     config: dict[str, Any] = Field(default_factory=dict)
     tasks: Annotated[TaskCounts, Field(min_length=1)]
     shots: Annotated[int, Field(ge=2, le=1024)] = 8

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ from weightloom.training.parallel import WHOLE, Part
 from weightloom.training.recipe import StaticHypernetworkRecipe
 from weightloom.training.stages import source_of, zoo_tasks
 from weightloom.training.trainers import open_zoo, trainers
-from weightloom.zoo import Zoo
+from weightloom.zoo import ZooRecipe
 
 FIRST_TASK = 4_000_000
 """Index of the first task drawn: far beyond those that a zoo trains on."""
@@ -78,20 +79,23 @@ def train_from_recipe(
 ) -> StaticHypernetwork:
     """See :data:`weightloom.training.trainers.Trainer`."""
     recipe = read_yaml(recipe_path, StaticHypernetworkRecipe)
-    return train_static_hypernetwork(recipe, open_zoo(zoo, StaticHypernetwork.kind), out, progress)
+    if zoo is None and recipe.zoo is not None:
+        source = read_yaml(recipe_path.parent / f"{recipe.zoo}.yaml", ZooRecipe).model_dump(mode="json")
+    else:
+        source = source_of(open_zoo(zoo, StaticHypernetwork.kind))
+    return train_static_hypernetwork(recipe, source, out, progress)
 
 
 def train_static_hypernetwork(
-    recipe: StaticHypernetworkRecipe, zoo: Zoo, out: Path, progress: Progress
+    recipe: StaticHypernetworkRecipe, source: dict[str, Any], out: Path, progress: Progress
 ) -> StaticHypernetwork:
-    """Train, going on where an interrupted run stopped, and save in ``out``.
+    """Train on the tasks of a zoo's recipe, ``source``, going on where an interrupted run stopped; save in
+    ``out``.
 
     Raises:
-        InputError: the zoo was not built from a recipe.
         SpecError: an option that makes no sense.
         TrainingError: a loss stays not finite.
     """
-    source = source_of(zoo)
     shape = (source["channels"], source["size"], source["size"])
     try:
         config = StaticHypernetworkConfig(**recipe.config)
