@@ -5,8 +5,7 @@ run is written to benchmarks/results/hypernetworks-DATASET.json as it ends, and 
 
 Sizes and epochs are small, for two cores. The paper's WRN 40-1, for a GPU (672,000 steps):
 
-  cifar10 --network 'resnet(depth=38,width=16)' --pixels 32 --block 16 --embedding 64
-    --plain body.0.conv --plain '*.shortcut.conv' --epochs 1900
+  cifar10 --network 'resnet(depth=38,width=16)' --pixels 32 --embedding 64 --epochs 1900
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ BATCH = 128
 """Images of a step."""
 RATE = 5e-3
 """Adam's, at the height of its curve; embeddings have thirty times as much (`parameter_groups`)."""
-PLAIN = ["body.0.conv", "body.1.*", "*.shortcut.conv"]
-"""Layers of the residual network that stay plain: those of few weights (in the paper, the first alone)."""
+FIRST = ["body.0.conv", "*.shortcut.conv"]
+"""What stays plain in the paper: the first kernel, and the shortcuts of 1 x 1."""
 
 
 def paper_network() -> nn.Module:
@@ -55,7 +54,7 @@ def rows(options: argparse.Namespace) -> tuple[str, dict[str, Any], dict[str, Ca
                 "coordinates": lambda: hyperize(paper_network(), skip=["0"], kind="coordinates"),
             },
         )
-    pixels, plain = options.pixels, options.plain or PLAIN
+    pixels = options.pixels
 
     def residual() -> nn.Module:
         module = parse_architecture(options.network).resolve(classes=10, input=(3, pixels, pixels)).build()
@@ -64,15 +63,17 @@ def rows(options: argparse.Namespace) -> tuple[str, dict[str, Any], dict[str, Ca
                 layer.reset_parameters()
         return module
 
-    made = {
-        "network": options.network, "pixels": pixels, "block": options.block,
-        "embedding": options.embedding, "plain": plain,
-    }  # fmt: skip
-    size = {"block": (options.block, options.block), "embedding_size": options.embedding}
+    blocks = {"skip": FIRST, "block": (16, 16), "embedding_size": options.embedding}
+    small = {"skip": [*FIRST, "body.1.*"], "block": (4, 4), "embedding_size": 15}
     return (
         f"cifar10@{pixels}c3",
-        made,
-        {"plain": residual, "blocks": lambda: hyperize(residual(), skip=plain, **size)},
+        {"network": options.network, "pixels": pixels, "embedding": options.embedding},
+        {
+            "plain": residual,
+            "separable": lambda: hyperize(residual(), kind="separable", skip=FIRST),
+            "blocks": lambda: hyperize(residual(), **blocks),
+            "small blocks": lambda: hyperize(residual(), **small),
+        },
     )
 
 
@@ -118,9 +119,8 @@ def main() -> None:
     parser.add_argument("--float32", action="store_true", help="no bfloat16 in the forward pass")
     parser.add_argument("--network", default="resnet(depth=8,width=64)", help="for CIFAR-10")
     parser.add_argument("--pixels", type=int, default=16, help="sides of the pictures of CIFAR-10")
-    parser.add_argument("--block", type=int, default=4, help="channels of a block, for CIFAR-10")
-    parser.add_argument("--embedding", type=int, default=15, help="width of an embedding, for CIFAR-10")
-    parser.add_argument("--plain", action="append", help=f"layers that stay plain; {', '.join(PLAIN)}")
+    parser.add_argument("--embedding", type=int, default=88, help="of the blocks, for CIFAR-10")
+    parser.add_argument("--only", help="rows with commas between, such as plain,separable")
     options = parser.parse_args()
     task, made, networks = rows(options)
     half = not options.float32
@@ -129,6 +129,8 @@ def main() -> None:
     )
     for seed in range(options.first, options.first + options.seeds):
         for name, make in networks.items():
+            if options.only and name not in options.only.split(","):
+                continue
             table.add(f"{name}, seed {seed}", lambda m=make, s=seed: fit(task, m, options.epochs, half, s))
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from weightloom.errors import InputError, UnknownNameError
-from weightloom.nn import BlockGenerator, CoordinateGenerator
+from weightloom.nn import BlockGenerator, CoordinateGenerator, SeparableGenerator
 
 
 def count(module):
@@ -55,6 +55,20 @@ def test_large_weights_are_blocks_side_by_side():
     assert torch.equal(generator(z, (7, 5, 3)), whole[:7, :5])
 
 
+def test_separable_kernels_are_patterns_times_numbers():
+    generator = SeparableGenerator((3, 2), block=(2, 4), pattern_size=3).double()
+    torch.nn.init.normal_(generator.pattern.bias)
+    z = torch.randn(4, 11, dtype=torch.float64)
+    kernel = generator(z, (4, 8, 3, 2))
+    for tile in range(4):
+        row, column = divmod(tile, 2)
+        pattern = (generator.pattern.weight @ z[tile, 8:] + generator.pattern.bias).view(3, 2)
+        wanted = z[tile, :8].view(2, 4)[..., None, None] * pattern
+        found = kernel[2 * row : 2 * row + 2, 4 * column : 4 * column + 4]
+        assert torch.allclose(found, wanted, rtol=1e-12, atol=1e-12)
+    assert torch.equal(generator(z, (3, 5, 3, 2)), kernel[:3, :5])
+
+
 @pytest.mark.parametrize("activation", [None, "gelu", "relu", "silu", "tanh"])
 def test_weights_start_with_unit_variance(activation):
     torch.manual_seed(0)
@@ -63,6 +77,13 @@ def test_weights_start_with_unit_variance(activation):
         generator = BlockGenerator((3, 3), activation=activation)
         sizes.append(generator(torch.randn(4, 64), (32, 32, 3, 3)).detach().square().mean())
     assert 0.8 < float(torch.stack(sizes).mean()) < 1.25
+
+
+def test_separable_weights_start_with_unit_variance():
+    torch.manual_seed(0)
+    generator = SeparableGenerator((3, 3), pattern_size=9)
+    made = generator(torch.randn(512, generator.embedding_size), (512, 64, 3, 3)).detach()
+    assert 0.5 < float(made.square().mean()) < 1.5
 
 
 def test_coordinates_start_with_about_unit_variance():
@@ -98,7 +119,14 @@ def test_the_size_of_coordinates_does_not_depend_on_the_weights():
     assert generator.num_embeddings((512, 512, 5, 5)) == 1
 
 
-@pytest.mark.parametrize("make", [lambda: BlockGenerator((2,), block=(3, 2)), CoordinateGenerator])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: BlockGenerator((2,), block=(3, 2)),
+        lambda: SeparableGenerator((2,), block=(1, 3)),
+        CoordinateGenerator,
+    ],
+)
 def test_gradients_reach_every_parameter(make):
     generator = make()
     z = torch.randn(generator.num_embeddings((5, 4, 2)), generator.embedding_size, requires_grad=True)
@@ -114,6 +142,14 @@ def test_gradients_reach_every_parameter(make):
 def test_bad_sizes_are_refused(options):
     with pytest.raises(InputError, match=next(iter(options))):
         BlockGenerator((3, 3), **options)
+
+
+@pytest.mark.parametrize("options", [{"pattern_size": 0}, {"block": (0, 16)}, {"block": (16,)}])
+def test_bad_separable_sizes_are_refused(options):
+    with pytest.raises(InputError, match=next(iter(options))):
+        SeparableGenerator((3, 3), **options)
+    with pytest.raises(InputError, match="nothing to separate"):
+        SeparableGenerator((1, 1))
 
 
 @pytest.mark.parametrize("options", [{"embedding_size": 0}, {"frequency": 0.0}, {"depth": -1}])

@@ -16,7 +16,12 @@ from weightloom.nn.hyper_recurrent import HyperLSTM, HyperLSTMCell, HyperRNN, Hy
 from weightloom.nn.rates import parameter_groups
 from weightloom.nn.tensor_decoder import CoordinateDecoder, TilingDecoder
 from weightloom.nn.transformer import CausalTransformer, KeyValueCache
-from weightloom.nn.weight_generators import BlockGenerator, CoordinateGenerator, WeightGenerator
+from weightloom.nn.weight_generators import (
+    BlockGenerator,
+    CoordinateGenerator,
+    SeparableGenerator,
+    WeightGenerator,
+)
 
 __all__ = [
     "BlockGenerator",
@@ -38,6 +43,7 @@ __all__ = [
     "HyperScales",
     "KeyValueCache",
     "NodeEncoder",
+    "SeparableGenerator",
     "TilingDecoder",
     "WeightGenerator",
     "hyperize",

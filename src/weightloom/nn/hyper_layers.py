@@ -24,9 +24,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weightloom.errors import InputError, UnknownNameError
-from weightloom.nn.weight_generators import BlockGenerator, CoordinateGenerator, WeightGenerator
+from weightloom.nn.weight_generators import (
+    BlockGenerator,
+    CoordinateGenerator,
+    SeparableGenerator,
+    WeightGenerator,
+)
 
-GeneratorKind = Literal["blocks", "coordinates"]
+GeneratorKind = Literal["blocks", "separable", "coordinates"]
+KINDS: dict[str, Callable[..., WeightGenerator]] = {
+    "blocks": BlockGenerator,
+    "separable": SeparableGenerator,
+    "coordinates": CoordinateGenerator,
+}
 
 
 class HyperLayer(nn.Module):
@@ -201,10 +211,12 @@ def hyperize(
 
     Args:
         module: any module; or one layer.
-        kind: ``"blocks"`` for :class:`BlockGenerator`, ``"coordinates"`` for :class:`CoordinateGenerator`.
+        kind: ``"blocks"`` for :class:`BlockGenerator`, ``"separable"`` for :class:`SeparableGenerator`,
+            ``"coordinates"`` for :class:`CoordinateGenerator`.
         linear: also the linear layers.
         skip: names of layers that stay plain, patterns allowed (``"*.shortcut"``), ``""`` is the module.
         options: of the generators: ``embedding_size``, ``block``, ``hidden_size``, ``activation`` for blocks;
+            ``block``, ``pattern_size`` for separable kernels, which leave kernels of one value plain;
             ``embedding_size``, ``hidden_size``, ``depth``, ``frequency`` for coordinates.
 
     Raises:
@@ -290,6 +302,12 @@ def _layers(module: nn.Module, linear: bool) -> Iterator[tuple[str, nn.Module]]:
             yield name, layer
 
 
+def _numel(layer: nn.Module) -> int:
+    """Values of a kernel."""
+    assert isinstance(layer.weight, Tensor)
+    return math.prod(layer.weight.shape[2:])
+
+
 def _hyperize(
     modules: dict[str, nn.Module],
     kind: GeneratorKind,
@@ -297,8 +315,8 @@ def _hyperize(
     skip: Collection[str],
     options: dict[str, Any],
 ) -> dict[str, nn.Module]:
-    if kind not in ("blocks", "coordinates"):
-        raise UnknownNameError("kind of weight generator", str(kind), ("blocks", "coordinates"))
+    if kind not in KINDS:
+        raise UnknownNameError("kind of weight generator", str(kind), KINDS)
     if isinstance(skip, str):
         raise InputError(f"skip is a list of names, not the text {skip!r}")
     for module in modules.values():
@@ -308,9 +326,9 @@ def _hyperize(
     for pattern in skip:
         if not any(fnmatch.fnmatchcase(name, pattern) for name, _ in found):
             raise InputError(f"skip: no layer is called {pattern!r}; layers: {_listed(found)}")
-    kept = list(
-        dict.fromkeys(layer for name, layer in found if not any(fnmatch.fnmatchcase(name, p) for p in skip))
-    )
+    least = 2 if kind == "separable" else 1  # a kernel of one value has nothing to separate
+    chosen = (layer for name, layer in found if not any(fnmatch.fnmatchcase(name, p) for p in skip))
+    kept = [layer for layer in dict.fromkeys(chosen) if _numel(layer) >= least]
     if not kept:
         what = "convolution or linear layer" if linear else "convolution"
         hint = "" if linear else " (linear=True takes linear layers too)"
@@ -327,7 +345,7 @@ def _hyperize(
     for layer in kept:
         weight = layer.weight
         assert isinstance(weight, Tensor)
-        key = tuple(weight.shape[2:]) if kind == "blocks" else ()
+        key = () if kind == "coordinates" else tuple(weight.shape[2:])
         first = key not in generators
         if first:
             generators[key] = _new_generator(kind, weight, options)
@@ -339,12 +357,9 @@ def _hyperize(
 
 def _new_generator(kind: GeneratorKind, like: Tensor, options: dict[str, Any]) -> WeightGenerator:
     factory: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
-    make: Callable[..., WeightGenerator] = CoordinateGenerator
-    arguments: tuple[Any, ...] = ()
-    if kind == "blocks":
-        make, arguments = BlockGenerator, (tuple(like.shape[2:]),)
+    arguments = () if kind == "coordinates" else (tuple(like.shape[2:]),)
     try:
-        return make(*arguments, **options, **factory)
+        return KINDS[kind](*arguments, **options, **factory)
     except TypeError as error:
         raise InputError(f"options of the weight generator: {error}") from None
 

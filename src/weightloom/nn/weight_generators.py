@@ -1,13 +1,16 @@
 """Networks that make the weights of a layer from learned embeddings. They know nothing of layers.
 
-Two of them: :class:`BlockGenerator`, the two-layer generator of the paper, and :class:`CoordinateGenerator`,
-which says each weight from where it stands. Both give weights of unit variance at the start; a layer
-multiplies them by its own scale. Layers are in :mod:`weightloom.nn.hyper_layers`.
+Three of them: :class:`BlockGenerator`, the two-layer generator of the paper, :class:`SeparableGenerator`,
+which makes a kernel as a pattern times a number for each input, and :class:`CoordinateGenerator`, which says
+each weight from where it stands. All give weights of unit variance at the start; a layer multiplies them by
+its own scale. Layers are in :mod:`weightloom.nn.hyper_layers`.
 
 Shapes: K embeddings of one weight, Z width of an embedding, D hidden width, O and I outputs and inputs of a
 block, F values of a kernel (9 for 3 x 3, 1 for a linear layer). A weight is (outputs, inputs, *kernel).
 Source: Ha, Dai and Le, "HyperNetworks" (arXiv 1609.09106), section 3.1, equations 1 to 3, and section 2 for
-coordinates; patterns from coordinates, Stanley, "Compositional pattern producing networks" (2007).
+coordinates; patterns from coordinates, Stanley, "Compositional pattern producing networks" (2007); kernels
+of one output alike but for a factor, Haase and Amthor, "Rethinking depthwise separable convolutions" (arXiv
+2003.13549).
 """
 
 from __future__ import annotations
@@ -59,7 +62,52 @@ class WeightGenerator(nn.Module, ABC):
             )
 
 
-class BlockGenerator(WeightGenerator):
+class TiledGenerator(WeightGenerator):
+    """What makes weights of any size from blocks: one embedding a block, those at the edge are cut."""
+
+    kernel_size: tuple[int, ...]
+    block: tuple[int, int]
+
+    def set_block(self, kernel_size: Sequence[int], block: tuple[int, int], **sizes: int) -> None:
+        """Take kernel and block over, after a look at them and at other ``sizes`` by name."""
+        for what, value in (
+            *(("kernel_size", size) for size in kernel_size),
+            *(("block", size) for size in block),
+            *sizes.items(),
+        ):
+            require_size(what, value)
+        if len(block) != 2:
+            raise InputError(f"block is (outputs, inputs), not {block!r}")
+        self.kernel_size, self.block = tuple(kernel_size), (block[0], block[1])
+
+    def tiles(self, shape: Sequence[int]) -> tuple[int, int]:
+        """Rows and columns of the blocks that cover a weight of ``shape``."""
+        if len(shape) < 2 or tuple(shape[2:]) != self.kernel_size:
+            raise InputError(
+                f"this generator makes weights with kernels of shape {self.kernel_size}, "
+                f"not {tuple(shape[2:])} (weight {tuple(shape)})"
+            )
+        return math.ceil(shape[0] / self.block[0]), math.ceil(shape[1] / self.block[1])
+
+    def num_embeddings(self, shape: Sequence[int]) -> int:
+        """One a block."""
+        return math.prod(self.tiles(shape))
+
+    def lay(self, blocks: Tensor, shape: Sequence[int]) -> Tensor:
+        """(K, O, I, F) blocks side by side, cut to ``shape``."""
+        rows, columns = self.tiles(shape)
+        outputs, inputs = self.block
+        # (K, O, I, F) -> (rows, columns, O, I, F) -> (rows, O, columns, I, F) -> (outputs, inputs, F)
+        laid = blocks.reshape(rows, columns, outputs, inputs, -1).transpose(1, 2)
+        weight = laid.reshape(rows * outputs, columns * inputs, -1)
+        return weight[: shape[0], : shape[1]].reshape(tuple(shape)).contiguous()
+
+    def extra_repr(self) -> str:
+        """What a print of the module shows beside its parts."""
+        return f"kernel_size={self.kernel_size}, block={self.block}"
+
+
+class BlockGenerator(TiledGenerator):
     """The two-layer generator of the paper; a weight larger than one block is tiled, one embedding a block.
 
     For an embedding z, every input channel i of the block has its own hidden vector, and all share the
@@ -104,18 +152,9 @@ class BlockGenerator(WeightGenerator):
     ) -> None:
         super().__init__()
         hidden = embedding_size if hidden_size is None else hidden_size
-        for what, value in (
-            *(("kernel_size", size) for size in kernel_size),
-            *(("block", size) for size in block),
-            ("embedding_size", embedding_size),
-            ("hidden_size", hidden),
-        ):
-            require_size(what, value)
-        if len(block) != 2:
-            raise InputError(f"block is (outputs, inputs), not {block!r}")
+        self.set_block(kernel_size, block, embedding_size=embedding_size, hidden_size=hidden)
         if activation is not None and activation not in ACTIVATIONS:
             raise UnknownNameError("activation", str(activation), ACTIVATIONS)
-        self.kernel_size, self.block = tuple(kernel_size), tuple(block)
         self.embedding_size, self.hidden_size, self.activation = embedding_size, hidden, activation
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.project = nn.Linear(embedding_size, block[1] * hidden, **factory)
@@ -130,35 +169,79 @@ class BlockGenerator(WeightGenerator):
         nn.init.zeros_(self.project.bias)
         nn.init.zeros_(self.out.bias)
 
-    def tiles(self, shape: Sequence[int]) -> tuple[int, int]:
-        """Rows and columns of the blocks that cover a weight of ``shape``."""
-        if len(shape) < 2 or tuple(shape[2:]) != self.kernel_size:
-            raise InputError(
-                f"this generator makes weights with kernels of shape {self.kernel_size}, "
-                f"not {tuple(shape[2:])} (weight {tuple(shape)})"
-            )
-        return math.ceil(shape[0] / self.block[0]), math.ceil(shape[1] / self.block[1])
-
-    def num_embeddings(self, shape: Sequence[int]) -> int:
-        """One a block."""
-        return math.prod(self.tiles(shape))
-
     def forward(self, embeddings: Tensor, shape: Sequence[int]) -> Tensor:
         """Blocks side by side, cut to ``shape``."""
         self.check_embeddings(embeddings, shape)
-        rows, columns = self.tiles(shape)
         outputs, inputs = self.block
         hidden = self.project(embeddings).view(-1, inputs, self.hidden_size)  # (K, I*D) -> (K, I, D)
         if self.activation is not None:
             hidden = ACTIVATIONS[self.activation][0](hidden)
-        # (K, I, O*F) -> (rows, columns, I, O, F) -> (rows, O, columns, I, F) -> (outputs, inputs, F)
-        blocks = self.out(hidden).view(rows, columns, inputs, outputs, -1)
-        weight = blocks.permute(0, 3, 1, 2, 4).reshape(rows * outputs, columns * inputs, -1)
-        return weight[: shape[0], : shape[1]].reshape(tuple(shape)).contiguous()
+        blocks = self.out(hidden).view(-1, inputs, outputs, math.prod(self.kernel_size))  # (K, I, O, F)
+        return self.lay(blocks.transpose(1, 2), shape)
 
     def extra_repr(self) -> str:
         """What a print of the module shows beside its parts."""
-        return f"kernel_size={self.kernel_size}, block={self.block}, activation={self.activation}"
+        return f"{super().extra_repr()}, activation={self.activation}"
+
+
+class SeparableGenerator(TiledGenerator):
+    """A kernel is one pattern for all inputs of a block, times a number for each of them.
+
+    An embedding is z = (c, s), the numbers c (O, I) and what the pattern is made from, s (S,):
+
+        K_{oi} = c_{oi} (W s + b)         W (F, S), shared by all layers
+
+    So a kernel of F values costs little more than one value for each pair of output and input, as separable
+    convolutions do; within one output, kernels of trained networks are alike but for such a factor (Haase
+    and Amthor, arXiv 2003.13549, equation 5). Where the paper's generator is linear, this one is bilinear.
+
+    Args:
+        kernel_size: of the weights, of at least two values.
+        block: outputs O and inputs I of a block.
+        pattern_size: S.
+        device, dtype: of the parameters.
+
+    Raises:
+        InputError: a size below 1, or a kernel of one value, in which there is nothing to separate.
+
+    Example:
+        >>> generator = SeparableGenerator((3, 3), block=(1, 64), pattern_size=6)
+        >>> generator.embedding_size, sum(p.numel() for p in generator.parameters())
+        (70, 63)
+        >>> generator(torch.randn(32, 70), (32, 64, 3, 3)).shape
+        torch.Size([32, 64, 3, 3])
+    """
+
+    def __init__(
+        self,
+        kernel_size: Sequence[int],
+        *,
+        block: tuple[int, int] = (1, 64),
+        pattern_size: int = 6,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.set_block(kernel_size, block, pattern_size=pattern_size)
+        values = math.prod(kernel_size)
+        if values < 2:
+            raise InputError("a kernel of one value has nothing to separate; skip such layers")
+        self.pattern_size = pattern_size
+        self.embedding_size = block[0] * block[1] + pattern_size
+        self.pattern = nn.Linear(pattern_size, values, device=device, dtype=dtype)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Weights of unit variance for embeddings of unit variance."""
+        nn.init.normal_(self.pattern.weight, std=self.pattern_size**-0.5)
+        nn.init.zeros_(self.pattern.bias)
+
+    def forward(self, embeddings: Tensor, shape: Sequence[int]) -> Tensor:
+        """Blocks side by side, cut to ``shape``."""
+        self.check_embeddings(embeddings, shape)
+        factors, seeds = embeddings.split([self.embedding_size - self.pattern_size, self.pattern_size], dim=1)
+        blocks = factors[..., None] * self.pattern(seeds)[:, None]  # (K, O*I, 1) (K, 1, F) -> (K, O*I, F)
+        return self.lay(blocks, shape)
 
 
 class CoordinateGenerator(WeightGenerator):
