@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "results" / "hypernetworks.md"
 ORDER = (
-    *("plain", "blocks", "coordinates"),
+    *("plain", "separable", "blocks", "small blocks", "coordinates"),
     *("LSTM", "HyperLSTM", "LayerNorm LSTM", "LayerNorm HyperLSTM"),
     *("torch LSTM", "HyperLSTM, layer norm", "step by step"),
     *("static_hypernetwork", "igpg-tiny", "closed form", "nearest checkpoint"),
@@ -122,9 +122,11 @@ def _cifar_table() -> list[str]:
         lambda s: (
             f"Images of {s['pixels']} x {s['pixels']} pixels, mirrored half of the time; "
             f"`{s['network']}`, a residual network four times as wide as the paper's narrowest (WRN 8-4). "
-            f"Kernels are made of blocks of {s['block']} x {s['block']} channels from embeddings of "
-            f"{s['embedding']}; {', '.join(f'`{name}`' for name in s['plain'])} stay plain: the first stage "
-            "has few weights and they matter. The paper's WRN 40-1, for a GPU, is in the script's help."
+            "As in the paper, the first kernel and the shortcuts stay plain. *Separable*: a pattern for "
+            'every output and 64 inputs, times a number for each input (`kind="separable"`). *Blocks*: the '
+            f"paper's linear generator, 16 x 16 channels from embeddings of {s['embedding']}. *Small "
+            "blocks*: 4 x 4 channels from embeddings of 15, and the first stage plain too. The paper's WRN "
+            "40-1, for a GPU, is in the script's help."
         ),
     )
 
