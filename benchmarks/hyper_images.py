@@ -70,7 +70,7 @@ def rows(options: argparse.Namespace) -> tuple[str, dict[str, Any], dict[str, Ca
         {"network": options.network, "pixels": pixels, "embedding": options.embedding},
         {
             "plain": residual,
-            "separable": lambda: hyperize(residual(), kind="separable", skip=FIRST),
+            "separable": lambda: hyperize(residual(), kind="separable", skip=[*FIRST, "body.1.first.conv"]),
             "blocks": lambda: hyperize(residual(), **blocks),
             "small blocks": lambda: hyperize(residual(), **small),
         },
