@@ -477,6 +477,11 @@ class TestGenerator:
         a, b = (self.many(kind, num_samples=2, seed=7) for _ in range(2))
         assert all(torch.equal(x.flat, y.flat) for x, y in zip(a, b, strict=True))
 
+    def test_words_change_nothing_where_none_are_read(self, kind):
+        model = GENERATORS[kind].make()
+        plain, told = (self.many(kind, model, instruction=text) for text in (None, "three digits"))
+        assert model.reads_words or torch.equal(plain[0].flat, told[0].flat)
+
     def test_another_seed_gives_others_where_something_is_drawn(self, kind):
         warm = Sampling(temperature=1.0)
         a, b = (

@@ -236,6 +236,10 @@ def generate(
         emit(result)
     else:
         _show(result, target)
+        if instruction is not None and not model.reads_words:
+            note(f"{model.name} reads no words: the instruction has changed nothing")
+        if len(made) > 1 and not model.draws:
+            note(f"{model.name} draws nothing: its samples are all alike")
 
 
 def _accuracies(made: list[Sample], task: Task) -> list[float]:

@@ -161,6 +161,8 @@ class Generator(ABC):
     kind: ClassVar[str]
     draws: ClassVar[bool] = True
     """Whether seeds and samples differ; where nothing is drawn one sample says all."""
+    reads_words: ClassVar[bool] = False
+    """Whether an instruction may change what is made."""
     name: str
     validity: Validity
 

@@ -125,6 +125,7 @@ class LatentDiffusion(nn.Module, Generator):
     """
 
     kind: ClassVar[str] = "diffusion"
+    reads_words: ClassVar[bool] = True
 
     def __init__(
         self,

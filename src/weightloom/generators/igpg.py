@@ -103,6 +103,7 @@ class IGPG(nn.Module, Generator):
     """Instruction-guided parameter generation."""
 
     kind: ClassVar[str] = "igpg"
+    reads_words: ClassVar[bool] = True
 
     def __init__(
         self, config: IGPGConfig, tokenizer: WeightTokenizer, validity: Validity, *, name: str = "igpg"

@@ -92,6 +92,7 @@ class Layerwise(nn.Module, Generator):
     """Any depth and width of a few families, from examples and words."""
 
     kind: ClassVar[str] = "layerwise"
+    reads_words: ClassVar[bool] = True
 
     def __init__(self, config: LayerwiseConfig, validity: Validity, *, name: str = "layerwise") -> None:
         """``validity``'s architectures are ``any architecture``: the dictionary says what can be made.
