@@ -101,7 +101,7 @@ def test_no_task_at_all(made):
 def test_what_a_generator_does_not_heed_is_said(call):
     request = ("generate", "two photos", "--arch", "cnn(depth=1,width=4,classes=10)", "--samples", "2")
     answer = call(*request, "--generator", "ghn-cifar10-tiny")
-    assert answer.code == 0 and "reads no words" in answer.out and "all alike" in answer.out
+    assert answer.code == 0 and "reads no words" in answer.err and "all alike" in answer.err
 
 
 def test_without_comparing(made):
