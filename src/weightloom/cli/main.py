@@ -17,11 +17,13 @@ from weightloom.cli.generate import generate
 from weightloom.cli.info import info
 from weightloom.cli.map import map_zoo
 from weightloom.cli.select import select
+from weightloom.cli.stream import stream
 from weightloom.cli.teaching import command, parts_of
 from weightloom.cli.train import train
 
 ORDER = (
     "generate",
+    "stream",
     "select",
     "evaluate",
     "finetune",
@@ -86,6 +88,7 @@ def root(
 
 for _name, _function in (
     ("generate", generate),
+    ("stream", stream),
     ("select", select),
     ("evaluate", evaluate),
     ("finetune", finetune),
