@@ -28,6 +28,10 @@ FACE = {
         "FILE", "--task", "--data", "--arch", "--steps", "--lr", "--batch-size", "--seed", "--out", "--plot",
         "--from-random", "--json",
     },
+    "stream": {
+        "--arch", "--out", "--task", "--data", "--generator", "--shots", "--seed", "--shard-mb",
+        "--overwrite", "--json", "INSTRUCTION",
+    },
     "select": {
         "--task", "--data", "--budget", "--arch", "--generator", "--instruction", "--samples", "--shots",
         "--seed", "--out", "--plot", "--state", "--json",
