@@ -7,9 +7,9 @@ TABLE is one of
   ablations   the recipe without its parts, each trained for a share of its steps;
   predict     seconds and memory of one prediction for a ResNet-50 (needs torchvision; weights do not matter).
 
-Every table prints itself and writes benchmarks/results/ghn-TABLE.json. Batch norms of all methods are
-measured on the same unlabelled training images; test images are used for nothing but the accuracies. Trained
-networks are kept in --references and made once.
+Every table prints itself and writes benchmarks/results/ghn-TABLE.json (ablations-STEPS for ablations). Batch
+norms of all methods are measured on the same unlabelled training images; test images are used for nothing but
+the accuracies. Trained networks are kept in --references and made once.
 """
 
 from __future__ import annotations
@@ -389,7 +389,7 @@ def table_ablations(options: argparse.Namespace) -> dict[str, Any]:
                 "objective": {**recipe.objective, **objective},
             }
         )
-        out = Path(options.references) / "ablations" / name.replace(" ", "-")
+        out = Path(options.references) / f"ablations-{options.steps}" / name.replace(" ", "-")
         model = load_generator(out) if (out / "config.json").is_file() else train_ghn(changed, out)
         assert isinstance(model, GHN)
         support = task.support(options.shots, seed=0).images
@@ -494,8 +494,9 @@ def main() -> None:
     start = time.perf_counter()
     result = TABLES[options.table](options)
     asked = {name: value for name, value in vars(options).items() if name != "table"}
+    name = f"ablations-{options.steps}" if options.table == "ablations" else options.table
     write_json(
-        RESULTS / f"ghn-{options.table}.json",
+        RESULTS / f"ghn-{name}.json",
         {"asked": asked, "seconds": time.perf_counter() - start, **result},
     )
 

@@ -38,8 +38,16 @@ Found = tuple[str, bool | None, str]
 
 
 def read_results(folder: Path) -> dict[str, Held]:
-    """Every result of this page by its table's name."""
-    return {file.stem.removeprefix("ghn-"): read_json(file) for file in sorted(folder.glob("ghn-*.json"))}
+    """Every result of this page by its table's name; those of ablations by their steps."""
+    found: dict[str, Held] = {}
+    ablations = {}
+    for file in sorted(folder.glob("ghn-*.json")):
+        name, held = file.stem.removeprefix("ghn-"), read_json(file)
+        if name.startswith("ablations-"):
+            ablations[held["steps"]] = held
+        else:
+            found[name] = held
+    return found | ({"ablations": dict(sorted(ablations.items()))} if ablations else {})
 
 
 def figures(results: Mapping[str, Held]) -> list[Figure]:
@@ -96,17 +104,18 @@ def others_figure(held: Held) -> Found:
     return shown, rows["vit"] >= 0.25, "chance is 10 %; trained on resnets and vits of other depths"
 
 
-def ablations_figure(held: Held) -> Found:
-    """Whether each part is missed."""
-    full = held["table"]["full"]["test"]["predicted"]["mean"]
-    parts = {
-        name: held["table"][name]["test"]["predicted"]["mean"]
-        for name in ("no virtual edges", "no normalisation", "meta-batch 1", "mlp")
-        if name in held["table"]
-    }
-    better = [name for name, value in parts.items() if value >= full]
-    shown = ", ".join(f"{name} {100 * (value - full):+.1f}" for name, value in parts.items())
-    return shown + " points", not better, f"does not lose: {', '.join(better)}" if better else ""
+def ablations_figure(held: Mapping[int, Held]) -> Found:
+    """Whether each part is missed, in the longest trainings that there are of it."""
+    parts: dict[str, tuple[float, int]] = {}
+    for steps, one in held.items():
+        full = one["table"]["full"]["test"]["predicted"]["mean"]
+        for name in ("no virtual edges", "no normalisation", "meta-batch 1", "mlp"):
+            if name in one["table"]:
+                parts[name] = one["table"][name]["test"]["predicted"]["mean"] - full, steps
+    better = [name for name, (lead, _) in parts.items() if lead >= 0]
+    shown = ", ".join(f"{name} {100 * lead:+.1f} ({steps:,})" for name, (lead, steps) in parts.items())
+    remark = "in brackets steps" + (f"; does not lose: {', '.join(better)}" if better else "")
+    return f"{shown} points", not better, remark
 
 
 def capture_figure(held: Held) -> Found:
@@ -189,30 +198,23 @@ def unseen_section(held: Held) -> list[str]:
     return lines
 
 
-def ablations_section(held: Held) -> list[str]:
+def ablations_section(held: Mapping[int, Held]) -> list[str]:
     """Accuracies of the variants."""
-    splits = list(held["table"]["full"])
     lines = [
-        f"Each variant is trained for {held['steps']:,} steps, a fraction of the recipe's, on the same "
-        "images. *Full* has GHN-2's gated backbone. The first number is of the predicted head, the second of "
-        "the closed form of labelled training images.",
+        "Each variant is trained for the same steps, a fraction of the recipe's, on the same images. *Full* "
+        "has GHN-2's gated backbone. The first number is of the predicted head, the second of the closed "
+        "form of labelled training images.",
         "",
     ]
-    lines.append(
-        markdown(
-            ["variant", *(GROUPS[split] for split in splits)],
-            [
-                [
-                    name,
-                    *(
-                        f"{_percent(row[s]['predicted']['mean'])} / {_percent(row[s]['fitted']['mean'])}"
-                        for s in splits
-                    ),
-                ]
-                for name, row in held["table"].items()
-            ],
-        )
-    )
+    heads: list[str] = []
+    rows = []
+    for steps, one in held.items():
+        heads = list(one["table"]["full"])
+        for name, row in one["table"].items():
+            both = [(row[s]["predicted"]["mean"], row[s]["fitted"]["mean"]) for s in heads]
+            cells = [f"{_percent(predicted)} / {_percent(fitted)}" for predicted, fitted in both]
+            rows.append([f"{steps:,}", name, str(row["test"]["predicted"]["n"]), *cells])
+    lines.append(markdown(["steps", "variant", "n of ID", *(GROUPS[split] for split in heads)], rows))
     return lines
 
 
@@ -259,11 +261,18 @@ SECTIONS = {
 }
 
 
-def options_of(name: str, held: Held) -> str:
-    """What a table was asked for beyond its defaults."""
-    if name != "ablations":
-        return ""
-    return f" --steps {held['steps']} --only '{','.join(held['table'])}'"
+def commands(results: Mapping[str, Held]) -> list[str]:
+    """How every table was made."""
+    found = []
+    for name in RUN:
+        for steps, held in results["ablations"].items() if name == "ablations" else ():
+            asked = (
+                f"--steps {steps} --networks {held['asked']['networks']} --only '{','.join(held['table'])}'"
+            )
+            found.append(f"{RUN[name]} {asked}")
+        if name in results and name != "ablations":
+            found.append(RUN[name])
+    return found
 
 
 def page(results: Mapping[str, Held]) -> str:
@@ -281,7 +290,7 @@ def page(results: Mapping[str, Held]) -> str:
         )
     )
     lines += ["", "## The commands", ""]
-    lines += [f"- `{RUN[name]}{options_of(name, results[name])}`" for name in RUN if name in results]
+    lines += [f"- `{command}`" for command in commands(results)]
     for name, (title, section) in SECTIONS.items():
         if name in results:
             lines += ["", f"## {title}", "", *section(results[name])]
