@@ -184,11 +184,12 @@ def test_it_comes_back_from_its_files(name, tmp_path):
         load_generator(tmp_path)
 
 
-def test_an_embedding_is_the_mean_of_the_nodes():
+def test_an_embedding_is_the_mean_of_the_nodes_and_the_networks_size():
     model = make("ghn-2")
     graph = capture_graph(convnet(), (3, 16, 16))
-    assert model.embed_graph(graph).shape == (8,)
-    assert torch.allclose(model.embed_graph(graph), model.encode(GraphBatch([graph])).mean(0))
+    embedding, count = model.embed_graph(graph), sum(p.numel() for p in convnet().parameters())
+    assert torch.allclose(embedding[:-1], model.encode(GraphBatch([graph])).mean(0))
+    assert float(embedding[-1].detach().exp()) == pytest.approx(count, rel=1e-4)
     wider = capture_graph(convnet(21), (3, 16, 16))
     assert not torch.allclose(model.embed_graph(graph), model.embed_graph(wider))
 

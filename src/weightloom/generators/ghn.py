@@ -11,6 +11,7 @@ Sources: GHN-2, Knyazev et al. (arXiv 2110.13100); GHN-3, Knyazev et al. (arXiv 
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -160,12 +161,15 @@ class GHN(nn.Module, Generator):
         return states
 
     def embed_graph(self, graph: ModuleGraph) -> Tensor:
-        """(D,) the mean of a graph's encoded nodes: what its network's properties are predicted from.
+        """(D + 1,) the mean of a graph's encoded nodes, and the logarithm of how many weights and biases
+        there are, which no mean tells: what its network's properties are predicted from.
 
         Taken before the backbone, after which the nodes' mean says less (`docs/experiments.md`).
         """
         encoded: Tensor = self.encode(GraphBatch([graph], device=self.device))
-        return encoded.mean(0)
+        own = (t for node in graph.nodes for t in node.tensors if t.role in ("weight", "bias"))
+        size = sum(math.prod(tensor.shape) for tensor in own)
+        return torch.cat([encoded.mean(0), encoded.new_tensor([math.log(max(size, 1))])])
 
     def forward(self, graphs: Sequence[ModuleGraph], *, heads: bool = True) -> list[dict[str, Tensor]]:
         """The predicted parameters of each graph by name, differentiable; one pass for all of them.
