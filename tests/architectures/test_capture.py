@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import prune
 
 from weightloom.architectures import architecture_families, architectures, parse_architecture
 from weightloom.architectures.capture import capture_graph, graph_of_trace
@@ -112,18 +114,19 @@ def test_gates_tokens_positions_scales_and_attention():
     def forward(m, x):
         y = m.patch(x).flatten(2).transpose(1, 2)  # (B, 4, 2, 2) -> (B, 4, 4) -> (B, 4, 4)
         y = torch.cat([m.token.expand(len(y), 1, 4), y], 1) + m.position
-        y = y + m.gamma * m.attend(y, y, y, need_weights=False)[0]
+        y = y + m.scale(m.attend(y, y, y, need_weights=False)[0])
         z = y.mean(1)
         return m.head(z * torch.sigmoid(m.gate(z)))
 
     net = Made(
         forward, patch=nn.Conv2d(3, 4, 4, 4), token=nn.Parameter(torch.zeros(1, 1, 4)),
-        position=nn.Parameter(torch.zeros(1, 5, 4)), gamma=nn.Parameter(torch.ones(4)),
+        position=nn.Parameter(torch.zeros(1, 5, 4)),
+        scale=Made(lambda m, x: m.gamma * x, gamma=nn.Parameter(torch.ones(4))),
         attend=nn.MultiheadAttention(4, 2, batch_first=True), gate=nn.Linear(4, 4), head=nn.Linear(4, 2),
     )  # fmt: skip
     graph = capture_graph(net.eval(), (3, 8, 8))
     owner = {name: graph.nodes[index].kind for name, index in graph.owner.items()}
-    assert owner["token"] == owner["position"] == "position" and owner["gamma"] == "scale"
+    assert owner["token"] == owner["position"] == "position" and owner["scale.gamma"] == "scale"
     assert owner["attend.in_proj_weight"] == "conv" and owner["attend.in_proj_bias"] == "bias"
     assert {"attention", "gate", "concat", "sum", "global_avg"} <= set(kinds(graph))
     attention = kinds(graph).index("attention")
@@ -168,12 +171,42 @@ def test_weights_that_layers_share_are_named():
     assert graph.owner.keys() == {"0.bias", "4.weight", "4.bias"}
 
 
-@pytest.mark.parametrize("normed", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])
-def test_a_spectral_norm_is_named(normed):
+@pytest.mark.parametrize(
+    ("normed", "kept"),
+    [
+        (nn.utils.spectral_norm, 1),
+        (nn.utils.parametrizations.spectral_norm, 1),
+        (nn.utils.parametrizations.weight_norm, 2),
+        (nn.utils.parametrizations.orthogonal, 1),
+    ],
+)
+def test_weights_behind_a_parametrisation_are_named(normed, kept):
     net = nn.Sequential(normed(nn.Conv2d(3, 3, 3, padding=1)), nn.Flatten(), nn.Linear(48, 2)).eval()
-    with pytest.raises(UnsupportedLayerError, match="spectral norm"):
+    with pytest.raises(UnsupportedLayerError, match="behind a parametrisation"):
         capture_graph(net, (3, 4, 4))
-    assert len(capture_graph(net, (3, 4, 4), partial=True).kept) == 1
+    assert len(capture_graph(net, (3, 4, 4), partial=True).kept) == kept
+
+
+def test_weights_that_hooks_make_are_named():
+    for changed in (nn.utils.weight_norm, lambda m: prune.random_unstructured(m, "weight", 0.5)):
+        with warnings.catch_warnings(action="ignore"):
+            net = nn.Sequential(changed(nn.Conv2d(3, 3, 3)), nn.Flatten(), nn.Linear(12, 2))
+        with pytest.raises(InputError, match=r"layer '0' \(Conv2d\) has its weight made by a hook"):
+            capture_graph(net, (3, 4, 4), partial=True)
+
+
+def test_parameters_outside_any_layer_are_named():
+    for use in (lambda m, x: m.head(x.flatten(1)) * m.loose, lambda m, x: m.head(x.flatten(1)) + m.loose):
+        net = Made(use, head=nn.Linear(48, 2), loose=nn.Parameter(torch.ones(2)))
+        with pytest.raises(UnsupportedLayerError, match=r"loose .*outside any layer"):
+            capture_graph(net, (3, 4, 4))
+        assert capture_graph(net, (3, 4, 4), partial=True).kept[0][0] == "loose"
+
+
+def test_a_batch_norm_without_gain_and_shift():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False), nn.Flatten(), nn.Linear(16, 2))
+    graph = capture_graph(net, (3, 4, 4))
+    assert kinds(graph)[3] == "batch_norm" and graph.channels[3] == 4
 
 
 def test_unsupported_layers_are_named_all_at_once():

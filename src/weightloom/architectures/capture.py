@@ -7,13 +7,14 @@ read. Knows nothing of what is done with a graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import ParametrizationList
 
 from weightloom.architectures.graph import GraphNode, GraphTensor, ModuleGraph, Shape4
 from weightloom.architectures.spec import ArchitectureSpec
@@ -51,6 +52,7 @@ def capture_graph(module: nn.Module, input: Sequence[int], *, partial: bool = Fa
     for name, tensor in module.named_parameters():
         if is_lazy(tensor):
             raise InputError(f"parameter {name!r} has no shape yet; run the module once on a picture first")
+    _refuse_made_weights(module)
     return graph_of_trace(trace(module, shape), module, partial=partial)
 
 
@@ -79,7 +81,8 @@ def graph_of_trace(trace: Trace, module: nn.Module, *, partial: bool = False) ->
         {name: tuple(p.shape) for name, p in parameters.items()},
         {name: tuple(b.shape) for name, b in module.named_buffers()},
     )
-    graph = builder.build(_set_apart(module))
+    loose = set(module._parameters) if any(True for _ in module.children()) else set[str]()
+    graph = builder.build(_set_apart(module), loose)
     if not builder.reached:
         raise InputError(f"the output of {type(module).__name__} does not depend on its picture")
     if graph.kept and not partial:
@@ -105,18 +108,24 @@ def _set_apart(module: nn.Module) -> dict[str, str]:
     frozen = (name for name, p in module.named_parameters() if not p.requires_grad)
     found |= dict.fromkeys(frozen, "frozen (requires_grad=False)")
     for path, layer in module.named_modules():
-        if _is_spectral(layer):  # its buffers are singular vectors of the weight that it had
-            held = (n for n, _ in layer.named_parameters(path) if n.endswith(("original", "weight_orig")))
-            found |= dict.fromkeys(held, "divided by a spectral norm")
+        # What a parametrisation makes of a predicted weight is another weight.
+        held = [n for n, _ in layer.named_parameters(path, recurse=False) if n.endswith("weight_orig")]
+        if isinstance(layer, ParametrizationList):
+            held = [n for n, _ in layer.named_parameters(path)]
+        found |= dict.fromkeys(held, "behind a parametrisation, such as a spectral norm")
     return found
 
 
-def _is_spectral(layer: nn.Module) -> bool:
-    """Whether one of torch's two spectral norms is on the layer's weight."""
-    parametrizations = getattr(layer, "parametrizations", {})
-    parts = [type(part).__name__ for group in dict(parametrizations).values() for part in group]
-    hooks = [type(hook).__name__ for hook in layer._forward_pre_hooks.values()]
-    return "_SpectralNorm" in parts or "SpectralNorm" in hooks
+def _refuse_made_weights(module: nn.Module) -> None:
+    """Raise :class:`InputError` where a hook makes a layer's weight: such a layer cannot be copied."""
+    for path, layer in module.named_modules():
+        for name, value in vars(layer).items():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                raise InputError(
+                    f"layer {path!r} ({type(layer).__name__}) has its {name} made by a hook, such as an old "
+                    "weight norm or pruning; take that off first (torch.nn.utils.remove_weight_norm, "
+                    "torch.nn.utils.prune.remove)"
+                )
 
 
 # ------------------------------------------------------------------------------- from a trace to a graph
@@ -159,8 +168,11 @@ class GraphBuilder:
 
     # -------------------------------------------------------------------- the whole
 
-    def build(self, apart: Mapping[str, str]) -> ModuleGraph:
-        """The graph; what no node can hold, and what is set ``apart`` with a reason, is in its ``kept``."""
+    def build(self, apart: Mapping[str, str], loose: Collection[str] = ()) -> ModuleGraph:
+        """The graph; what no node can hold, and what is set ``apart`` with a reason, is in its ``kept``.
+
+        ``loose`` parameters belong to no layer: as tables of positions they have a meaning, else none.
+        """
         for call in self.trace.calls:
             value = self.read(call)
             if call.in_place:  # views of the same memory have changed with it
@@ -175,6 +187,10 @@ class GraphBuilder:
         self.reached = bool(ends)
         for name in self.owned.intersection(apart):
             self.refused.setdefault(name, apart[name])
+        self.refuse(
+            (node.name for node in self.nodes if node.kind in ("bias", "scale") and node.name in loose),
+            "a parameter outside any layer",
+        )
         return self._pruned(ends)
 
     def _pruned(self, ends: set[int]) -> ModuleGraph:

@@ -173,8 +173,7 @@ class ModuleGraph:
         found: list[int] = []
         for node, sources in zip(self.nodes, self.predecessors, strict=True):
             before = [found[source] for source in sources]
-            if node.kind in WEIGHT_KINDS or node.kind in NORM_KINDS:
-                assert node.shape is not None, node
+            if node.shape is not None and (node.kind in WEIGHT_KINDS or node.kind in NORM_KINDS):
                 found.append(node.shape[0])
             elif node.kind == "concat":
                 found.append(sum(before) if all(before) else 0)

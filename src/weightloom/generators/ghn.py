@@ -248,12 +248,15 @@ class GHN(nn.Module, Generator):
         shape: Shape4
         shape, whole, places, transposed = details
         if what == "head":
-            channels = shape[1] * shape[2] * shape[3] // places
+            channels = shape[1] // places
             values = self.decode.head(states, channels)  # (K, C, I / places)
             if normalise:
                 values = values * fan_in_scale((self.config.classes, channels, 1, 1))
-            # A map that was flattened is averaged: channel after channel, all places of one alike.
+            # A map that was flattened is averaged: channel after channel, all places of one alike. So is the
+            # window of a convolution.
             values = values.repeat_interleave(places, 2) / places  # (K, C, I)
+            window = shape[2] * shape[3]
+            values = (values / window)[..., None, None].expand(-1, -1, -1, *shape[2:])  # (K, C, I, kh, kw)
         else:
             values = self.decode.weight(states, shape, fan_in_scale(shape) if normalise else 1.0)
         values = widened(values, whole, places)
