@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -228,11 +229,47 @@ def test_layers_start_anew_and_only_the_owner_resets_the_generator():
     assert float(first.bias.detach().abs().max()) <= 36**-0.5
 
 
-def test_frozen_layers_stay_frozen():
-    module = build()
-    module.requires_grad_(False)
-    hyper = hyperize(module, **SMALL)
-    assert not any(m.embedding.requires_grad for m in hyper.modules() if isinstance(m, HyperConv2d))
+def test_frozen_layers_are_refused_unless_they_are_skipped():
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3))
+    module[0].weight.requires_grad_(False)
+    with pytest.raises(InputError, match="layer '0' is frozen"):
+        hyperize(module, **SMALL)
+    hyper = hyperize(module, skip=["0"], **SMALL)
+    assert torch.equal(hyper[0].weight, module[0].weight) and not hyper[0].weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"kind": "separable", "embedding_size": 4}, "takes block, pattern_size; it has no option embedding"),
+        ({"kind": "coordinates", "block": (4, 4)}, "no option block"),
+        ({"block": 16}, "block is"),
+        ({"skip": 5}, "skip is a list"),
+        ({"skip": None}, "skip is a list"),
+    ],
+)
+def test_options_that_make_no_sense_are_named(options, words):
+    with pytest.raises(InputError, match=words):
+        hyperize(build(), **options)
+
+
+def test_what_does_not_fit_a_layer_is_named():
+    hyper = hyperize(nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.Flatten(), nn.Linear(8, 3)), linear=True)
+    assert hyper(torch.zeros(2, 4, 3, 3)).shape == (2, 3)
+    for wrong in (torch.zeros(2, 3, 3, 3), torch.zeros(3, 3, 3), torch.zeros(5), None):
+        with pytest.raises(InputError, match="must have 4 channels"):
+            hyper(wrong)
+    with pytest.raises(InputError, match=r"8 channels for a weight of shape \(3, 8\), not \(2, 9\)"):
+        hyper[2](torch.zeros(2, 9))
+    with pytest.raises(InputError, match="no channels"), warnings.catch_warnings(action="ignore"):
+        HyperConv2d(0, 8, 3)
+    with pytest.raises(InputError, match="generator must be"):
+        HyperConv2d(3, 8, 3, generator=5)
+    with pytest.raises(InputError, match="generated already"):
+        hyperize(hyperize(build(), **SMALL), **SMALL)
+    for names in ([build()], {"a.b": build()}, {"": build()}):
+        with pytest.raises(InputError, match="modules"):
+            hyperize_together(names, **SMALL)
 
 
 def test_several_architectures_share_one_hypernetwork():

@@ -113,6 +113,8 @@ class DynamicLinear(nn.Module):
     @classmethod
     def from_linear(cls, linear: nn.Linear, **options: Any) -> DynamicLinear:
         """The layer with a copy of the weights of ``linear``, which stays as it is; ``options`` as above."""
+        if not isinstance(linear, nn.Linear):
+            raise InputError(f"linear must be a torch.nn.Linear, not {type(linear).__name__}")
         made = cls(
             linear.in_features, linear.out_features, linear.bias is not None,
             linear.weight.device, linear.weight.dtype, **options,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+import inspect
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -51,11 +52,15 @@ class HyperLayer(nn.Module):
         weight = self._parameters.pop("weight")
         assert weight is not None
         self.weight_shape = tuple(weight.shape)
-        if generator is None:
-            generator = BlockGenerator(
-                self.weight_shape[2:], device=weight.device, dtype=weight.dtype, **options
+        if 0 in self.weight_shape:
+            raise InputError(
+                f"a layer of no channels has nothing to generate: its weight is {self.weight_shape}"
             )
+        if generator is None:
+            generator = _new_generator("blocks", weight, options)
             self.generator = generator
+        elif not isinstance(generator, WeightGenerator):
+            raise InputError(f"generator must be a WeightGenerator, not {type(generator).__name__}")
         elif options:
             raise InputError(f"{', '.join(options)}: the generator that was given has these already")
         # In a tuple, torch does not see a module, so that a shared generator has one owner only.
@@ -73,6 +78,16 @@ class HyperLayer(nn.Module):
     def generate(self) -> Tensor:
         """The weight, made anew; gradients go into the embedding and the generator."""
         return self.scale * self.weight_generator(self.embedding, self.weight_shape)
+
+    def check_input(self, input: Tensor, channels: int) -> None:
+        """Raise :class:`InputError` unless ``input`` has the channels that the layer reads."""
+        features = channels * getattr(self, "groups", 1)
+        axis = -len(self.weight_shape) + 1 if len(self.weight_shape) > 2 else -1
+        if not isinstance(input, Tensor) or input.dim() < -axis or input.shape[axis] != features:
+            shape = tuple(input.shape) if isinstance(input, Tensor) else type(input).__name__
+            raise InputError(
+                f"input must have {features} channels for a weight of shape {self.weight_shape}, not {shape}"
+            )
 
     def reset_parameters(self) -> None:
         """New embeddings and bias; a new generator too where this layer holds it. The scale stays."""
@@ -136,6 +151,7 @@ class HyperConv2d(HyperLayer, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, H, W) as :class:`torch.nn.Conv2d`."""
+        self.check_input(input, self.weight_shape[1])
         return self._conv_forward(input, self.generate(), self.bias)
 
 
@@ -149,6 +165,7 @@ class HyperConv1d(HyperLayer, nn.Conv1d):
 
     def forward(self, input: Tensor) -> Tensor:
         """As :class:`torch.nn.Conv1d`."""
+        self.check_input(input, self.weight_shape[1])
         return self._conv_forward(input, self.generate(), self.bias)
 
 
@@ -162,6 +179,7 @@ class HyperConv3d(HyperLayer, nn.Conv3d):
 
     def forward(self, input: Tensor) -> Tensor:
         """As :class:`torch.nn.Conv3d`."""
+        self.check_input(input, self.weight_shape[1])
         return self._conv_forward(input, self.generate(), self.bias)
 
 
@@ -181,6 +199,7 @@ class HyperLinear(HyperLayer, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """As :class:`torch.nn.Linear`."""
+        self.check_input(input, self.weight_shape[1])
         return F.linear(input, self.generate(), self.bias)
 
 
@@ -259,8 +278,10 @@ def hyperize_together(
         >>> nets["wide"](torch.zeros(1, 3, 8, 8)).shape
         torch.Size([1, 64, 6, 6])
     """
-    if not modules:
-        raise InputError("modules must hold at least one module")
+    if not isinstance(modules, Mapping) or not modules:
+        raise InputError("modules must hold at least one module, by name: {'thin': ..., 'wide': ...}")
+    if any(not isinstance(name, str) or not name or "." in name for name in modules):
+        raise InputError("names of modules are texts without dots")
     return nn.ModuleDict(_hyperize(dict(modules), kind, linear, skip, options))
 
 
@@ -317,8 +338,8 @@ def _hyperize(
 ) -> dict[str, nn.Module]:
     if kind not in KINDS:
         raise UnknownNameError("kind of weight generator", str(kind), KINDS)
-    if isinstance(skip, str):
-        raise InputError(f"skip is a list of names, not the text {skip!r}")
+    if isinstance(skip, str) or not isinstance(skip, Collection):
+        raise InputError(f"skip is a list of names, not {skip!r}")
     for module in modules.values():
         _require_module(module)
     copies = copy.deepcopy(modules)
@@ -329,6 +350,13 @@ def _hyperize(
     least = 2 if kind == "separable" else 1  # a kernel of one value has nothing to separate
     chosen = (layer for name, layer in found if not any(fnmatch.fnmatchcase(name, p) for p in skip))
     kept = [layer for layer in dict.fromkeys(chosen) if _numel(layer) >= least]
+    still = next((name for name, layer in found if layer in kept and not layer.weight.requires_grad), None)
+    if still is not None:
+        raise InputError(f"layer {still!r} is frozen, and a generated weight is not: skip it or unfreeze it")
+    if not kept and any(
+        isinstance(part, HyperLayer) for module in copies.values() for part in module.modules()
+    ):
+        raise InputError("the module's layers are generated already; materialize makes them plain")
     if not kept:
         what = "convolution or linear layer" if linear else "convolution"
         hint = "" if linear else " (linear=True takes linear layers too)"
@@ -358,10 +386,13 @@ def _hyperize(
 def _new_generator(kind: GeneratorKind, like: Tensor, options: dict[str, Any]) -> WeightGenerator:
     factory: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
     arguments = () if kind == "coordinates" else (tuple(like.shape[2:]),)
-    try:
-        return KINDS[kind](*arguments, **options, **factory)
-    except TypeError as error:
-        raise InputError(f"options of the weight generator: {error}") from None
+    known = [
+        name for name in inspect.signature(KINDS[kind]).parameters if name not in ("kernel_size", *factory)
+    ]
+    foreign = [name for name in options if name not in known]
+    if foreign:
+        raise InputError(f"kind={kind!r} takes {', '.join(known)}; it has no option {', '.join(foreign)}")
+    return KINDS[kind](*arguments, **options, **factory)
 
 
 def _settings(layer: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:

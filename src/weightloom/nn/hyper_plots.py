@@ -41,9 +41,11 @@ def draw_scales(scales: HyperScales, text: Sequence[str], *, layer: int = 0, seq
         >>> [axes.get_ylabel() for axes in draw_scales(scales, "hello").axes[:5]]
         ['i', 'f', 'g', 'o', 'change']
     """
+    if not isinstance(scales, HyperScales):
+        raise InputError(f"scales are what return_scales=True gives, not {type(scales).__name__}")
     layers, steps, batch, gates, _ = scales.recurrent.shape
     for what, value, count in (("layer", layer, layers), ("sequence", sequence, batch)):
-        if not 0 <= value < count:
+        if type(value) is not int or not 0 <= value < count:
             raise InputError(f"{what} must be from 0 to {count - 1}, not {value}")
     if not 0 < len(text) <= steps:
         raise InputError(f"text must have from 1 to {steps} symbols, one for each step, not {len(text)}")

@@ -39,8 +39,10 @@ def parameter_groups(
         >>> [(len(group["params"]), round(group["lr"], 4)) for group in parameter_groups(net, 0.01)]
         [(11, 0.01), (1, 0.3), (3, 0.001)]
     """
+    if not isinstance(module, nn.Module):
+        raise InputError(f"a module is needed, not {type(module).__name__}")
     for name, value in (("lr", lr), ("embeddings", embeddings), ("scalings", scalings)):
-        if not (math.isfinite(value) and value > 0):
+        if not isinstance(value, (int, float)) or not (math.isfinite(value) and value > 0):
             raise InputError(f"{name} must be a number above 0, not {value!r}")
     fast: dict[int, nn.Parameter] = {}
     slow: dict[int, nn.Parameter] = {}

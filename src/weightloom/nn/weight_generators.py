@@ -70,14 +70,14 @@ class TiledGenerator(WeightGenerator):
 
     def set_block(self, kernel_size: Sequence[int], block: tuple[int, int], **sizes: int) -> None:
         """Take kernel and block over, after a look at them and at other ``sizes`` by name."""
+        if not isinstance(block, Sequence) or len(block) != 2:
+            raise InputError(f"block is (outputs, inputs), not {block!r}")
         for what, value in (
             *(("kernel_size", size) for size in kernel_size),
             *(("block", size) for size in block),
             *sizes.items(),
         ):
             require_size(what, value)
-        if len(block) != 2:
-            raise InputError(f"block is (outputs, inputs), not {block!r}")
         self.kernel_size, self.block = tuple(kernel_size), (block[0], block[1])
 
     def tiles(self, shape: Sequence[int]) -> tuple[int, int]:
