@@ -107,6 +107,8 @@ def test_batch_norms_are_fresh_measured_or_of_the_batch():
         model.generate(net, batch_norm="support")
     with pytest.raises(InputError, match="at least 2 images"):
         model.generate(net, images=images[0])
+    with pytest.raises(InputError, match="from about -1 to 1"):
+        model.generate(net, images=255 * images.abs())
     with pytest.raises(InputError, match="do not fit"):
         model.generate(net, images=images[:, :2])
 

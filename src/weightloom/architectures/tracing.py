@@ -94,9 +94,10 @@ def trace(module: nn.Module, shape: tuple[int, ...]) -> Trace:
         reason = "which way its forward pass goes depends on the pixels"
     pixels = "x".join(map(str, shape))
     layer = f", in layer {running[-1]!r}" if running and running[-1] else ""
+    shaped = any(word in reason for word in ("size", "shape", "channels", "dim"))
+    hint = " (input=(channels, height, width) is the shape of the pictures that it takes)" if shaped else ""
     raise InputError(
-        f"{type(module).__name__} cannot be traced on a picture of {pixels}{layer}: {reason[:300]} "
-        "(input=(channels, height, width) is the shape of the pictures that it takes)"
+        f"{type(module).__name__} cannot be traced on a picture of {pixels}{layer}: {reason[:300]}{hint}"
     )
 
 

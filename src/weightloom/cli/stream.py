@@ -50,7 +50,7 @@ def stream(
     """Generate a network larger than memory, straight into sharded safetensors.
 
     Memory does not grow with the width. The files have the hub's layout: model-00001-of-0000N.safetensors
-    and model.safetensors.index.json.
+    and model.safetensors.index.json. The generator needs layer-wise parts, as igpg-tiny has.
 
     Examples:
         weightloom stream --arch 'cnn(depth=8,width=1260)' --task digits --out runs/wide

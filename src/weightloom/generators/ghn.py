@@ -371,7 +371,8 @@ class GHN(nn.Module, Generator):
                     raise InputError(f"the graph is of another module: {tensor.name!r} does not fit")
         (predicted,) = self([graph])
         if not predicted:
-            raise InputError(f"{type(module).__name__} has no weights that its output depends on")
+            why = "; what it has is kept" if graph.kept else " that its output depends on"
+            raise InputError(f"{type(module).__name__} has no weights to predict{why}")
         ends = [end for value in predicted.values() for end in torch.aminmax(value)]
         if not bool(torch.isfinite(torch.stack(ends)).all()):
             require_finite(predicted, f"generator {self.name}")  # says which

@@ -21,6 +21,8 @@ from weightloom.io import dump_json, save_tensors
 from weightloom.weights import require_finite
 
 MOST_RECALIBRATION = 4096
+_FURTHEST = 16.0
+"""Whatever pixels are divided by, they do not reach so far; those from 0 to 255 do."""
 
 
 @dataclass(frozen=True)
@@ -108,4 +110,7 @@ def check_images(images: Any) -> Tensor:
         )
     if not bool(torch.isfinite(images).all()):
         raise InputError("images hold values that are not finite")
+    furthest = float(images.abs().max())
+    if furthest > _FURTHEST:
+        raise InputError(f"images reach {furthest:g}; pixels are expected from about -1 to 1")
     return images

@@ -45,7 +45,10 @@ def layerwise_of(generator: Generator, spec: ArchitectureSpec) -> Layerwise:
     """
     found = generator.layerwise_for(spec) if isinstance(generator, IGPG) else generator
     if not isinstance(found, Layerwise):
-        raise InputError(f"{generator.name} has no layer-wise part for {spec}, which this needs")
+        raise InputError(
+            f"{generator.name} has no layer-wise part for {spec}; only what such a part makes can be "
+            "written layer by layer (igpg-tiny has them)"
+        )
     return found
 
 

@@ -245,7 +245,11 @@ def _agreed_spec(path: Path, spec: ArchitectureSpec | None, metadata: Mapping[st
             raise CheckpointError(path, f"names an architecture that is none ({error})") from None
         spec = agreed(path, own, spec)
     if spec is None:
-        raise CheckpointError(path, "does not say its architecture; give it with --arch")
+        raise CheckpointError(
+            path,
+            "does not say its architecture; give it with --arch if it is one of this library's (a module of "
+            "your own is measured in Python)",
+        )
     if not spec.resolved:
         raise SpecError(f"{spec} does not say its classes and input; add them, or give the task")
     return spec
