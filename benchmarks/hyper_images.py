@@ -63,6 +63,7 @@ def rows(options: argparse.Namespace) -> tuple[str, dict[str, Any], dict[str, Ca
                 layer.reset_parameters()
         return module
 
+    second = [*FIRST, "body.1.first.conv"]
     blocks = {"skip": FIRST, "block": (16, 16), "embedding_size": options.embedding}
     small = {"skip": [*FIRST, "body.1.*"], "block": (4, 4), "embedding_size": 15}
     return (
@@ -70,7 +71,10 @@ def rows(options: argparse.Namespace) -> tuple[str, dict[str, Any], dict[str, Ca
         {"network": options.network, "pixels": pixels, "embedding": options.embedding},
         {
             "plain": residual,
-            "separable": lambda: hyperize(residual(), kind="separable", skip=[*FIRST, "body.1.first.conv"]),
+            "separable": lambda: hyperize(residual(), kind="separable", skip=second),
+            "separable, blocks of 64": lambda: hyperize(
+                residual(), kind="separable", skip=second, block=(1, 64), pattern_size=6
+            ),
             "blocks": lambda: hyperize(residual(), **blocks),
             "small blocks": lambda: hyperize(residual(), **small),
         },
@@ -120,7 +124,7 @@ def main() -> None:
     parser.add_argument("--network", default="resnet(depth=8,width=64)", help="for CIFAR-10")
     parser.add_argument("--pixels", type=int, default=16, help="sides of the pictures of CIFAR-10")
     parser.add_argument("--embedding", type=int, default=88, help="of the blocks, for CIFAR-10")
-    parser.add_argument("--only", help="rows with commas between, such as plain,separable")
+    parser.add_argument("--only", help="rows with semicolons between, such as plain;separable")
     options = parser.parse_args()
     task, made, networks = rows(options)
     half = not options.float32
@@ -129,7 +133,7 @@ def main() -> None:
     )
     for seed in range(options.first, options.first + options.seeds):
         for name, make in networks.items():
-            if options.only and name not in options.only.split(","):
+            if options.only and name not in options.only.split(";"):
                 continue
             table.add(f"{name}, seed {seed}", lambda m=make, s=seed: fit(task, m, options.epochs, half, s))
 

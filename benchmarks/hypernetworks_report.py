@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "results" / "hypernetworks.md"
 ORDER = (
-    *("plain", "separable", "blocks", "small blocks", "coordinates"),
+    *("plain", "separable, blocks of 64", "separable", "blocks", "small blocks", "coordinates"),
     *("LSTM", "HyperLSTM", "LayerNorm LSTM", "LayerNorm HyperLSTM"),
     *("torch LSTM", "HyperLSTM, layer norm", "step by step"),
     *("static_hypernetwork", "igpg-tiny", "closed form", "nearest checkpoint"),
@@ -123,8 +123,8 @@ def _cifar_table() -> list[str]:
             f"Images of {s['pixels']} x {s['pixels']} pixels, mirrored half of the time; "
             f"`{s['network']}`, a residual network four times as wide as the paper's narrowest (WRN 8-4). "
             "As in the paper, the first kernel and the shortcuts stay plain. *Separable*: a pattern for "
-            'every output and 64 inputs, times a number for each input (`kind="separable"`); the second '
-            "kernel stays plain too. *Blocks*: the paper's linear generator, 16 x 16 channels from "
+            'every output and 32 inputs, times a number for each input (`kind="separable"`), or for 64; the '
+            "second kernel stays plain too. *Blocks*: the paper's linear generator, 16 x 16 channels from "
             f"embeddings of {s['embedding']}. *Small blocks*: 4 x 4 channels from embeddings of 15, and the "
             "first stage plain too. The paper's WRN 40-1, for a GPU, is in the script's help."
         ),

@@ -205,19 +205,19 @@ class SeparableGenerator(TiledGenerator):
         InputError: a size below 1, or a kernel of one value, in which there is nothing to separate.
 
     Example:
-        >>> generator = SeparableGenerator((3, 3), block=(1, 64), pattern_size=6)
+        >>> generator = SeparableGenerator((3, 3), block=(1, 32), pattern_size=8)
         >>> generator.embedding_size, sum(p.numel() for p in generator.parameters())
-        (70, 63)
-        >>> generator(torch.randn(32, 70), (32, 64, 3, 3)).shape
-        torch.Size([32, 64, 3, 3])
+        (40, 81)
+        >>> generator(torch.randn(128, 40), (64, 64, 3, 3)).shape
+        torch.Size([64, 64, 3, 3])
     """
 
     def __init__(
         self,
         kernel_size: Sequence[int],
         *,
-        block: tuple[int, int] = (1, 64),
-        pattern_size: int = 6,
+        block: tuple[int, int] = (1, 32),
+        pattern_size: int = 8,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
