@@ -449,12 +449,22 @@ def test_it_learns_what_needs_memory():
         ({"hidden_size": 0}, "hidden_size must be"),
         ({"num_layers": 0}, "num_layers must be"),
         ({"dropout": 1.0}, "dropout must be"),
+        ({"dropout": "a"}, "dropout must be"),
         ({"recurrent_dropout": -0.1}, "recurrent_dropout must be"),
     ],
 )
 def test_bad_options_are_refused(options, words):
     with pytest.raises(InputError, match=words):
         HyperLSTM(**{"input_size": I, "hidden_size": N, **options})
+
+
+def test_half_precision_starts_as_whole_precision_does():
+    for dtype in (torch.bfloat16, torch.float16):
+        model = HyperLSTM(I, N, dtype=dtype, **OPTIONS)
+        gate = model.cells[0].weight_hh.chunk(4)[0].float()
+        assert model.cells[0].weight_hh.dtype == dtype and torch.allclose(
+            gate @ gate.T, torch.eye(N), atol=0.02
+        )
 
 
 def test_bad_input_is_refused():
@@ -530,6 +540,7 @@ def test_foreign_input_and_states_are_a_sentence():
     missing = PackedSequence(torch.randn(5, 3), torch.tensor([3, 3]))
     for given, said in (
         ((x, state), "hx: h holds numbers"),
+        ((x, (None, None)), "hx: h must be a tensor"),
         ((x.double(),), "torch.float64"),
         (([1, 2],), "a tensor or a packed sequence, not list"),
         ((grown,), r"\[1, 2, 2\] must not grow"),

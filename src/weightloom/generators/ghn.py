@@ -361,6 +361,8 @@ class GHN(nn.Module, Generator):
         """
         if batch_norm not in ("images", "generated", "batch"):
             raise InputError(f"batch_norm is 'images', 'generated' or 'batch', not {batch_norm!r}")
+        if graph is not None and not isinstance(graph, ModuleGraph):
+            raise InputError(f"graph is what capture_graph gives, not {type(graph).__name__}")
         started = time.perf_counter()
         if graph is None:
             graph = capture_graph(module, input or self.validity.input, partial=partial)

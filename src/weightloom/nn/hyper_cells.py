@@ -363,6 +363,6 @@ def _is_plain(inputs: Tensor) -> bool:
 
 def check_rate(what: str, value: float) -> float:
     """``value``, or :class:`InputError` unless it is a probability below 1."""
-    if not 0 <= value < 1:
-        raise InputError(f"{what} must be at least 0 and below 1, not {value}")
+    if not isinstance(value, int | float) or not 0 <= value < 1:
+        raise InputError(f"{what} must be at least 0 and below 1, not {value!r}")
     return value

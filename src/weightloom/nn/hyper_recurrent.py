@@ -97,9 +97,10 @@ class _HyperRecurrent(nn.Module):
             raise InputError(f"input must be a tensor or a packed sequence, not {type(input).__name__}")
         batched = x.dim() == 3
         if x.dim() not in (2, 3) or x.shape[-1] != self.input_size:
+            order = "(batch, steps, features)" if self.batch_first else "(steps, batch, features)"
             raise InputError(
-                f"input must end in {self.input_size} features, (steps, batch, features) or "
-                f"(steps, features), not {tuple(x.shape)}"
+                f"input must end in {self.input_size} features, {order} or (steps, features), "
+                f"not {tuple(x.shape)}"
             )
         own = self._cell(0).weight_ih.dtype
         if x.dtype != own and not torch.is_autocast_enabled(x.device.type):
@@ -184,6 +185,8 @@ class _HyperRecurrent(nn.Module):
         for name, state, inside in zip(("h", "c"), given, widths, strict=False):
             lead = (count, x.shape[1]) if batched else (count,)
             full, plain = (*lead, sum(inside)), (*lead, inside[0])
+            if not isinstance(state, Tensor):
+                raise InputError(f"hx: {name} must be a tensor of shape {full}, not {type(state).__name__}")
             if tuple(state.shape) not in (full, plain):
                 raise InputError(
                     f"hx: {name} must have the shape {full}"
