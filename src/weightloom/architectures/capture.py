@@ -187,10 +187,9 @@ class GraphBuilder:
         self.reached = bool(ends)
         for name in self.owned.intersection(apart):
             self.refused.setdefault(name, apart[name])
-        self.refuse(
-            (node.name for node in self.nodes if node.kind in ("bias", "scale") and node.name in loose),
-            "a parameter outside any layer",
-        )
+        for node in self.nodes:
+            if node.kind in ("bias", "scale") and node.tensors and node.name in loose:
+                self.refuse([node.name], "a parameter outside any layer")
         return self._pruned(ends)
 
     def _pruned(self, ends: set[int]) -> ModuleGraph:
