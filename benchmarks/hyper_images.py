@@ -1,7 +1,7 @@
 """Static hypernetworks on images: `python benchmarks/hyper_images.py cifar10 [--seeds 3]`, or mnist.
 
 A network and its hyperized copies, each trained by itself: parameters, and error on all test images. Every
-run is written to benchmarks/results/hypernetworks-DATASET.json as it ends, and is not done again.
+run is written to benchmarks/results/hypernetworks-DATASET-EPOCHS.json as it ends, and is not done again.
 
 Sizes and epochs are small, for two cores. The paper's WRN 40-1, for a GPU (672,000 steps):
 
@@ -129,7 +129,8 @@ def main() -> None:
     task, made, networks = rows(options)
     half = not options.float32
     table = Table(
-        options.dataset, {"epochs": options.epochs, "batch": BATCH, "rate": RATE, "bfloat16": half, **made}
+        f"{options.dataset}-{options.epochs}",
+        {"epochs": options.epochs, "batch": BATCH, "rate": RATE, "bfloat16": half, **made},
     )
     for seed in range(options.first, options.first + options.seeds):
         for name, make in networks.items():
