@@ -43,7 +43,7 @@ def read_results(folder: Path) -> dict[str, Held]:
     ablations = {}
     for file in sorted(folder.glob("ghn-*.json")):
         name, held = file.stem.removeprefix("ghn-"), read_json(file)
-        if name.startswith("ablations-"):
+        if name.startswith("ablations-") and "full" in held["table"]:
             ablations[held["steps"]] = held
         else:
             found[name] = held

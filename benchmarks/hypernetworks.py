@@ -62,9 +62,16 @@ class Table:
         self.rows = self.kept()
 
     def kept(self) -> dict[str, dict[str, Any]]:
-        """The file's rows, those of another process too, if they were made with these settings."""
-        held = read_json(self.path) if self.path.exists() else {"settings": None}
-        return held["rows"] if held["settings"] == self.settings else {}
+        """The file's rows, those of another process too. Rows of other settings are not written over."""
+        if not self.path.exists():
+            return {}
+        held = read_json(self.path)
+        if held["settings"] != self.settings:
+            raise SystemExit(
+                f"{self.path} holds rows of other settings, {held['settings']}; move it away first"
+            )
+        rows: dict[str, dict[str, Any]] = held["rows"]
+        return rows
 
     def add(self, key: str, make: Callable[[], dict[str, Any]]) -> None:
         """Make the row unless it is there, write all, print it."""

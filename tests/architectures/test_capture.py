@@ -187,12 +187,29 @@ def test_weights_behind_a_parametrisation_are_named(normed, kept):
     assert len(capture_graph(net, (3, 4, 4), partial=True).kept) == kept
 
 
-def test_weights_that_hooks_make_are_named():
-    for changed in (nn.utils.weight_norm, lambda m: prune.random_unstructured(m, "weight", 0.5)):
+@pytest.mark.parametrize("ran", ["not", "with gradients", "without gradients"])
+def test_weights_that_hooks_make_are_named(ran):
+    for changed, kept in (
+        (nn.utils.weight_norm, ["0.weight_g", "0.weight_v"]),
+        (nn.utils.spectral_norm, ["0.weight_orig"]),
+        (lambda m: prune.random_unstructured(m, "weight", 0.5), ["0.weight_orig"]),
+        (lambda m: prune.random_unstructured(m, "bias", 0.5), ["0.bias_orig"]),
+    ):
         with warnings.catch_warnings(action="ignore"):
             net = nn.Sequential(changed(nn.Conv2d(3, 3, 3)), nn.Flatten(), nn.Linear(12, 2))
-        with pytest.raises(InputError, match=r"layer '0' \(Conv2d\) has its weight made by a hook"):
-            capture_graph(net, (3, 4, 4), partial=True)
+        if ran != "not":
+            with torch.set_grad_enabled(ran == "with gradients"):
+                net(torch.zeros(1, 3, 4, 4))
+        with pytest.raises(UnsupportedLayerError, match=r"0 \(Conv2d, behind a parametrisation"):
+            capture_graph(net, (3, 4, 4))
+        assert [name for name, _ in capture_graph(net, (3, 4, 4), partial=True).kept] == kept
+
+
+def test_what_a_module_keeps_for_later_is_no_weight():
+    net = Made(lambda m, x: m.head(m.keep(x.flatten(1))), head=nn.Linear(48, 2))
+    net.keep = lambda y: y
+    net.last = net.head(torch.zeros(1, 48))
+    assert not capture_graph(net, (3, 4, 4)).kept
 
 
 def test_parameters_outside_any_layer_are_named():

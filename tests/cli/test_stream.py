@@ -29,7 +29,7 @@ def test_a_wide_network_goes_into_shards(call, tmp_path):
     ("arguments", "words"),
     [
         (("--arch", WIDE), "classes"),
-        (("--arch", "vgg(depth=8,classes=10)"), "vgg"),
+        (("--arch", "vgg(depth=8,classes=10)"), "layer-wise"),
         (("--arch", WIDE, "--task", "digits", "--shots", "0"), "--shots"),
         (("--arch", WIDE, "--task", "digits", "--shard-mb", "0"), "--shard-mb"),
     ],

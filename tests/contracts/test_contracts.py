@@ -480,7 +480,9 @@ class TestGenerator:
     def test_words_change_nothing_where_none_are_read(self, kind):
         model = GENERATORS[kind].make()
         plain, told = (self.many(kind, model, instruction=text) for text in (None, "three digits"))
-        assert model.reads_words or torch.equal(plain[0].flat, told[0].flat)
+        if model.reads_words:
+            pytest.skip("an instruction may change what it makes")
+        assert torch.equal(plain[0].flat, told[0].flat)
 
     def test_another_seed_gives_others_where_something_is_drawn(self, kind):
         warm = Sampling(temperature=1.0)

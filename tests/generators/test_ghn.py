@@ -186,6 +186,29 @@ def test_it_comes_back_from_its_files(name, tmp_path):
         load_generator(tmp_path)
 
 
+def test_a_convolutional_head_is_that_of_the_averaged_map():
+    model, pictures = make(), torch.randn(4, 3, 16, 16)
+    net = nn.Sequential(
+        nn.Conv2d(3, 20, 3), nn.ReLU(), nn.Conv2d(20, 3, 7, padding=3, padding_mode="circular"),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+    )  # fmt: skip
+    made = model.generate(net).module
+    window = made[2].weight.detach()
+    assert torch.equal(window, window[..., :1, :1].expand_as(window)) and bool(window.any())
+    averaged = made[1](made[0](pictures)).mean((2, 3))
+    wanted = averaged @ window.sum((2, 3)).T + made[2].bias
+    assert torch.allclose(made(pictures), wanted, atol=1e-5)
+
+
+def test_what_is_no_graph_and_what_is_kept_whole_is_said():
+    net = convnet()
+    with pytest.raises(InputError, match="capture_graph gives"):
+        make().generate(net, graph=5)
+    net.requires_grad_(False)
+    with pytest.raises(InputError, match="what it has is kept"):
+        make().generate(net, partial=True)
+
+
 def test_an_embedding_is_the_mean_of_the_nodes_and_the_networks_size():
     model = make("ghn-2")
     graph = capture_graph(convnet(), (3, 16, 16))

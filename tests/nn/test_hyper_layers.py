@@ -68,7 +68,7 @@ def test_materialize_gives_the_same_outputs_bit_for_bit(text, kind, linear):
     linear = linear or text.startswith("vit")  # which has no convolution
     module, x = build(text), torch.randn(3, 3, 16, 16)
     if kind == "separable" and text.startswith("vit"):
-        with pytest.raises(InputError, match="no convolution"):
+        with pytest.raises(InputError, match=r"no convolution|no layer would be smaller"):
             hyperize(module, kind=kind, linear=linear)
         return
     options = {"blocks": SMALL, "separable": {"block": (2, 4)}, "coordinates": {"hidden_size": 8}}[kind]
@@ -246,11 +246,23 @@ def test_frozen_layers_are_refused_unless_they_are_skipped():
         ({"block": 16}, "block is"),
         ({"skip": 5}, "skip is a list"),
         ({"skip": None}, "skip is a list"),
+        ({"skip": [5]}, "skip is a list"),
+        ({"kind": "coordinates", "frequency": "a"}, "frequency must be"),
+        ({"kind": "coordinates", "depth": -1}, "depth must be a whole number of at least 0, not -1"),
+        ({"activation": []}, "options of kind='blocks'"),
     ],
 )
 def test_options_that_make_no_sense_are_named(options, words):
     with pytest.raises(InputError, match=words):
         hyperize(build(), **options)
+
+
+def test_separable_leaves_what_it_would_make_larger():
+    wide, deep = nn.Conv2d(32, 8, 3), nn.Conv2d(8, 8, 3, groups=8)
+    hyper = hyperize(nn.Sequential(wide, deep), kind="separable")
+    assert isinstance(hyper[0], HyperConv2d) and type(hyper[1]) is nn.Conv2d
+    with pytest.raises(InputError, match="no layer would be smaller"):
+        hyperize(nn.Sequential(deep, nn.Conv2d(8, 4, 1)), kind="separable")
 
 
 def test_what_does_not_fit_a_layer_is_named():

@@ -81,7 +81,7 @@ def test_weights_start_with_unit_variance(activation):
 
 def test_separable_weights_start_with_unit_variance():
     torch.manual_seed(0)
-    generator = SeparableGenerator((3, 3), pattern_size=9)
+    generator = SeparableGenerator((3, 3), block=(1, 64), pattern_size=9)
     made = generator(torch.randn(512, generator.embedding_size), (512, 64, 3, 3)).detach()
     assert 0.5 < float(made.square().mean()) < 1.5
 

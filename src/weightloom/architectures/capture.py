@@ -52,7 +52,6 @@ def capture_graph(module: nn.Module, input: Sequence[int], *, partial: bool = Fa
     for name, tensor in module.named_parameters():
         if is_lazy(tensor):
             raise InputError(f"parameter {name!r} has no shape yet; run the module once on a picture first")
-    _refuse_made_weights(module)
     return graph_of_trace(trace(module, shape), module, partial=partial)
 
 
@@ -109,23 +108,15 @@ def _set_apart(module: nn.Module) -> dict[str, str]:
     found |= dict.fromkeys(frozen, "frozen (requires_grad=False)")
     for path, layer in module.named_modules():
         # What a parametrisation makes of a predicted weight is another weight.
-        held = [n for n, _ in layer.named_parameters(path, recurse=False) if n.endswith("weight_orig")]
-        if isinstance(layer, ParametrizationList):
-            held = [n for n, _ in layer.named_parameters(path)]
+        held = [n for n, _ in layer.named_parameters(path)] if isinstance(layer, ParametrizationList) else []
+        for (
+            name
+        ) in layer._parameters:  # older hooks keep them as NAME_orig, or NAME_g and NAME_v, beside NAME
+            base, _, ending = name.rpartition("_")
+            if ending in ("orig", "g", "v") and isinstance(vars(layer).get(base), Tensor):
+                held.append(f"{path}.{name}".removeprefix("."))
         found |= dict.fromkeys(held, "behind a parametrisation, such as a spectral norm")
     return found
-
-
-def _refuse_made_weights(module: nn.Module) -> None:
-    """Raise :class:`InputError` where a hook makes a layer's weight: such a layer cannot be copied."""
-    for path, layer in module.named_modules():
-        for name, value in vars(layer).items():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                raise InputError(
-                    f"layer {path!r} ({type(layer).__name__}) has its {name} made by a hook, such as an old "
-                    "weight norm or pruning; take that off first (torch.nn.utils.remove_weight_norm, "
-                    "torch.nn.utils.prune.remove)"
-                )
 
 
 # ------------------------------------------------------------------------------- from a trace to a graph
@@ -171,7 +162,7 @@ class GraphBuilder:
     def build(self, apart: Mapping[str, str], loose: Collection[str] = ()) -> ModuleGraph:
         """The graph; what no node can hold, and what is set ``apart`` with a reason, is in its ``kept``.
 
-        ``loose`` parameters belong to no layer: as tables of positions they have a meaning, else none.
+        ``loose`` parameters are the module's own: as tables of positions they have a meaning, else none.
         """
         for call in self.trace.calls:
             value = self.read(call)
@@ -187,12 +178,9 @@ class GraphBuilder:
         self.reached = bool(ends)
         for name in self.owned.intersection(apart):
             self.refused.setdefault(name, apart[name])
-        for node in self.nodes:
-            if node.kind in ("bias", "scale") and node.tensors and node.name in loose:
-                self.refuse([node.name], "a parameter outside any layer")
-        return self._pruned(ends)
+        return self._pruned(ends, loose)
 
-    def _pruned(self, ends: set[int]) -> ModuleGraph:
+    def _pruned(self, ends: set[int], loose: Collection[str]) -> ModuleGraph:
         """Without nodes that no output depends on; what remains keeps its order."""
         before: dict[int, list[int]] = {}
         for source, target in self.edges:
@@ -204,6 +192,9 @@ class GraphBuilder:
                 alive.add(reached)
                 stack += before.get(reached, [])
         order = sorted(alive)
+        for node in (self.nodes[old] for old in order):
+            if node.kind in ("bias", "scale") and node.tensors and node.name in loose:
+                self.refuse([node.name], "a parameter outside any layer")
         place = {old: new for new, old in enumerate(order)}
         nodes = []
         for old in order:

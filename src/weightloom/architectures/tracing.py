@@ -70,6 +70,10 @@ def copy_with(module: nn.Module, tensors: Callable[[str, Tensor, bool], Tensor])
         for name, old in items:
             new = tensors(name, old, is_buffer)
             memo[id(old)] = new if is_buffer else nn.Parameter(new, requires_grad=old.requires_grad)
+    for path, layer in module.named_modules():
+        for name, old in vars(layer).items():  # what hooks have made, and what a module keeps for later
+            if isinstance(old, Tensor):
+                memo[id(old)] = tensors(f"{path}.{name}".removeprefix("."), old, True)
     return copy.deepcopy(module, memo)
 
 

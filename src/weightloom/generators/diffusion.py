@@ -63,7 +63,7 @@ _FAR = 4.0
 _AT_ONCE = 64
 """Networks that are denoised together."""
 _PIECE = 4096
-"""Tokens that are denoised together where they do not see one another."""
+"""Tokens of each network that are denoised together where they do not see one another."""
 _WAVES = 32
 MIXINGS = ("attention", "recurrent")
 

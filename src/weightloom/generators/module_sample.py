@@ -103,7 +103,7 @@ def check_images(images: Any) -> Tensor:
     """
     if not isinstance(images, Tensor):
         raise InputError(f"images are a tensor (B, C, H, W) of floats, not {type(images).__name__}")
-    if images.ndim != 4 or len(images) < 2 or not images.is_floating_point():
+    if images.ndim != 4 or len(images) < 2 or not images.numel() or not images.is_floating_point():
         raise InputError(
             f"batch norms need at least 2 images (B, C, H, W) of floats, not {tuple(images.shape)} of "
             f"{images.dtype}"

@@ -39,7 +39,7 @@ Scales = tuple[Tensor, Tensor, Tensor]
 """d_h, d_x and b of one step, each (G, B, N)."""
 
 
-def whole_precision(like: Tensor) -> torch.dtype:
+def _whole_precision(like: Tensor) -> torch.dtype:
     """The dtype of ``like``, or float32 for half precision."""
     return torch.float32 if like.dtype in (torch.float16, torch.bfloat16) else like.dtype
 
@@ -111,7 +111,7 @@ class HyperCell(nn.Module, ABC):
         for weight in (self.weight_ih, self.weight_hh, self.hyper_weight_ih, self.hyper_weight_hh):
             for gate in weight.chunk(self.gates):
                 # Made apart: orthogonal_ cannot write into a part of a tensor, nor make half precision.
-                gate.copy_(nn.init.orthogonal_(torch.empty_like(gate, dtype=whole_precision(gate))))
+                gate.copy_(nn.init.orthogonal_(torch.empty_like(gate, dtype=_whole_precision(gate))))
         split = 2 * self.gates
         nn.init.zeros_(self.bias)
         nn.init.zeros_(self.hyper_bias)

@@ -79,9 +79,9 @@ class HyperLayer(nn.Module):
         """The weight, made anew; gradients go into the embedding and the generator."""
         return self.scale * self.weight_generator(self.embedding, self.weight_shape)
 
-    def check_input(self, input: Tensor, channels: int) -> None:
+    def check_input(self, input: Tensor) -> None:
         """Raise :class:`InputError` unless ``input`` has the channels that the layer reads."""
-        features = channels * getattr(self, "groups", 1)
+        features = self.weight_shape[1] * getattr(self, "groups", 1)
         axis = -len(self.weight_shape) + 1 if len(self.weight_shape) > 2 else -1
         if not isinstance(input, Tensor) or input.dim() < -axis or input.shape[axis] != features:
             shape = tuple(input.shape) if isinstance(input, Tensor) else type(input).__name__
@@ -114,7 +114,6 @@ class HyperLayer(nn.Module):
         assert isinstance(weight, Tensor)
         self.register_parameter("bias", layer._parameters["bias"])
         self.train(layer.training)
-        self.embedding.requires_grad_(weight.requires_grad)
         size = weight.detach().double().square().mean().sqrt()
         # Layers that start at zero would never leave it: they get the scale of a new layer.
         if bool(torch.isfinite(size)) and float(size) > 0:
@@ -151,7 +150,7 @@ class HyperConv2d(HyperLayer, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, H, W) as :class:`torch.nn.Conv2d`."""
-        self.check_input(input, self.weight_shape[1])
+        self.check_input(input)
         return self._conv_forward(input, self.generate(), self.bias)
 
 
@@ -165,7 +164,7 @@ class HyperConv1d(HyperLayer, nn.Conv1d):
 
     def forward(self, input: Tensor) -> Tensor:
         """As :class:`torch.nn.Conv1d`."""
-        self.check_input(input, self.weight_shape[1])
+        self.check_input(input)
         return self._conv_forward(input, self.generate(), self.bias)
 
 
@@ -179,7 +178,7 @@ class HyperConv3d(HyperLayer, nn.Conv3d):
 
     def forward(self, input: Tensor) -> Tensor:
         """As :class:`torch.nn.Conv3d`."""
-        self.check_input(input, self.weight_shape[1])
+        self.check_input(input)
         return self._conv_forward(input, self.generate(), self.bias)
 
 
@@ -199,7 +198,7 @@ class HyperLinear(HyperLayer, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """As :class:`torch.nn.Linear`."""
-        self.check_input(input, self.weight_shape[1])
+        self.check_input(input)
         return F.linear(input, self.generate(), self.bias)
 
 
@@ -323,10 +322,14 @@ def _layers(module: nn.Module, linear: bool) -> Iterator[tuple[str, nn.Module]]:
             yield name, layer
 
 
-def _numel(layer: nn.Module) -> int:
-    """Values of a kernel."""
-    assert isinstance(layer.weight, Tensor)
-    return math.prod(layer.weight.shape[2:])
+def _separates(layer: nn.Module, options: dict[str, Any]) -> bool:
+    """Whether separable kernels would be fewer numbers than the weight: not with one value or few inputs."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    if math.prod(weight.shape[2:]) < 2:
+        return False
+    generator = _new_generator("separable", weight, options)
+    return generator.num_embeddings(weight.shape) * generator.embedding_size < weight.numel()
 
 
 def _hyperize(
@@ -336,9 +339,10 @@ def _hyperize(
     skip: Collection[str],
     options: dict[str, Any],
 ) -> dict[str, nn.Module]:
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise UnknownNameError("kind of weight generator", str(kind), KINDS)
-    if isinstance(skip, str) or not isinstance(skip, Collection):
+    listed = isinstance(skip, Collection) and not isinstance(skip, str)
+    if not listed or any(not isinstance(name, str) for name in skip):
         raise InputError(f"skip is a list of names, not {skip!r}")
     for module in modules.values():
         _require_module(module)
@@ -347,25 +351,23 @@ def _hyperize(
     for pattern in skip:
         if not any(fnmatch.fnmatchcase(name, pattern) for name, _ in found):
             raise InputError(f"skip: no layer is called {pattern!r}; layers: {_listed(found)}")
-    least = 2 if kind == "separable" else 1  # a kernel of one value has nothing to separate
-    chosen = (layer for name, layer in found if not any(fnmatch.fnmatchcase(name, p) for p in skip))
-    kept = [layer for layer in dict.fromkeys(chosen) if _numel(layer) >= least]
+    chosen = dict.fromkeys(
+        layer for name, layer in found if not any(fnmatch.fnmatchcase(name, p) for p in skip)
+    )
+    kept = [layer for layer in chosen if kind != "separable" or _separates(layer, options)]
     still = next((name for name, layer in found if layer in kept and not layer.weight.requires_grad), None)
     if still is not None:
         raise InputError(f"layer {still!r} is frozen, and a generated weight is not: skip it or unfreeze it")
-    if not kept and any(
-        isinstance(part, HyperLayer) for module in copies.values() for part in module.modules()
-    ):
+    parts = [part for module in copies.values() for part in module.modules()]
+    if not found and any(isinstance(part, HyperLayer) for part in parts):
         raise InputError("the module's layers are generated already; materialize makes them plain")
+    if chosen and not kept:
+        raise InputError(f"no layer would be smaller with separable kernels; layers it has: {_listed(found)}")
     if not kept:
         what = "convolution or linear layer" if linear else "convolution"
         hint = "" if linear else " (linear=True takes linear layers too)"
         raise InputError(f"the module has no {what} to generate{hint}; layers it has: {_listed(found)}")
-    owners = Counter(
-        id(parameter)
-        for layer in {part for module in copies.values() for part in module.modules()}
-        for parameter in layer._parameters.values()
-    )
+    owners = Counter(id(parameter) for layer in set(parts) for parameter in layer._parameters.values())
     if any(owners[id(layer.weight)] > 1 for layer in kept):
         raise InputError("two layers share one weight; skip them, a generated weight belongs to one layer")
     generators: dict[tuple[int, ...], WeightGenerator] = {}
@@ -392,7 +394,10 @@ def _new_generator(kind: GeneratorKind, like: Tensor, options: dict[str, Any]) -
     foreign = [name for name in options if name not in known]
     if foreign:
         raise InputError(f"kind={kind!r} takes {', '.join(known)}; it has no option {', '.join(foreign)}")
-    return KINDS[kind](*arguments, **options, **factory)
+    try:
+        return KINDS[kind](*arguments, **options, **factory)
+    except TypeError as error:
+        raise InputError(f"options of kind={kind!r}: {error}") from None
 
 
 def _settings(layer: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -70,6 +70,8 @@ class TiledGenerator(WeightGenerator):
 
     def set_block(self, kernel_size: Sequence[int], block: tuple[int, int], **sizes: int) -> None:
         """Take kernel and block over, after a look at them and at other ``sizes`` by name."""
+        if not isinstance(kernel_size, Sequence):
+            raise InputError(f"kernel_size is a list of sides, not {kernel_size!r}")
         if not isinstance(block, Sequence) or len(block) != 2:
             raise InputError(f"block is (outputs, inputs), not {block!r}")
         for what, value in (
@@ -288,11 +290,11 @@ class CoordinateGenerator(WeightGenerator):
         for what, value in (
             ("embedding_size", embedding_size),
             ("hidden_size", hidden_size),
-            ("depth", depth + 1),
             ("max_dims", max_dims),
         ):
             require_size(what, value)
-        if not frequency > 0:
+        require_size("depth", depth, 0)
+        if not isinstance(frequency, int | float) or not frequency > 0:
             raise InputError(f"frequency must be above 0, not {frequency}")
         self.embedding_size, self.hidden_size, self.max_dims = embedding_size, hidden_size, max_dims
         self.frequency = frequency

@@ -257,11 +257,13 @@ class WeightTokenizer(nn.Module, ABC):
 
     def embed_codes(self, codes: Tensor) -> Tensor:
         """(..., D) codes to (..., Z) latents: :meth:`embed` of one-hot vectors, bit for bit."""
-        # Looked up in the table of all V values: one-hot vectors would be most of the work of decoding.
         like = self.slots.kinds.weight
+        if codes.numel() <= self.vocabulary:
+            return self.embed(nn.functional.one_hot(codes, self.vocabulary).to(like.dtype))
+        # Many are looked up in the table of all V values: one-hot vectors would be most of a decoding.
         every = torch.eye(self.vocabulary, dtype=like.dtype, device=like.device)
         table = self.embed(every[:, None])  # (V, 1, V) -> (V, e)
-        return table[codes].flatten(-2)  # (..., D, e) -> (..., Z)
+        return nn.functional.embedding(codes, table).flatten(-2)  # (..., D, e) -> (..., Z)
 
     @torch.no_grad()
     def nearest_codes(self, latents: Tensor, allowed: Tensor) -> Tensor:

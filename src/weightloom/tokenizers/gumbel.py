@@ -87,6 +87,10 @@ class GumbelTokenizer(WeightTokenizer):
     def embed(self, probabilities: Tensor) -> Tensor:
         return (probabilities @ self.codebook.weight).flatten(-2)  # (..., D, V) -> (..., D*e)
 
+    def embed_codes(self, codes: Tensor) -> Tensor:
+        embedded: Tensor = self.codebook(codes)  # (..., D, e)
+        return embedded.flatten(-2)
+
     def closeness(self, codes: Tensor) -> Tensor:
         table = torch.cdist(self.codebook.weight, self.codebook.weight).square()  # (V, V)
         nearest = table.masked_fill(torch.eye(len(table), dtype=torch.bool), torch.inf).min(1).values.mean()
