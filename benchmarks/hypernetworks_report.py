@@ -133,9 +133,9 @@ def _cifar_table() -> list[str]:
             f"`{s['network']}`, a residual network four times as wide as the paper's narrowest (WRN 8-4). "
             "As in the paper, the first kernel and the shortcuts stay plain. *Separable*: a pattern for "
             'every output and 32 inputs, times a number for each input (`kind="separable"`), or for 64; the '
-            "second kernel stays plain too. *Small blocks*: the paper's linear generator with blocks of 4 x 4 "
-            "channels from embeddings of 15, and the first stage plain too. The paper's WRN 40-1, for a GPU, is "
-            "in the script's help."
+            "second kernel stays plain too. *Small blocks*: the paper's linear generator with blocks of "
+            "4 x 4 channels from embeddings of 15, and the first stage plain too. The paper's WRN 40-1, for a "
+            "GPU, is in the script's help."
         ),
     )
 
