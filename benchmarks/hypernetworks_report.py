@@ -134,8 +134,8 @@ def _cifar_table() -> list[str]:
             "As in the paper, the first kernel and the shortcuts stay plain. *Separable*: a pattern for "
             'every output and 32 inputs, times a number for each input (`kind="separable"`), or for 64; the '
             "second kernel stays plain too. *Small blocks*: the paper's linear generator with blocks of "
-            "4 x 4 channels from embeddings of 15, and the first stage plain too. The paper's WRN 40-1, for a "
-            "GPU, is in the script's help."
+            "4 x 4 channels from embeddings of 15, and the first stage plain too. The paper's WRN 40-1, for "
+            "a GPU, is in the script's help."
         ),
     )
 
