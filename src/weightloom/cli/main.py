@@ -23,8 +23,8 @@ from weightloom.cli.train import train
 
 ORDER = (
     "generate",
-    "stream",
     "select",
+    "stream",
     "evaluate",
     "finetune",
     "zoo",

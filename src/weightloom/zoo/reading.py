@@ -247,8 +247,7 @@ def _agreed_spec(path: Path, spec: ArchitectureSpec | None, metadata: Mapping[st
     if spec is None:
         raise CheckpointError(
             path,
-            "does not say its architecture; give it with --arch if it is one of this library's (a module of "
-            "your own is measured in Python)",
+            "does not say its architecture (a module of your own is measured in Python); give it with --arch",
         )
     if not spec.resolved:
         raise SpecError(f"{spec} does not say its classes and input; add them, or give the task")
