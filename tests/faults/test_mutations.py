@@ -205,19 +205,24 @@ def test_a_changed_file_is_read_or_refused(readers, tmp_path, name, full):
     )
     @given(EDITS)
     def try_one(edits):
-        nonlocal refused
         if reader.folder is not None:
             shutil.rmtree(reader.folder)
             shutil.copytree(kept, reader.folder)
         reader.file.unlink()  # some file systems flush a file that is written over
         reader.file.write_bytes(mutated(good, edits))
+        took = seconds()
+        # Once in some hundred thousand times Python's own garbage collection takes a second.
+        assert took < 1.0 or seconds() < 1.0, "it hangs"
+
+    def seconds() -> float:
+        nonlocal refused
         start = time.process_time()
         try:
             reader.read(reader.file)
         except WeightloomError as error:
             refused += 1
             assert len(str(error)) < 2000
-        assert time.process_time() - start < 1.0, "it hangs"
+        return time.process_time() - start
 
     try:
         try_one()
