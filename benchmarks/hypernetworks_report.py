@@ -108,6 +108,17 @@ def _images_table(name: str, words: Callable[[dict[str, Any]], str]) -> list[str
         lines.append(
             f"| {key} | {rows[0]['parameters']:,} | {share} | {error} % | {len(rows)} | {seconds:.0f} |"
         )
+    if "separable" in found:
+        mean = {key: statistics.fmean(row["error"] for row in found[key]) for key in ("plain", "separable")}
+        gap = 100 * (mean["separable"] - mean["plain"])
+        verdict = "holds" if gap <= 1.3 else "**falls short**"
+        lines += [
+            "",
+            *paragraph(
+                f"*Separable* less *plain*: {gap:+.2f} points. The bar, at most 1.3 with at most 20 % of the "
+                f"parameters, {verdict}."
+            ),
+        ]
     return lines
 
 

@@ -109,9 +109,8 @@ def _set_apart(module: nn.Module) -> dict[str, str]:
     for path, layer in module.named_modules():
         # What a parametrisation makes of a predicted weight is another weight.
         held = [n for n, _ in layer.named_parameters(path)] if isinstance(layer, ParametrizationList) else []
-        for (
-            name
-        ) in layer._parameters:  # older hooks keep them as NAME_orig, or NAME_g and NAME_v, beside NAME
+        # Older hooks keep NAME_orig, or NAME_g and NAME_v, beside the NAME that they make of them.
+        for name in layer._parameters:
             base, _, ending = name.rpartition("_")
             if ending in ("orig", "g", "v") and isinstance(vars(layer).get(base), Tensor):
                 held.append(f"{path}.{name}".removeprefix("."))

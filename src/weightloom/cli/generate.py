@@ -12,6 +12,8 @@ import typer
 from weightloom.cli.consolidated import retrieve
 from weightloom.cli.inputs import (
     DataFolder,
+    GeneratorName,
+    Instruction,
     Json,
     TaskName,
     calm_threads,
@@ -35,21 +37,13 @@ MAX_SHOTS = 1000
 
 
 def generate(
-    instruction: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="INSTRUCTION", help="What the network is to do, in a sentence; may be left out."
-        ),
-    ] = None,
+    instruction: Instruction = None,
     task: TaskName = None,
     data: DataFolder = None,
     arch: Annotated[
         str, typer.Option("--arch", metavar="SPEC", help="The architecture, such as 'cnn(depth=3,width=16)'.")
     ] = "cnn(depth=3,width=16)",
-    generator: Annotated[
-        str,
-        typer.Option("--generator", metavar="NAME", help="A bundled name, a local folder, or a hub id."),
-    ] = "igpg-tiny",
+    generator: GeneratorName = "igpg-tiny",
     samples: Annotated[
         int | None,
         typer.Option("--samples", help="How many networks to generate: 4, or 1 where nothing is drawn."),

@@ -33,6 +33,13 @@ DataFolder = Annotated[
     Path | None,
     typer.Option("--data", metavar="FOLDER", help="Your own images: one sub-folder for each class."),
 ]
+Instruction = Annotated[
+    str | None,
+    typer.Argument(metavar="INSTRUCTION", help="What the network is to do, in a sentence; may be left out."),
+]
+GeneratorName = Annotated[
+    str, typer.Option("--generator", metavar="NAME", help="A bundled name, a local folder, or a hub id.")
+]
 Workers = Annotated[int, typer.Option("--workers", help="Processes that work side by side.")]
 EngineName = Annotated[
     Literal["local", "ray"],

@@ -11,6 +11,7 @@ import typer
 
 from weightloom.cli.inputs import (
     DataFolder,
+    GeneratorName,
     Json,
     TaskName,
     calm_threads,
@@ -41,10 +42,7 @@ def select(
             "--arch", metavar="SPEC", help="A candidate; may be repeated. Left out: what the generator makes."
         ),
     ] = None,
-    generator: Annotated[
-        str,
-        typer.Option("--generator", metavar="NAME", help="A bundled name, a local folder, or a hub id."),
-    ] = "igpg-tiny",
+    generator: GeneratorName = "igpg-tiny",
     instruction: Annotated[
         str | None, typer.Option("--instruction", metavar="TEXT", help="What the network is to do.")
     ] = None,

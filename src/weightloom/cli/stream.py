@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 
 from weightloom.cli.generate import MAX_SHOTS
-from weightloom.cli.inputs import DataFolder, Json, TaskName, calm_threads, check_place, load_task, plain_text
+from weightloom.cli.inputs import (
+    DataFolder,
+    GeneratorName,
+    Instruction,
+    Json,
+    TaskName,
+    calm_threads,
+    check_place,
+    load_task,
+    plain_text,
+)
 from weightloom.cli.output import emit, facts, percent, say, seconds_text, working
 from weightloom.errors import InputError
 
@@ -21,22 +31,10 @@ def stream(
     out: Annotated[
         Path, typer.Option("--out", metavar="FOLDER", help="Where the shards and their index go.")
     ],
-    instruction: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="INSTRUCTION", help="What the network is to do, in a sentence; may be left out."
-        ),
-    ] = None,
+    instruction: Instruction = None,
     task: TaskName = None,
     data: DataFolder = None,
-    generator: Annotated[
-        str,
-        typer.Option(
-            "--generator",
-            metavar="NAME",
-            help="A bundled name, a local folder, or a hub id.",
-        ),
-    ] = "igpg-tiny",
+    generator: GeneratorName = "igpg-tiny",
     shots: Annotated[int, typer.Option("--shots", help="Examples of each class to look at.")] = 16,
     seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same network.")] = 0,
     shard_mb: Annotated[

@@ -234,7 +234,7 @@ def hyperize(
         linear: also the linear layers.
         skip: names of layers that stay plain, patterns allowed (``"*.shortcut"``), ``""`` is the module.
         options: of the generators: ``embedding_size``, ``block``, ``hidden_size``, ``activation`` for blocks;
-            ``block``, ``pattern_size`` for separable kernels, which leave kernels of one value plain;
+            ``block``, ``pattern_size`` for separable kernels, which leave layers plain that would grow;
             ``embedding_size``, ``hidden_size``, ``depth``, ``frequency`` for coordinates.
 
     Raises:
@@ -328,7 +328,8 @@ def _separates(layer: nn.Module, options: dict[str, Any]) -> bool:
     assert isinstance(weight, Tensor)
     if math.prod(weight.shape[2:]) < 2:
         return False
-    generator = _new_generator("separable", weight, options)
+    # On the meta device: the count alone is wanted, and no random stream moves.
+    generator = _new_generator("separable", torch.empty_like(weight, device="meta"), options)
     return generator.num_embeddings(weight.shape) * generator.embedding_size < weight.numel()
 
 

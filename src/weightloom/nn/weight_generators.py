@@ -195,7 +195,7 @@ class SeparableGenerator(TiledGenerator):
 
     So a kernel of F values costs little more than one value for each pair of output and input, as separable
     convolutions do; within one output, kernels of trained networks are alike but for such a factor (Haase
-    and Amthor, arXiv 2003.13549, equation 5). Where the paper's generator is linear, this one is bilinear.
+    and Amthor, arXiv 2003.13549). Where the paper's generator is linear, this one is bilinear.
 
     Args:
         kernel_size: of the weights, of at least two values.
