@@ -127,6 +127,31 @@ def test_the_first_guess_is_heard_and_is_the_closed_form(make, resolved, support
     assert model.condition(spec, [None], [None]).prompt is None
 
 
+@pytest.mark.parametrize("best", ["known", "closed form"])
+def test_what_does_best_on_examples_is_the_guess_and_the_report_says_so(
+    make, igpg, resolved, support, monkeypatch, best
+):
+    """In training it is the closed form in either case: the checkpoint is what has to be learned."""
+    model, spec = make(), resolved(CNN)
+    model.fingerprint = igpg.fingerprint
+    row = model.fingerprint.nearest_row(spec, model.images.describe(support.images))
+
+    def scores(spec, flats, images, labels):
+        made = torch.zeros(len(flats))
+        made[-1 if best == "known" else 0] = 1.0  # the checkpoint is the last that is tried
+        return made
+
+    monkeypatch.setattr("weightloom.generators.first_guess.accuracy", scores)
+    guess, words, closed = model.first_guess(spec, support.images)
+    kept = model.fingerprint.groups[spec].codes[row]
+    assert closed == (best != "known") and torch.equal(guess, kept) == (best == "known")
+    assert torch.equal(model.condition(spec, [None], [support.images]).prompt[0], guess)
+    assert model.generate(CNN, support=support).report["first_guess"] == words
+    assert words.startswith("checkpoint") == (best == "known")
+    taught, _, closed = model.taught_guess(spec, support.images)
+    assert closed and not torch.equal(taught, kept)
+
+
 def test_an_untrained_denoiser_draws_around_the_guess(make, resolved, support):
     """As far around it as checkpoints lie around theirs; without noise the guess itself comes back."""
     model, spec = make(steps=50), resolved(CNN)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 
 from weightloom.architectures.capture import graph_of
 from weightloom.errors import InputError, SpecError
-from weightloom.fitting import run_networks
+from weightloom.fitting import left_out, run_networks
 from weightloom.generators.ghn import GHN
 from weightloom.generators.load import load_generator
 from weightloom.io import read_yaml
+from weightloom.seeding import torch_generator
 from weightloom.tasks import parse_task
 from weightloom.training.ghn import (
     GHNObjective,
     GHNSettings,
+    _judged,
+    activation_memory,
     held_back,
     logits_of,
     make_ghn,
@@ -104,6 +108,73 @@ def test_it_learns():
     assert sum(losses[-10:]) / 10 < 2.15
 
 
+def test_networks_judged_one_by_one_give_the_gradient_of_the_whole():
+    """Beside torch's own way through all networks at once."""
+    one = objective(objective={**TINY["objective"], "clip": 1e9})
+    loss, _ = one(3)
+    loss.backward()
+    found = {name: value.grad.clone() for name, value in one.model.named_parameters()}
+    one.model.zero_grad()
+    stream = torch_generator("ghn", one.seed, 3)
+    specs = one.specs(stream)
+    images, labels = one.batch(stream)
+    total = torch.zeros(())
+    for spec, weights in zip(specs, one.model([graph_of(spec) for spec in specs]), strict=True):
+        logits, features = logits_of(spec, weights, images)
+        total = total + held_back(F.cross_entropy(logits, labels), 10) / len(specs)
+        total = total + F.cross_entropy(left_out(features, labels, 10), labels) / len(specs)
+    total.backward()
+    assert loss.item() == pytest.approx(total.item(), rel=1e-5)
+    for name, value in one.model.named_parameters():
+        assert torch.allclose(found[name], value.grad, atol=1e-5, rtol=1e-3), name
+
+
+def test_gradients_are_no_longer_than_the_clip_and_none_where_not_finite():
+    weights = {"a": torch.tensor([3.0, 4.0], requires_grad=True), "b": torch.zeros(2, requires_grad=True)}
+    for most, wanted in ((10.0, 5.0), (1.0, 1.0)):
+        loss = _judged(lambda given: (given["a"] ** 2).sum() / 2 + given["b"].sum() * 0, weights, most)
+        (grad,) = torch.autograd.grad(2 * loss, [weights["a"]])
+        assert loss.item() == 12.5 and float(grad.norm()) == pytest.approx(2 * wanted)
+    loss = _judged(lambda given: given["a"].sum() + given["b"].sqrt().sum(), weights, 1.0)
+    assert all(not grad.any() for grad in torch.autograd.grad(loss, list(weights.values())))
+
+
+def test_networks_that_keep_too_much_are_passed_over():
+    one = objective(objective={**TINY["objective"], "networks": 30})
+    sizes = [activation_memory(one.spec("train", index), 16) for index in range(30)]
+    most = sorted(sizes)[10]
+    small = objective(objective={**TINY["objective"], "networks": 30, "memory": most})
+    for index in range(30):
+        chosen = small.drawn(index).index
+        passed = [(index + later) % 30 for later in range((chosen - index) % 30)]
+        assert sizes[chosen] <= most and all(sizes[other] > most for other in passed)
+        assert one.drawn(index).index == index
+    with pytest.raises(SpecError, match="none of the 4 networks keeps within"):
+        objective(objective={**TINY["objective"], "memory": 1e-9})(0)
+
+
+def test_the_memory_that_is_reckoned_is_what_torch_keeps():
+    """Against the same count on real tensors, weights left out."""
+    one = objective()
+    for index in range(4):
+        spec = one.spec("train", index)
+        (weights,) = one.model([graph_of(spec)])
+        weights = {name: value.detach().requires_grad_() for name, value in weights.items()}
+        own = {value.untyped_storage().data_ptr() for value in weights.values()}
+        kept = {}
+
+        def keep(tensor, own=own, kept=kept):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                kept[storage.data_ptr()] = storage
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            logits_of(spec, weights, torch.randn(16, 1, 8, 8))
+        real = sum(storage.nbytes() for storage in kept.values()) / 2**30
+        assert activation_memory(spec, 16) == pytest.approx(real, rel=0.1)
+
+
 def test_exploding_networks_do_not_decide_the_step():
     loss = torch.tensor([1.0, 1e6], requires_grad=True)
     sum(held_back(x, 10) for x in loss.unbind()).backward()
@@ -126,6 +197,7 @@ def test_pictures_are_moved_and_mirrored_by_their_own_stream():
 def test_settings_are_checked():
     for wrong in (
         {"space": "large"}, {"meta_batch": 0}, {"images": 1}, {"norm_penalty": -1.0}, {"share": 0.5},
+        {"memory": 0.0}, {"memory": float("nan")},
         {"architectures": ["cnn"]}, {"architectures": ["cnn"], "share": 1.5},
     ):  # fmt: skip
         with pytest.raises(SpecError):

@@ -3,10 +3,10 @@
 The autoencoder is a weight tokenizer (whole networks, token by token); latents are rescaled to unit spread
 before anything is diffused, and held within what a latent can be afterwards. A denoiser that sees all tokens
 of a network is told time, instruction, examples, class and architecture, and where there are examples the
-latents of a first guess (a closed-form head on the trunk of the most alike tasks); each but time may be
-missing, and classifier-free guidance goes beyond the conditional answer. What is left to be drawn lies around
-the guess: an untrained denoiser draws a Gaussian as wide as checkpoints lie around theirs. Knows nothing of
-training.
+latents of a first guess (in training a closed-form head on the trunk of the most alike tasks, later what is
+known of the task where that does better on examples); each but time may be missing, and classifier-free
+guidance goes beyond the conditional answer. What is left to be drawn lies around the guess: an untrained
+denoiser draws a Gaussian as wide as checkpoints lie around theirs. Knows nothing of training.
 
 The recurrent variant is for long networks: what is known of each token is read in order by a recurrent
 network, once, and what that says of a token (its prototype) is all that the token's own small denoiser sees
@@ -22,7 +22,7 @@ whole networks instead of one flat vector of a few layers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -41,7 +41,6 @@ from weightloom.conditioning import (
 )
 from weightloom.conditioning.architecture import MAX_CLASSES, parameter_key, token_places
 from weightloom.errors import CheckpointError, DataUnavailableError, SpecError, WeightloomError
-from weightloom.fitting import closed_form_network
 from weightloom.generators.base import (
     Generator,
     Request,
@@ -51,6 +50,7 @@ from weightloom.generators.base import (
     sample_generators,
 )
 from weightloom.generators.fingerprint import Fingerprint
+from weightloom.generators.first_guess import StartsFromGuess
 from weightloom.generators.schedules import SCHEDULES, Schedule, build_schedule
 from weightloom.io import load_tensors, read_json, save_tensors, write_json
 from weightloom.tokenizers import WeightTokenizer, architecture_key, load_tokenizer
@@ -116,7 +116,7 @@ class Described(NamedTuple):
 
 
 @generators.register("diffusion")
-class LatentDiffusion(nn.Module, Generator):
+class LatentDiffusion(nn.Module, StartsFromGuess, Generator):
     """Latent diffusion of whole networks, conditional and unconditional.
 
     Without instruction and examples it draws from all that the zoo holds of the architecture. Of the
@@ -281,33 +281,24 @@ class LatentDiffusion(nn.Module, Generator):
         assert spec.classes is not None
         written = [text for text in instructions if text is not None]
         vectors = iter(encode_text(written)) if written else iter(())
-        return stack_conditions(
+        guesses = [(None, None) if s is None else self.first_guess(spec, s)[:2] for s in supports]
+        condition = stack_conditions(
             [None if text is None else next(vectors) for text in instructions],
             [None if support is None else self.images.describe(support) for support in supports],
             text_width=TEXT_WIDTH,
             shape=(spec.classes, 2 * self.config.image_features),
-            prompts=[None if support is None else self.first_guess(spec, support)[0] for support in supports],
+            prompts=[codes for codes, _ in guesses],
         )
+        return replace(condition, prompt_from=tuple(words for _, words in guesses))
 
     @torch.no_grad()
-    def first_guess(self, spec: ArchitectureSpec, support: Tensor) -> tuple[Tensor, str, bool]:
-        """What a diffusion is told of a support set (C, S, channels, height, width) as a whole network: a
-        closed-form head on the trunk of the most alike tasks, or without checkpoints on the mean one.
-
-        Returns:
-            (T, D) codes, what they are in words, and that they are a closed form.
-        """
+    def taught_guess(self, spec: ArchitectureSpec, support: Tensor) -> tuple[Tensor, str, bool]:
+        """The closed form, whatever is known: the checkpoint of a task is what its denoiser has to learn."""
         near = None
         if self.fingerprint is not None:
             near = self.fingerprint.trunk_near(spec, self.images.describe(support))
-        trunk, words = (
-            (self.tokenizer.centre(spec), "closed form")
-            if near is None
-            else (near, "closed form on alike trunks")
-        )
-        rms = self.tokenizer.head_rms(spec)
-        flat = closed_form_network(spec, trunk, support, head_rms=rms)
-        return self.tokenizer.encode(spec, flat[None])[0], words, True
+        flat = self.closed_form(spec, support, near)
+        return self.tokenizer.encode(spec, flat[None])[0], "closed form", True
 
     def described(self, spec: ArchitectureSpec, condition: Condition) -> Described:
         """What is known of every token before any noise."""
@@ -414,6 +405,7 @@ class LatentDiffusion(nn.Module, Generator):
             "guidance": sampling.guidance,
             "temperature": sampling.temperature,
             "told": told,
+            "first_guess": condition.prompt_from[0],
             "tokens": len(self._places(spec)),
         }
         return torch.cat(made), merge_reports(request.num_samples, common)

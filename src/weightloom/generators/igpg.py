@@ -42,7 +42,7 @@ from weightloom.errors import (
     UnsupportedRequestError,
     WeightloomError,
 )
-from weightloom.fitting import accuracy, closed_form_network, recalibrate
+from weightloom.fitting import accuracy, recalibrate
 from weightloom.generators.backbones import build_backbone
 from weightloom.generators.base import (
     Generator,
@@ -55,6 +55,7 @@ from weightloom.generators.base import (
 )
 from weightloom.generators.drawing import draw_codes
 from weightloom.generators.fingerprint import Fingerprint
+from weightloom.generators.first_guess import StartsFromGuess
 from weightloom.generators.layerwise import Layerwise
 from weightloom.io import load_tensors, read_json, save_tensors, write_json
 from weightloom.tasks import SupportSet
@@ -99,7 +100,7 @@ class IGPGConfig:
 
 
 @generators.register("igpg")
-class IGPG(nn.Module, Generator):
+class IGPG(nn.Module, StartsFromGuess, Generator):
     """Instruction-guided parameter generation."""
 
     kind: ClassVar[str] = "igpg"
@@ -208,56 +209,6 @@ class IGPG(nn.Module, Generator):
             return None, None
         codes, what = self.fingerprint.groups[spec].known(row)
         return codes, f"{what}, by its words"
-
-    def closed_form(self, spec: ArchitectureSpec, support: Tensor, trunk: Tensor | None = None) -> Tensor:
-        """(P,) closed-form head for a support set on ``trunk`` (P,), the zoo's mean network where it is
-        None.
-        """
-        trunk = self.tokenizer.centre(spec) if trunk is None else trunk
-        return closed_form_network(spec, trunk, support, head_rms=self.tokenizer.head_rms(spec))
-
-    @torch.no_grad()
-    def first_guess(self, spec: ArchitectureSpec, support: Tensor) -> tuple[Tensor, str, bool]:
-        """What the prior starts from for a support set (C, S, channels, height, width).
-
-        Closed-form networks on the zoo's mean trunk and on that of the most alike tasks, and the checkpoint
-        of the most alike task (their mean if there are several), are compared on examples that the heads were
-        not made from. The best is taken; a closed-form one is then made from all examples.
-
-        Returns:
-            (T, D) codes, what they are in words, and whether the head is a closed form.
-        """
-        described = self.images.describe(support)
-        near = None if self.fingerprint is None else self.fingerprint.trunk_near(spec, described)
-        trunks = {"closed form": self.tokenizer.centre(spec)}
-        if near is not None:
-            trunks = {"closed form on alike trunks": near, **trunks}
-        best = next(iter(trunks))
-        known, what = self._known_like(spec, described)
-        shots = support.shape[1]
-        if shots >= 4 and near is not None:
-            half = shots // 2
-            part = support[:, :half]
-            tried = [self.closed_form(spec, part, trunk) for trunk in trunks.values()]
-            if known is not None:
-                kept = self.tokenizer.decode(spec, known[None])
-                tried.append(recalibrate(spec, kept, part.flatten(0, 1))[0])
-            images = support[:, half:].flatten(0, 1)  # (C, S - half, ...) -> (C * (S - half), ...)
-            labels = torch.arange(len(support)).repeat_interleave(shots - half)
-            held = int(accuracy(spec, torch.stack(tried), images, labels).argmax())
-            if held == len(trunks):
-                assert known is not None
-                return known, what, False
-            best = list(trunks)[held]
-        flat = self.closed_form(spec, support, trunks[best])
-        return self.tokenizer.encode(spec, flat[None])[0], best, True
-
-    def _known_like(self, spec: ArchitectureSpec, described: Tensor) -> tuple[Tensor | None, str]:
-        """(T, D) codes kept for the task that looks most like ``described`` (C, 2F), and what they are."""
-        group = None if self.fingerprint is None else self.fingerprint.groups.get(spec)
-        if group is None or not group.rows:
-            return None, ""
-        return group.known(self.fingerprint.nearest_row(spec, described))  # type: ignore[union-attr]
 
     @torch.no_grad()
     def with_heads(self, spec: ArchitectureSpec, condition: Condition, codes: Tensor) -> Condition:

@@ -27,7 +27,7 @@ class Guessing(Protocol):
 
     tokenizer: WeightTokenizer
 
-    def first_guess(self, spec: ArchitectureSpec, support: Tensor) -> tuple[Tensor, str, bool]:
+    def taught_guess(self, spec: ArchitectureSpec, support: Tensor) -> tuple[Tensor, str, bool]:
         """(T, D) codes for a support set, what they are in words, whether the head is a closed form."""
         ...
 
@@ -43,7 +43,7 @@ class BankedTask:
     images: list[Tensor]
     """The support sets themselves, (C, S, ...) each."""
     guesses: dict[ArchitectureSpec, list[tuple[Tensor, str, bool]]] = field(default_factory=dict)
-    """What generation would start from for every support set, by architecture: made when first asked for."""
+    """What a model is taught to start from for every support set, by architecture: made when asked for."""
 
 
 def build_bank(
@@ -74,10 +74,10 @@ def build_bank(
 def guesses_of(
     model: Guessing, spec: ArchitectureSpec, tasks: Sequence[BankedTask]
 ) -> list[list[tuple[Tensor, str, bool]]]:
-    """What generation would start from for every support set of each task, made where it is missing."""
+    """What ``model`` is taught to start from for every support set of each task, made where it is missing."""
     for banked in tasks:
         if spec not in banked.guesses:
-            banked.guesses[spec] = [model.first_guess(spec, images) for images in banked.images]
+            banked.guesses[spec] = [model.taught_guess(spec, images) for images in banked.images]
     return [banked.guesses[spec] for banked in tasks]
 
 

@@ -11,9 +11,9 @@ Source: Knyazev et al. (arXiv 2110.13100), equation 2 and section 3.3 (meta-batc
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,8 @@ class GHNSettings:
             the predicted head: at the start all networks' features differ, and no head can be right for all.
         clip: the longest gradient of one network's weights; without norms it can be a hundred times others'.
         norm_penalty: what the mean norm of the predicted tensors is added to the loss with.
+        memory: the most GiB that one training network may keep for its backward pass
+            (:func:`activation_memory`); a larger one is passed over for the next. Infinite: none is.
     """
 
     space: str = "tiny"
@@ -74,6 +76,7 @@ class GHNSettings:
     features: float = 1.0
     clip: float = 2.0
     norm_penalty: float = 0.0
+    memory: float = math.inf
 
     def __post_init__(self) -> None:
         if self.space not in SPACES:
@@ -82,6 +85,8 @@ class GHNSettings:
             raise SpecError("networks and meta_batch must be at least 1, images at least 2, clip above 0")
         if not min(self.features, self.norm_penalty) >= 0:
             raise SpecError("features and norm_penalty must not be negative")
+        if not self.memory > 0:
+            raise SpecError(f"memory must be above 0, not {self.memory}")
         if not 0 <= self.share <= 1 or (self.share > 0) != (len(self.architectures) > 0):
             raise SpecError("share is from 0 to 1, and above 0 where there are architectures to draw")
 
@@ -114,6 +119,35 @@ def logits_of(spec: ArchitectureSpec, weights: dict[str, Tensor], images: Tensor
     return found, seen[0]
 
 
+@lru_cache(maxsize=2048)
+def activation_memory(spec: ArchitectureSpec, images: int) -> float:
+    """GiB that one forward pass in training keeps for the backward pass, weights left out.
+
+    Found on the meta device: nothing of that size is allocated.
+
+    Example:
+        >>> from weightloom.architectures import parse_architecture
+        >>> small = parse_architecture("cnn(depth=2,width=8)").resolve(classes=10, input=(3, 16, 16))
+        >>> round(activation_memory(small, 128) / activation_memory(small, 64), 2)
+        2.0
+    """
+    assert spec.input is not None
+    module, _ = _template(spec)
+    weights = {name: value.detach().requires_grad_() for name, value in module.named_parameters()}
+    own = {value.untyped_storage()._cdata for value in weights.values()}
+    kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address is given away twice
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits_of(spec, weights, torch.empty([images, *spec.input], device="meta"))
+    return sum(storage.nbytes() for storage in kept.values()) / 2**30
+
+
 class GHNObjective:
     """Loss of one step; everything that is drawn comes from the address (seed, first + step)."""
 
@@ -134,13 +168,24 @@ class GHNObjective:
         count = self.settings.meta_batch
         drawn = torch.randint(self.settings.networks, (count,), generator=stream).tolist()
         if not self.others:
-            return [self.spec("train", index) for index in drawn]
+            return [self.drawn(index) for index in drawn]
         other = (torch.rand(count, generator=stream) < self.settings.share).tolist()
         which = torch.randint(len(self.others), (count,), generator=stream).tolist()
         return [
-            self.others[second] if instead else self.spec("train", first)
+            self.others[second] if instead else self.drawn(first)
             for first, second, instead in zip(drawn, which, other, strict=True)
         ]
+
+    def drawn(self, index: int) -> DeepNetSpec:
+        """Training network ``index``, or the first after it that is not too large."""
+        settings = self.settings
+        for later in range(settings.networks):
+            found = self.spec("train", (index + later) % settings.networks)
+            if settings.memory == math.inf or activation_memory(found, settings.images) <= settings.memory:
+                return found
+        raise SpecError(
+            f"memory: none of the {settings.networks} networks keeps within {settings.memory} GiB"
+        )
 
     def spec(self, split: str, index: int) -> DeepNetSpec:
         """A random network for the images of the task."""
@@ -169,21 +214,25 @@ class GHNObjective:
         images, labels = self.batch(stream)
         specs = drawn[part.rows(len(drawn))]
         predicted = self.model([graph_of(spec) for spec in specs])
-        losses, right, fitted = [], 0.0, 0.0
-        for spec, weights in zip(specs, predicted, strict=True):
-            logits, features = logits_of(spec, _bounded(weights, settings.clip / len(drawn)), images)
+        losses, told = [], {"accuracy": 0.0} | ({"fitted_accuracy": 0.0} if settings.features else {})
+
+        def judge(spec: ArchitectureSpec, weights: dict[str, Tensor]) -> Tensor:
+            logits, features = logits_of(spec, weights, images)
+            told["accuracy"] += float((logits.argmax(1) == labels).float().mean()) / len(drawn)
             loss = held_back(F.cross_entropy(logits, labels), self.classes)
-            right += float((logits.argmax(1) == labels).float().mean()) / len(drawn)
-            if settings.features:
-                judged = left_out(features, labels, self.classes)
-                loss = loss + settings.features * F.cross_entropy(judged, labels)
-                fitted += float((judged.argmax(1) == labels).float().mean()) / len(drawn)
-            losses.append(loss)
+            if not settings.features:
+                return loss
+            judged = left_out(features, labels, self.classes)
+            told["fitted_accuracy"] += float((judged.argmax(1) == labels).float().mean()) / len(drawn)
+            return loss + settings.features * F.cross_entropy(judged, labels)
+
+        for spec, weights in zip(specs, predicted, strict=True):
+            losses.append(_judged(partial(judge, spec), weights, settings.clip))
         loss = torch.stack(losses).mean() * part.share(len(drawn))
         if settings.norm_penalty:
             norms = [value.norm() for weights in predicted for value in weights.values()]
             loss = loss + settings.norm_penalty * torch.stack(norms).sum() / len(drawn)
-        return loss, {"accuracy": right} | ({"fitted_accuracy": fitted} if settings.features else {})
+        return loss, told
 
     def evaluate(self, split: str, count: int) -> dict[str, float]:
         """Mean and best zero-shot accuracy of ``count`` networks on images that are held back."""
@@ -196,26 +245,39 @@ class GHNObjective:
         return {f"{split}_mean": sum(scores) / len(scores), f"{split}_max": max(scores)}
 
 
-class _Bounded(torch.autograd.Function):
-    """The same tensors; their gradients together are no longer than ``most``, and none where not finite."""
+class _Judged(torch.autograd.Function):
+    """The loss of one network by its weights, with what it keeps of its activations already given back.
+
+    The gradient by the weights is found at once, so that of K networks no two are held at a time. It is no
+    longer than ``most``, and none where not finite.
+    """
 
     @staticmethod
-    def forward(ctx: Any, most: float, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.most = most
-        return tuple(tensor.view_as(tensor) for tensor in tensors)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def forward(ctx: Any, judge: Callable[[list[Tensor]], Tensor], most: float, *weights: Tensor) -> Tensor:
+        with torch.enable_grad():
+            leaves = [weight.detach().requires_grad_() for weight in weights]
+            loss = judge(leaves)
+            gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
         length = torch.stack([gradient.norm() for gradient in gradients]).norm()
-        if not bool(torch.isfinite(length)):
-            return (None, *(torch.zeros_like(gradient) for gradient in gradients))
-        factor = (ctx.most / length.clamp(min=1e-12)).clamp(max=1.0)
-        return (None, *(gradient * factor for gradient in gradients))
+        if bool(torch.isfinite(length)):
+            factor = (most / length.clamp(min=1e-12)).clamp(max=1.0)
+            ctx.gradients = [gradient * factor for gradient in gradients]
+        else:
+            ctx.gradients = [torch.zeros_like(gradient) for gradient in gradients]
+        return loss.detach()
+
+    @staticmethod
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, None, *(gradient * outer for gradient in ctx.gradients))
 
 
-def _bounded(weights: dict[str, Tensor], most: float) -> dict[str, Tensor]:
-    """One network's weights, from which no more than ``most`` of gradient comes back."""
-    return dict(zip(weights, _Bounded.apply(most, *weights.values()), strict=True))  # type: ignore[no-untyped-call]
+def _judged(judge: Callable[[dict[str, Tensor]], Tensor], weights: dict[str, Tensor], most: float) -> Tensor:
+    """``judge(weights)``, from which no more than ``most`` of gradient comes back."""
+
+    def by_list(values: list[Tensor]) -> Tensor:
+        return judge(dict(zip(weights, values, strict=True)))
+
+    return _Judged.apply(by_list, most, *weights.values())  # type: ignore[no-untyped-call, no-any-return]
 
 
 def held_back(loss: Tensor, classes: int) -> Tensor:

@@ -73,6 +73,10 @@ class HasEncoder(Protocol):
 class MakesSamples(Guessing, Protocol):
     """A generator that can be probed."""
 
+    def first_guess(self, spec: ArchitectureSpec, support: Tensor) -> tuple[Tensor, str, bool]:
+        """As :meth:`weightloom.generators.first_guess.StartsFromGuess.first_guess`."""
+        ...
+
     @property
     def generate_many(self) -> Callable[..., list[Sample]]: ...
 
