@@ -5,7 +5,7 @@ import json
 import pytest
 
 from weightloom.cli.main import app
-from weightloom.errors import InputError, SpecError, UnsupportedRequestError
+from weightloom.errors import CheckpointError, InputError, SpecError, UnsupportedRequestError
 from weightloom.evaluation import AuditSettings, audit
 from weightloom.evaluation.audit import MIXTURES
 from weightloom.generators import Validity
@@ -73,6 +73,48 @@ def test_the_same_seed_gives_the_same_report(known, zoo):
     a, b = (audited(known, zoo, "noise", seed=3).to_json() for _ in range(2))
     assert a == b
     assert a["networks"] != audited(known, zoo, "noise", seed=4).to_json()["networks"]
+
+
+class Killed(Exception):
+    pass
+
+
+def test_an_interrupted_audit_goes_on_to_the_same_report(known, zoo, tmp_path):
+    """Stopped again and again; what was done is not done anew."""
+    task = zoo.records(split="train")[0].task
+    settings = AuditSettings(samples=3, tasks=2)
+    model = known("noise", task)
+    whole = audit(model, zoo, settings)
+    made, real = [], model.generate_many
+
+    def counted(*arguments, **options):
+        made.append(arguments)
+        return real(*arguments, **options)
+
+    model.generate_many = counted
+    for stop in range(20, 1000, 20):
+
+        def progress(what, done, total, stop=stop):
+            if done >= stop:
+                raise Killed
+
+        try:
+            found = audit(model, zoo, settings, work=tmp_path, progress=progress)
+            break
+        except Killed:
+            continue
+    else:
+        pytest.fail("it never ended")
+    assert stop > 40 and found.to_json() == whole.to_json()
+    calls = len(made)
+    assert audit(model, zoo, settings, work=tmp_path).to_json() == whole.to_json()
+    assert len(made) == calls, "everything was kept"
+    other = audit(model, zoo, AuditSettings(samples=3, tasks=2, seed=5), work=tmp_path)
+    assert len(made) > calls and other.networks != whole.networks
+    next(tmp_path.iterdir()).write_text("[]")
+    with pytest.raises(CheckpointError, match="remove it"):
+        audit(model, zoo, settings, work=tmp_path)
+        audit(model, zoo, AuditSettings(samples=3, tasks=2, seed=5), work=tmp_path)
 
 
 def test_a_picture_is_drawn(known, zoo, tmp_path):

@@ -37,6 +37,12 @@ def audit(
         Path | None,
         typer.Option("--plot", metavar="FILE", help="Draw accuracy against novelty (.png, .pdf, .svg)."),
     ] = None,
+    work: Annotated[
+        Path | None,
+        typer.Option(
+            "--work", metavar="DIR", help="Keep every task's result here; the same command then goes on."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Audit a generator's novelty against the training checkpoints of its zoo.
@@ -72,7 +78,8 @@ def audit(
     model = load_generator(plain_text(generator, "generator"))
     calm_threads()
     with progress() as move:
-        report = run_audit(model, held, settings, progress=move)
+        kept = None if work is None else work.expanduser()
+        report = run_audit(model, held, settings, work=kept, progress=move)
     result: dict[str, Any] = {**report.to_json(), "zoo": zoo, "seconds": time.perf_counter() - started}
     if out is not None:
         write_json(out, {**result, "zoo": held.path.name})

@@ -10,8 +10,11 @@ Source: the protocol of Zeng et al. (arXiv 2506.07998), with alignment before ev
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,11 +22,13 @@ from torch import Tensor
 
 from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.errors import InputError, SpecError, UnsupportedRequestError
+from weightloom.evaluation.cells import Cells, Result, version_of
 from weightloom.evaluation.novelty import (
     LEAST,
     RULE,
     VERDICTS,
     Checkpoints,
+    Usual,
     overlap,
     shares,
     verdict_of,
@@ -150,94 +155,137 @@ def audit(
     zoo: Zoo,
     settings: AuditSettings | None = None,
     *,
+    work: str | Path | None = None,
     progress: Progress = lambda *_: None,
 ) -> AuditReport:
     """Audit ``generator`` against the final training checkpoints of ``zoo``.
 
+    Args:
+        generator: any.
+        zoo: what it was trained on.
+        settings: how much is measured.
+        work: a folder where every task's result is kept as it is done, and taken from when it is there.
+        progress: is told of networks.
+
     Raises:
         InputError: the zoo has too few training checkpoints, or no such task.
         UnsupportedRequestError: the generator makes none of the zoo's architectures.
+        CheckpointError: what is kept in ``work`` is broken.
     """
     settings = settings or AuditSettings()
     chosen = _chosen(generator, zoo, settings)
-    groups = 1 + len(MIXTURES)
-    total = sum(
-        min(64, len(records)) + len(tasks) * settings.samples * groups for _, records, tasks in chosen
-    )
-    done = 0
+    groups = settings.samples * (1 + len(MIXTURES))
+    total = sum(min(64, len(records)) + len(tasks) * groups for _, records, tasks in chosen)
+    done = reached = 0
 
     def step() -> None:
         nonlocal done
-        done += 1
-        progress("audit", min(done, total), total)
+        done = min(done + 1, reached)
+        progress("audit", done, total)
+
+    def kept(key: dict[str, Any], steps: int, measure: Callable[[], Result]) -> Result:
+        nonlocal done, reached
+        reached += steps
+        found = measure() if work is None else Cells(work).or_measure(key, measure)
+        if done < reached:  # what was kept, and mixtures that a single checkpoint does not make
+            done = reached
+            progress("audit", done, total)
+        return found
 
     rows: list[dict[str, Any]] = []
     usual: dict[str, dict[str, float]] = {}
-    notes = _notes(generator, zoo, chosen)
+    about = {"name": generator.name, "kind": generator.kind}
+    asked = {**about, "version": version_of(generator), "samples": settings.samples}
+    asked |= {"shots": settings.shots, "images": settings.images, "seed": settings.seed}
     for spec, records, tasks in chosen:
         flats = zoo.load(records)
         known = Checkpoints(spec, flats)
-        own_usual = known.usual(step=step)
-        usual[spec.full_text()] = own_usual.to_json()
+        of = {"architecture": spec.full_text(), "checkpoints": _digest(records, flats)}
+        own = kept({"what": "usual", **of}, min(64, len(records)), partial(_usual, known, step))
+        usual[spec.full_text()] = own
         for text in tasks:
-            own = [i for i, record in enumerate(records) if record.task == text]
-            task = records[own[0]].parsed_task()
-            named = _networks(generator, spec, task, flats, own, settings)
-            images, labels = _test_images(task, settings.images)
-            of_training = wrong_answers(spec, flats[own], images, labels)
-            among = overlap(of_training, of_training).fill_diagonal_(0)
-            usual_overlap = float(among.max()) if len(own) > 1 else None
-            trained = 1 - float(of_training.float().mean())
-            chance = 1 / task.num_classes
-            facts = {"architecture": spec.full_text(), "task": text}
-            for number, row in enumerate(own):
-                rows.append(
-                    {
-                        "group": TRAINING,
-                        **facts,
-                        "sample": number,
-                        "accuracy": 1 - float(of_training[number].float().mean()),
-                        "overlap": float(among[number].max()) if len(own) > 1 else None,
-                        "distance": None,
-                        "distance_before": None,
-                        "hull": None,
-                        "largest_weight": None,
-                        "nearest": records[row].id,
-                        "verdict": None,
-                    }
-                )
-            for group, made in named.items():
-                wrong = wrong_answers(spec, made, images, labels)
-                alike = overlap(wrong, of_training).max(1).values
-                for number, one in enumerate(known.compare(made, step=step)):
-                    accuracy = 1 - float(wrong[number].float().mean())
-                    enough = int(wrong[number].sum()) >= 10  # of fewer errors an overlap says nothing
-                    verdict = verdict_of(
-                        one,
-                        own_usual,
-                        accuracy=accuracy,
-                        trained=trained,
-                        chance=chance,
-                        overlap=float(alike[number]) if enough else None,
-                        usual_overlap=usual_overlap,
-                    )
-                    rows.append(
-                        {
-                            "group": group,
-                            **facts,
-                            "sample": number,
-                            "accuracy": accuracy,
-                            "overlap": float(alike[number]),
-                            **asdict(one),
-                            "nearest": records[one.nearest].id,
-                            "verdict": verdict,
-                        }
-                    )
-    verdicts = [row["verdict"] for row in rows if row["group"] == GENERATED]
-    share = shares(verdicts)
+            key = {"what": "audited", "task": text, **of, **asked}
+            measure = partial(_audited, generator, known, records, text, Usual(**own), settings, step)
+            rows += kept(key, groups, measure)["rows"]
+    share = shares([row["verdict"] for row in rows if row["group"] == GENERATED])
     verdict = max(VERDICTS, key=lambda name: share[name])
-    about = {"name": generator.name, "kind": generator.kind}
+    notes = _notes(generator, zoo, chosen)
     return AuditReport(about, settings, rows, usual, notes, verdict, _beaten_by(rows), share)
+
+
+def _usual(known: Checkpoints, step: Callable[[], None]) -> Result:
+    return known.usual(step=step).to_json()
+
+
+def _digest(records: Sequence[Record], flats: Tensor) -> str:
+    """Changes with the checkpoints (N, P) that are compared with."""
+    digest = hashlib.sha256(flats.numpy().tobytes())
+    for record in records:
+        digest.update(f"{record.id} {record.task}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _audited(
+    generator: Generator,
+    known: Checkpoints,
+    records: Sequence[Record],
+    text: str,
+    usual: Usual,
+    settings: AuditSettings,
+    step: Callable[[], None],
+) -> Result:
+    """A row for every checkpoint of the task ``text``, and for every network that is made for it."""
+    spec, flats = known.spec, known.flats
+    own = [i for i, record in enumerate(records) if record.task == text]
+    task = records[own[0]].parsed_task()
+    named = _networks(generator, spec, task, flats, own, settings)
+    images, labels = _test_images(task, settings.images)
+    of_training = wrong_answers(spec, flats[own], images, labels)
+    among = overlap(of_training, of_training).fill_diagonal_(0)
+    usual_overlap = float(among.max()) if len(own) > 1 else None
+    trained = 1 - float(of_training.float().mean())
+    facts = {"architecture": spec.full_text(), "task": text}
+    unmeasured = dict.fromkeys(("distance", "distance_before", "hull", "largest_weight", "verdict"))
+    rows: list[dict[str, Any]] = [
+        {
+            "group": TRAINING,
+            **facts,
+            "sample": number,
+            "accuracy": 1 - float(of_training[number].float().mean()),
+            "overlap": float(among[number].max()) if len(own) > 1 else None,
+            **unmeasured,
+            "nearest": records[row].id,
+        }
+        for number, row in enumerate(own)
+    ]
+    for group, made in named.items():
+        wrong = wrong_answers(spec, made, images, labels)
+        alike = overlap(wrong, of_training).max(1).values
+        for number, one in enumerate(known.compare(made, step=step)):
+            accuracy = 1 - float(wrong[number].float().mean())
+            enough = int(wrong[number].sum()) >= 10  # of fewer errors an overlap says nothing
+            verdict = verdict_of(
+                one,
+                usual,
+                accuracy=accuracy,
+                trained=trained,
+                chance=1 / task.num_classes,
+                overlap=float(alike[number]) if enough else None,
+                usual_overlap=usual_overlap,
+            )
+            rows.append(
+                {
+                    "group": group,
+                    **facts,
+                    "sample": number,
+                    "accuracy": accuracy,
+                    "overlap": float(alike[number]),
+                    **asdict(one),
+                    "nearest": records[one.nearest].id,
+                    "verdict": verdict,
+                }
+            )
+    return {"rows": rows}
 
 
 # ------------------------------------------------------------------------------------- what is audited

@@ -10,7 +10,6 @@ Shapes: M samples, P values of a network.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from weightloom.architectures import ArchitectureSpec
 from weightloom.errors import CheckpointError, InputError, SpecError, WeightloomError
+from weightloom.evaluation.cells import Cells, Result, version_of
 from weightloom.evaluation.ground import DATASETS, SEEN, UNSEEN, Ground, Trial
 from weightloom.evaluation.measures import peak_mb, test_batch
 from weightloom.evaluation.novelty import LEAST, Checkpoints, Usual, verdict_of
@@ -32,14 +32,10 @@ from weightloom.fitting.finetune import LADDER
 from weightloom.generators import Generator, Sample, best_of, generators
 from weightloom.generators.base import Baseline
 from weightloom.generators.fingerprint import Fingerprint
-from weightloom.io import dump_json, read_json, write_json
 from weightloom.weights import layout_of
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being measured, cells done and cells in all."""
-
-Result = dict[str, Any]
-"""What a cell holds: numbers, or ``refused`` with the generator's own sentence."""
 
 EPOCHS = (0, 1, 5, 25)
 FINETUNED = FitSettings(batch_size=64, learning_rate=1e-3)
@@ -127,7 +123,7 @@ def contestants(given: Sequence[Generator]) -> list[Contestant]:
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"two generators are called {name}; a leaderboard needs a name for each")
-    found = [Contestant(m.name, m.kind, isinstance(m, Baseline), m, _version(m)) for m in given]
+    found = [Contestant(m.name, m.kind, isinstance(m, Baseline), m, version_of(m)) for m in given]
     for kind in generators.names():
         family = generators.get(kind)
         if any(model.kind == kind for model in given):
@@ -145,55 +141,7 @@ def contestants(given: Sequence[Generator]) -> list[Contestant]:
     return found
 
 
-def _version(model: Generator) -> str:
-    digest = hashlib.sha256(model.kind.encode())
-    fingerprint = getattr(model, "fingerprint", None)
-    if isinstance(fingerprint, Fingerprint):
-        for group in fingerprint.groups.values():
-            digest.update(group.codes.numpy().tobytes())
-    for part in getattr(model, "layerwise", ()):  # carried beside it, not in its state
-        digest.update(_version(part).encode())
-    if isinstance(model, nn.Module):
-        for name, value in sorted(model.state_dict().items()):
-            digest.update(name.encode() + value.detach().cpu().double().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-# ------------------------------------------------------------------------------------- cells
-
-
-class Cells:
-    """Results in a folder, one file each, named after what decides them."""
-
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-
-    def path(self, key: dict[str, Any]) -> Path:
-        """Where the result of ``key`` is kept."""
-        return self.folder / f"{hashlib.sha256(dump_json(key).encode()).hexdigest()[:24]}.json"
-
-    def get(self, key: dict[str, Any]) -> Result | None:
-        """What is kept of ``key``, or None.
-
-        Raises:
-            CheckpointError: the file is broken.
-        """
-        path = self.path(key)
-        if not path.is_file():
-            return None
-        held = read_json(path)
-        if not isinstance(held, dict) or not isinstance(held.get("result"), dict):
-            raise CheckpointError(path, "is no cell of a leaderboard; remove it to measure it again")
-        result: Result = held["result"]
-        return result
-
-    def or_measure(self, key: dict[str, Any], measure: Callable[[], Result]) -> Result:
-        """What is kept of ``key``, or what ``measure`` finds, which is kept."""
-        held = self.get(key)
-        if held is None:
-            held = measure()
-            write_json(self.path(key), {"key": key, "result": held})
-        return held
+# ------------------------------------------------------------------------------------- one run
 
 
 @dataclass(frozen=True)

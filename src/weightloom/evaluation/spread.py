@@ -15,15 +15,14 @@ from typing import Any
 from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.engines import Engine, Payload, job
 from weightloom.errors import InputError
+from weightloom.evaluation.cells import Cells, Result
 from weightloom.evaluation.ground import Ground, Trial
 from weightloom.evaluation.leaderboard import (
     Bench,
     Cell,
-    Cells,
     Contestant,
     LeaderboardSettings,
     Progress,
-    Result,
     contestants,
 )
 from weightloom.evaluation.novelty import Checkpoints
