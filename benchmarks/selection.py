@@ -28,11 +28,10 @@ from torch import Tensor
 
 from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.evaluation import SelectionSettings, candidates_of, parse_budget, select
-from weightloom.evaluation.selection import (
+from weightloom.evaluation.candidates import (
     DEFAULT_CANDIDATES,
     FAMILIES,
     WEIGHTS,
-    hold_back,
     log_odds,
     multiply_adds,
     signals,
@@ -44,7 +43,7 @@ from weightloom.generators.load import load_generator
 from weightloom.io import write_json
 from weightloom.seeding import seed_for, torch_generator
 from weightloom.tasks import DatasetTask, TaskSampler
-from weightloom.tasks.data import TaskData, draw_support
+from weightloom.tasks.data import TaskData, draw_support, hold_back
 
 RESULTS = Path(__file__).parent / "results"
 DATASETS = ("mnist", "fashion-mnist", "cifar10", "quickdraw", "digits")

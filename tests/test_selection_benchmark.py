@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from weightloom.evaluation.selection import FAMILIES, WEIGHTS
+from weightloom.evaluation.candidates import FAMILIES, WEIGHTS
 from weightloom.tasks import SupportSet
 
 

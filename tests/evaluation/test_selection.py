@@ -17,13 +17,7 @@ from weightloom.evaluation import (
     select,
     selection,
 )
-from weightloom.evaluation.selection import (
-    DEFAULT_CANDIDATES,
-    Candidate,
-    hold_back,
-    multiply_adds,
-    predict,
-)
+from weightloom.evaluation.candidates import DEFAULT_CANDIDATES, Candidate, multiply_adds, predict
 from weightloom.fitting import accuracy
 from weightloom.generators import Validity, cost
 from weightloom.generators.base import ANY_ARCHITECTURE
@@ -31,7 +25,7 @@ from weightloom.generators.random_init import RandomInit
 from weightloom.io import load_tensors
 from weightloom.plots import draw_selection
 from weightloom.tasks import parse_task
-from weightloom.tasks.data import TaskData
+from weightloom.tasks.data import TaskData, hold_back
 
 ARCHES = ("mlp(depth=1,width=4)", "mlp(depth=1,width=32)", "cnn(depth=1,width=4)", "mlp(depth=2,width=8)")
 

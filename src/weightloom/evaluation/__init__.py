@@ -2,6 +2,7 @@
 
 from weightloom.evaluation.atlas import Atlas, chart
 from weightloom.evaluation.audit import AuditReport, AuditSettings, audit
+from weightloom.evaluation.candidates import Candidate, candidates_of
 from weightloom.evaluation.ground import GROUPS, Ground, Trial
 from weightloom.evaluation.leaderboard import Leaderboard, LeaderboardSettings, run_leaderboard
 from weightloom.evaluation.novelty import (
@@ -15,14 +16,7 @@ from weightloom.evaluation.novelty import (
     wrong_answers,
 )
 from weightloom.evaluation.ranking import leaderboard_json, leaderboard_markdown, leaderboard_table
-from weightloom.evaluation.selection import (
-    Candidate,
-    Selection,
-    SelectionSettings,
-    candidates_of,
-    parse_budget,
-    select,
-)
+from weightloom.evaluation.selection import Selection, SelectionSettings, parse_budget, select
 
 __all__ = [
     "GROUPS",

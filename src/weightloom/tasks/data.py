@@ -270,3 +270,38 @@ class PixelCache:
         """Forget everything."""
         with self._lock:
             self._made.clear()
+
+
+MOST_HELD = 1500
+"""Images that :func:`hold_back` keeps from training at most."""
+
+
+def hold_back(
+    data: TaskData, names: Sequence[str], share: float, address: Sequence[str | int]
+) -> tuple[TaskData, TaskData]:
+    """Training images and images held back from them, of every class at least one each.
+
+    Args:
+        data: the train split.
+        names: of the classes, in label order.
+        share: of each class's images, held back; at most 1,500 images in all.
+        address: seed address.
+
+    Raises:
+        InputError: a class has fewer than two images.
+    """
+    share = min(share, MOST_HELD / max(1, len(data)))
+    kept, held = [], []
+    for label, name in enumerate(names):
+        own = torch.nonzero(data.labels == label).flatten()
+        if len(own) < 2:
+            few = "one training image" if len(own) else "no training image"
+            raise InputError(
+                f"class {name!r} has {few}; choosing needs two of every class, one to learn from and one to "
+                "judge by"
+            )
+        own = own[torch.randperm(len(own), generator=torch_generator(*address, label))]
+        count = min(max(1, round(share * len(own))), len(own) - 1)
+        held.append(own[:count])
+        kept.append(own[count:])
+    return data.part(torch.cat(kept)), data.part(torch.cat(held))
