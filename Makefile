@@ -57,6 +57,11 @@ ray: $(STAMP) ## Install Ray and run the tests of the engines on a cluster of th
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS),ray]'
 	$(BIN)/python -m pytest tests/engines $(ARGS)
 
+.PHONY: fuzz
+fuzz: $(STAMP) ## Run the readers under a fuzzer that is led by coverage (Linux; about ten minutes)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS),fuzz]'
+	$(BIN)/python tests/faults/fuzz.py $(ARGS)
+
 .PHONY: pip-audit
 pip-audit: ## Look the pinned versions up in the list of advisories (needs network access)
 	test -x build/pip-audit/bin/pip-audit || { $(PYTHON) -m venv build/pip-audit \
@@ -130,7 +135,7 @@ leaderboard: $(STAMP) ## Make the leaderboard again (about an hour on 2 cores; g
 .PHONY: constraints
 constraints: ## Write constraints.txt again, from the newest versions that fit
 	rm -rf build/constraints && $(PYTHON) -m venv build/constraints
-	build/constraints/bin/pip install --quiet 'torch==2.13.0' -e '.[$(EXTRAS),ray,docs]'
+	build/constraints/bin/pip install --quiet 'torch==2.13.0' -e '.[$(EXTRAS),ray,docs,fuzz]'
 	{ head -n 2 constraints.txt; build/constraints/bin/pip freeze --all --exclude-editable | sed 's/+cpu$$//' \
 		| grep -Eiv '^(pip|weightloom|nvidia|triton|cuda)'; } > build/constraints.txt
 	mv build/constraints.txt constraints.txt

@@ -257,6 +257,8 @@ class PlanNetwork(nn.Module):
         super().__init__()
         self.plan = plan
         self.activation = activation(activation_name)
+        last = {read: number for number, step in enumerate(plan) for read in step.reads}
+        self.spent = [[read for read in last if last[read] == number] for number in range(len(plan))]
         for name, step in _named(plan):
             module = _module(step)
             if module is not None:
@@ -264,16 +266,18 @@ class PlanNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pictures to features."""
-        states = [x]
-        for name, step in _named(self.plan):
+        states = {0: x}
+        for number, (name, step) in enumerate(_named(self.plan)):
             read = [states[i] for i in step.reads]
+            for index in self.spent[number]:  # without gradients, a map that nobody reads again is given back
+                del states[index]
             if name in self._modules:
-                states.append(self._modules[name](*read))  # type: ignore[misc]
+                states[number + 1] = self._modules[name](*read)  # type: ignore[misc]
             elif step.op == "relu":
-                states.append(self.activation(read[0]))
+                states[number + 1] = self.activation(read[0])
             else:
-                states.append(_apply(step, read))
-        return states[-1]
+                states[number + 1] = _apply(step, read)
+        return states[len(self.plan)]
 
 
 def _named(plan: tuple[Instruction, ...]) -> Iterator[tuple[str, Instruction]]:
