@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from weightloom.errors import CheckpointError, DataUnavailableError, UnknownNameError
+from weightloom.finite import all_finite
 from weightloom.io import load_pinned, load_tensors, read_bytes, sha256_of
 
 MAX_BYTES = 1 << 28
@@ -110,7 +111,7 @@ def read_state(path: Path, sha256: str, keys: tuple[str, ...] = (), prefix: str 
     for name, tensor in tensors.items():
         if tensor.is_floating_point():
             tensors[name] = tensor.float().contiguous()
-            if not bool(torch.isfinite(tensors[name]).all()):
+            if not all_finite(tensors[name]):
                 raise CheckpointError(path, f"tensor {name!r} has values that are not finite")
     return tensors
 

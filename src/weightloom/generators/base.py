@@ -23,6 +23,7 @@ from weightloom import __version__
 from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.conditioning.text import check_instruction
 from weightloom.errors import InputError, SpecError, UnsupportedRequestError
+from weightloom.finite import all_finite
 from weightloom.fitting import recalibrate, run_networks
 from weightloom.generators.cost import check_cost
 from weightloom.io import save_tensors
@@ -301,7 +302,7 @@ def check_support(support: SupportSet) -> None:
         raise InputError(f"{ONE_EXAMPLE}, but the examples are {count} of one class")
     if support.images.dtype != torch.float32:
         raise InputError(f"the examples must be float32 images in [-1, 1], not {support.images.dtype}")
-    if not bool(torch.isfinite(support.images).all()):
+    if not all_finite(support.images):
         raise InputError("the examples hold pixels that are not finite")
 
 

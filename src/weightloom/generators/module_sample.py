@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from weightloom import __version__
 from weightloom.architectures.graph import ModuleGraph
 from weightloom.errors import InputError
+from weightloom.finite import all_finite
 from weightloom.io import dump_json, save_tensors
 from weightloom.weights import require_finite
 
@@ -108,7 +109,7 @@ def check_images(images: Any) -> Tensor:
             f"batch norms need at least 2 images (B, C, H, W) of floats, not {tuple(images.shape)} of "
             f"{images.dtype}"
         )
-    if not bool(torch.isfinite(images).all()):
+    if not all_finite(images):
         raise InputError("images hold values that are not finite")
     furthest = float(images.abs().max())
     if furthest > _FURTHEST:

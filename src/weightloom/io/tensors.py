@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 
 from weightloom.errors import CheckpointError
+from weightloom.finite import all_finite
 from weightloom.io.atomic import atomic_file
 from weightloom.io.documents import parse_json
 from weightloom.io.files import open_regular
@@ -33,7 +34,6 @@ MAX_NAME = 512
 MAX_DIMENSION = 1 << 40
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/-]*")
-_FINITE_CHUNK = 1 << 22
 
 _DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -387,16 +387,8 @@ def _tensor_fault(tensor: Any) -> str | None:
 
 
 def value_fault(tensor: torch.Tensor) -> str | None:
-    """Why a tensor's values cannot be used, or None; in pieces: the check stays small beside the data."""
-    if not (tensor.is_floating_point() or tensor.is_complex()):
-        return None
-    flat = tensor.reshape(-1)
-    for piece in flat.split(_FINITE_CHUNK):
-        if piece.element_size() == 1:
-            piece = piece.float()  # isfinite knows no 8-bit floats
-        if not bool(torch.isfinite(piece).all()):
-            return "has values that are not finite"
-    return None
+    """Why a tensor's values cannot be used, or None."""
+    return None if all_finite(tensor) else "has values that are not finite"
 
 
 def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:

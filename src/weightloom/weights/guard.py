@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from weightloom.errors import InputError
+from weightloom.finite import all_finite
 
 
 def require_finite(tensors: Mapping[str, Tensor], what: str) -> None:
@@ -20,10 +21,8 @@ def require_finite(tensors: Mapping[str, Tensor], what: str) -> None:
         weightloom.errors.InputError: checkpoint 7: tensor 'head.bias' holds 1 of 2 values that are not finite
     """
     for name, tensor in tensors.items():
-        if tensor.is_floating_point():
-            finite = torch.isfinite(tensor)
-            if not bool(finite.all()):
-                bad = int((~finite).sum())
-                raise InputError(
-                    f"{what}: tensor {name!r} holds {bad} of {tensor.numel()} values that are not finite"
-                )
+        if not all_finite(tensor):
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise InputError(
+                f"{what}: tensor {name!r} holds {bad} of {tensor.numel()} values that are not finite"
+            )

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.errors import CheckpointError, InputError, SpecError
+from weightloom.finite import all_finite
 from weightloom.io import load_legacy, load_tensors, parse_json, read_header, read_shards, shards_metadata
 from weightloom.io.shards import INDEX_FILE
 from weightloom.weights import layout_of
@@ -162,7 +163,7 @@ def read_checked(
         if not tensor.is_floating_point():
             raise CheckpointError(path, f"tensor {slot.name!r} holds {tensor.dtype}, not floats")
         floats[slot.name] = tensor.float()
-        if not bool(torch.isfinite(floats[slot.name]).all()):
+        if not all_finite(floats[slot.name]):
             raise CheckpointError(path, f"tensor {slot.name!r} has values that are not finite")
     return Reading(spec, layout.flatten(floats), metadata, facts)
 
