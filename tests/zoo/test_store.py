@@ -178,6 +178,17 @@ class TestDamage:
         with pytest.raises(CheckpointError, match="index cannot be read"):
             Zoo(tmp_path)
 
+    def test_an_index_whose_own_words_are_no_text(self, copy):
+        """SQLite quotes what a file holds in its messages, and Python decodes these."""
+        index = copy.path / "zoo.sqlite3"
+        with closing(sqlite3.connect(index)) as db:
+            db.execute("PRAGMA journal_mode=DELETE")
+        changed = index.read_bytes().replace(b"ON checkpoints", b"ON check\x81oints")
+        assert changed != index.read_bytes()
+        index.write_bytes(changed)
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            Zoo(copy.path).records()
+
     def test_a_zoo_cannot_be_made_where_a_file_stands(self, tmp_path):
         (tmp_path / "file").write_text("mine")
         with pytest.raises(WeightloomError):

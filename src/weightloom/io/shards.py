@@ -65,7 +65,7 @@ def write_shards(
     """
     groups = _grouped(plan, shard_bytes)
     names = [f"model-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
-    stream = iter(pieces)
+    stream, folder = iter(pieces), Path(folder)
     with atomic_folder(folder, overwrite=overwrite) as place:
         for name, group in zip(names, groups, strict=True):
             part = {tensor: plan[tensor] for tensor in group}
@@ -73,7 +73,7 @@ def write_shards(
             with atomic_file(place / name, durable=False) as handle:
                 handle.write(header_bytes(place / name, part))
                 for tensor in group:
-                    _write_tensor(Path(folder), handle, tensor, plan[tensor], stream)
+                    _write_tensor(folder, handle, tensor, plan[tensor], stream)
         if (left := next(stream, None)) is not None:
             raise InputError(f"tensor {left[0]!r} is not part of the plan")
         total = sum(_nbytes(plan[tensor]) for tensor in plan)

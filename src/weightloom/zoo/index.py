@@ -96,6 +96,8 @@ def opened(path: Path) -> Iterator[sqlite3.Connection]:
             yield db
     except sqlite3.DatabaseError as error:
         raise _explained(path, error) from None
+    except UnicodeDecodeError as error:  # of SQLite's own message, where it quotes what the file holds
+        raise CheckpointError(path, f"the index cannot be read ({error})") from None
 
 
 @contextmanager
