@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from tests.training.sharding_worker import train
 from torch import nn
 
 import weightloom
@@ -23,6 +24,7 @@ from weightloom.training.parallel import WHOLE, Part
 from weightloom.training.run import train_recipe
 
 WORKER = Path(__file__).with_name("torchrun_worker.py")
+SHARDING = Path(__file__).with_name("sharding_worker.py")
 RECIPE = {
     "kind": "generator",
     "generator": "ghn",
@@ -157,11 +159,47 @@ def torchrun(*arguments):
     )
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
-def test_two_processes_and_one_take_turns(tmp_path):
+DISTRIBUTED = pytest.mark.skipif(
+    not torch.distributed.is_available(), reason="this torch has no torch.distributed"
+)
+
+
+@DISTRIBUTED
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_divided_weights_take_the_same_steps(tmp_path, accumulate):
+    """Each of two processes holds half of them in training, and all of them at its end."""
+    alone, log, held = train(tmp_path / "alone", 9)
+    done = torchrun(SHARDING, tmp_path / "out", 9, accumulate, tmp_path / "got")
+    assert done.returncode == 0, done.stderr
+    count = sum(p.numel() for p in alone.parameters() if p.requires_grad)
+    for rank in range(2):
+        tensors, _ = load_tensors(tmp_path / f"got.{rank}.safetensors")
+        said = json.loads((tmp_path / f"got.{rank}.json").read_text())
+        for name, value in alone.named_parameters():
+            assert torch.allclose(tensors[name], value, atol=1e-5), name
+        for entry, wanted in zip(said["log"], log, strict=True):
+            assert {k: v for k, v in entry.items() if k != "seconds"} == pytest.approx(
+                {k: v for k, v in wanted.items() if k != "seconds"}, rel=1e-4
+            )
+        assert any(entry.get("skipped") for entry in said["log"]), "one loss is infinite"
+        assert set(held) == {count} and all(0.3 * count < own < 0.7 * count for own in said["held"])
+    mine, _ = load_tensors(tmp_path / "out" / "state-0.safetensors")
+    wanted, _ = load_tensors(tmp_path / "alone" / "state-0.safetensors")
+    assert mine.keys() == wanted.keys(), "one process can go on from it"
+    assert all(torch.allclose(mine[name], wanted[name], atol=1e-5) for name in mine)
+
+
+def test_what_cannot_be_together_is_said():
+    with pytest.raises(SpecError, match="shard and compile"):
+        LoopSettings(shard=True, compile=True)
+
+
+@DISTRIBUTED
+@pytest.mark.parametrize("shard", [False, True])
+def test_two_processes_and_one_take_turns(tmp_path, shard):
     """Two begin, one goes on in halves of their batches, two end: the curve of one that was left alone."""
     recipe, halves = tmp_path / "recipe.yaml", tmp_path / "halves.yaml"
-    recipe.write_text(yaml.safe_dump(RECIPE))
+    recipe.write_text(yaml.safe_dump({**RECIPE, "loop": {**RECIPE["loop"], "shard": shard}}))
     halves.write_text(yaml.safe_dump({**RECIPE, "loop": {**RECIPE["loop"], "accumulate": 2}}))
     alone = train_recipe(recipe, None, tmp_path / "alone")
     out = tmp_path / "out"

@@ -13,7 +13,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from weightloom.errors import CheckpointError, SpecError, TrainingError
 from weightloom.io import load_tensors, make_folder, read_json, save_tensors, sweep, write_json, write_text
 from weightloom.training import parallel
 from weightloom.training.parallel import Divisible, Part
+from weightloom.training.sharding import Sharded, whole
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being trained, steps done and steps in all."""
@@ -57,6 +58,8 @@ class LoopSettings:
     """``bf16``: products of matrices in half the bits, where torch's autocast thinks it safe."""
     compile: bool = False
     """Whether the model's own forward pass goes through ``torch.compile``."""
+    shard: bool = False
+    """Whether several processes divide the trained weights, gradients and Adam's memory among them."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not 0 < self.learning_rate <= 1 or self.warmup < 0 or self.clip <= 0:
@@ -67,6 +70,8 @@ class LoopSettings:
             raise SpecError("log_every, save_every and max_bad_steps must be at least 1")
         if self.accumulate < 1 or self.precision not in ("float32", "bf16"):
             raise SpecError("accumulate must be at least 1, and precision float32 or bf16")
+        if self.shard and self.compile:
+            raise SpecError("shard and compile are not for the same run")
         if not 0 <= self.average < 1:
             raise SpecError(f"average must be from 0 to below 1, not {self.average!r}")
 
@@ -125,17 +130,7 @@ def run_loop(
         if other != [what, settings.steps]:
             raise TrainingError(f"process {number} is at {other[0]}, this one at {what}")
     parameters = {n: p for n, p in modules.named_parameters() if p.requires_grad}
-    optimiser = torch.optim.AdamW(
-        [
-            {
-                "params": [p for p in parameters.values() if p.dim() > 1],
-                "weight_decay": settings.weight_decay,
-            },
-            {"params": [p for p in parameters.values() if p.dim() <= 1], "weight_decay": 0.0},
-        ],
-        lr=settings.learning_rate,
-        betas=(0.9, 0.98),
-    )
+    optimiser = _optimiser(parameters, settings)
     averages = {n: p.detach().clone() for n, p in parameters.items()} if settings.average else {}
     state = _State()
     store = None if folder is None or parallel.rank() > 0 else Path(folder)
@@ -149,6 +144,8 @@ def run_loop(
     state = _handed_on(state, parameters, optimiser, averages)
     started = time.perf_counter() - state.seconds
     batch = _Batch(modules, objective, settings)
+    if batch.sharded is not None:
+        parameters, optimiser, averages = _divided(batch.sharded, optimiser, averages, settings)
     for step in range(state.step, settings.steps):
         for group in optimiser.param_groups:
             group["lr"] = settings.learning_rate * _rate(step, settings)
@@ -156,7 +153,7 @@ def run_loop(
         loss, numbers, finite = batch.gradient(step)
         norm = torch.tensor(math.inf)
         if finite:
-            norm = nn.utils.clip_grad_norm_(parameters.values(), settings.clip)
+            norm = batch.clip(parameters)
         if bool(torch.isfinite(norm)):
             optimiser.step()
             stays = min(settings.average, (step + 1) / (step + 10))
@@ -186,7 +183,7 @@ def run_loop(
             entry["seconds"] = time.perf_counter() - started
             if probed:
                 assert evaluate is not None
-                with _swapped(parameters, averages):
+                with _swapped(parameters, averages), batch.gathered():
                     entry |= evaluate(done)
             state.log.append(entry)
             state.sums, state.counts, state.skipped = {}, {}, 0
@@ -195,14 +192,45 @@ def run_loop(
                     stream.write(json.dumps(entry) + "\n")
         if last or done % settings.save_every == 0:
             state.step, state.seconds = done, time.perf_counter() - started
+            tensors = _tensors(parameters, optimiser, averages)
             if store is not None:
-                _keep(store, state, parameters, optimiser, averages, settings)
+                _keep(store, state, tensors, settings)
         progress(what, done, settings.steps)
-    batch.close()
     with torch.no_grad():
         for name, average in averages.items():
             parameters[name].copy_(average)
+    batch.close()
     return state.log
+
+
+def _optimiser(parameters: dict[str, nn.Parameter], settings: LoopSettings) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        [
+            {
+                "params": [p for p in parameters.values() if p.dim() > 1],
+                "weight_decay": settings.weight_decay,
+            },
+            {"params": [p for p in parameters.values() if p.dim() <= 1], "weight_decay": 0.0},
+        ],
+        lr=settings.learning_rate,
+        betas=(0.9, 0.98),
+    )
+
+
+def _divided(
+    sharded: Sharded, old: torch.optim.Optimizer, averages: dict[str, Tensor], settings: LoopSettings
+) -> tuple[dict[str, nn.Parameter], torch.optim.AdamW, dict[str, Tensor]]:
+    """This process's share of parameters, of what the optimiser knows of them, and of averages."""
+    parameters = sharded.parameters()
+    optimiser = _optimiser(parameters, settings)
+    # Groups list the parameters in the order of their names, before and after.
+    names = {parameter: name for name, parameter in parameters.items()}
+    for before, after in zip(old.param_groups, optimiser.param_groups, strict=True):
+        for one, other in zip(before["params"], after["params"], strict=True):
+            for key, value in old.state.get(one, {}).items():
+                held = value if key == "step" else sharded.divided(names[other], value)
+                optimiser.state[other][key] = held
+    return parameters, optimiser, {n: sharded.divided(n, average) for n, average in averages.items()}
 
 
 class _Step(nn.Module):
@@ -212,6 +240,7 @@ class _Step(nn.Module):
         super().__init__()
         self.modules_, self.objective = modules, objective
         self.numbers: dict[str, float] = {}
+        self.sharded: Sharded | None = None
 
     def forward(self, step: int, part: Part) -> Tensor:
         """The loss of a part; its numbers are left in ``numbers``."""
@@ -220,6 +249,8 @@ class _Step(nn.Module):
             return loss
         assert isinstance(self.objective, Divisible)
         loss, self.numbers = self.objective(step, part)
+        if self.sharded is not None:
+            return self.sharded.joined(loss)
         if not loss.requires_grad:  # nothing of this part teaches anything, but the others wait for it
             loss = loss + 0.0 * next(p for p in self.parameters() if p.requires_grad).flatten()[0]
         return loss
@@ -232,7 +263,10 @@ class _Batch:
         self.modules, self.settings = modules, settings
         self.local = _Step(modules, objective)
         self.shared: DistributedDataParallel | None = None
-        if parallel.count() > 1:
+        self.sharded: Sharded | None = None
+        if parallel.count() > 1 and settings.shard:
+            self.sharded = self.local.sharded = Sharded(self.local, modules)
+        elif parallel.count() > 1:
             # Which weights have a part in a step differs from step to step, and from part to part.
             self.shared = DistributedDataParallel(self.local, find_unused_parameters=True)
             self.shared.register_comm_hook(None, lambda _, bucket: parallel.added_up(bucket))
@@ -250,6 +284,8 @@ class _Batch:
             last = turn == accumulate - 1
             # Gradients travel with the last part.
             alone = nullcontext() if self.shared is None or last else self.shared.no_sync()
+            if self.sharded is not None:
+                self.sharded.begin(last)
             with alone:
                 with torch.autocast(device, torch.bfloat16, enabled=self.settings.precision == "bf16"):
                     loss = run(step, part)
@@ -259,14 +295,28 @@ class _Batch:
                 if last:
                     total, numbers = _added(parallel.gather([total, numbers]))
                 finite = math.isfinite(total)
-                # All processes or none: each waits for the others' gradients.
-                if finite or not last:
+                # All processes or none: each waits for the others' gradients. Shards are given back by it.
+                if finite or not last or self.sharded is not None:
                     loss.backward()
+        if self.sharded is not None:
+            self.sharded.finish()
         return total, numbers, finite
+
+    def clip(self, parameters: dict[str, nn.Parameter]) -> Tensor:
+        """Shorten the gradient to the settings' length; its length before."""
+        if self.sharded is not None:
+            return self.sharded.clip(self.settings.clip)
+        return nn.utils.clip_grad_norm_(parameters.values(), self.settings.clip)
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """The weights as a whole in the modules, for as long as this lasts."""
+        return nullcontext() if self.sharded is None else self.sharded.gathered()
 
     def close(self) -> None:
         """Leave the modules as they were."""
         self.shared = None
+        if self.sharded is not None:
+            self.sharded.close()
         if self.settings.compile:
             self.modules._compiled_call_impl = None
 
@@ -336,20 +386,20 @@ def _rate(step: int, settings: LoopSettings) -> float:
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, along)))
 
 
-def _keep(
-    store: Path,
-    state: _State,
-    parameters: dict[str, nn.Parameter],
-    optimiser: torch.optim.Optimizer,
-    averages: dict[str, Tensor],
-    settings: LoopSettings,
-) -> None:
-    tensors = {f"weight.{n}": p.detach().contiguous() for n, p in parameters.items()}
-    tensors |= {f"average.{n}": average.contiguous() for n, average in averages.items()}
+def _tensors(
+    parameters: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer, averages: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """What a state keeps, as a whole: every process has to take part where they are divided."""
+    tensors = {f"weight.{n}": whole(p.detach()).contiguous() for n, p in parameters.items()}
+    tensors |= {f"average.{n}": whole(average).contiguous() for n, average in averages.items()}
     for name, p in parameters.items():
         # Adam counts a parameter's own steps: it has none where a step gave that parameter no gradient.
         for key, value in optimiser.state.get(p, {}).items():
-            tensors[f"{key}.{name}"] = value.contiguous()
+            tensors[f"{key}.{name}"] = whole(value).contiguous()
+    return tensors
+
+
+def _keep(store: Path, state: _State, tensors: dict[str, Tensor], settings: LoopSettings) -> None:
     # Never the file that the note names: a kill between the weights and the note leaves the older pair whole.
     state.file = _FILES[0] if state.file == _FILES[1] else _FILES[1]
     save_tensors(store / state.file, tensors, {"step": str(state.step)})

@@ -21,7 +21,7 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-UNDECISIVE = ("log_every", "save_every", "accumulate", "compile")
+UNDECISIVE = ("log_every", "save_every", "accumulate", "compile", "shard")
 """What a loop's recipe says of how it is run: the same training goes on with other values."""
 
 
@@ -38,6 +38,7 @@ class LoopRecipe(_Strict):
     accumulate: Annotated[int, Field(ge=1, le=65536)] = 1
     precision: Literal["float32", "bf16"] = "float32"
     compile: bool = False
+    shard: bool = False
 
     def settings(self) -> LoopSettings:
         """The settings for :func:`weightloom.training.run_loop`."""
