@@ -3,12 +3,14 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from weightloom.cli.main import app
 from weightloom.errors import CheckpointError, InputError, SpecError, UnsupportedRequestError
 from weightloom.evaluation import AuditSettings, audit
 from weightloom.evaluation.audit import MIXTURES
 from weightloom.generators import Validity
+from weightloom.generators.fingerprint import Fingerprint, FingerprintGroup
 from weightloom.io import dump_json
 from weightloom.plots import draw_audit
 from weightloom.zoo import Zoo
@@ -111,10 +113,11 @@ def test_an_interrupted_audit_goes_on_to_the_same_report(known, zoo, tmp_path):
     assert len(made) == calls, "everything was kept"
     other = audit(model, zoo, AuditSettings(samples=3, tasks=2, seed=5), work=tmp_path)
     assert len(made) > calls and other.networks != whole.networks
-    next(tmp_path.iterdir()).write_text("[]")
-    with pytest.raises(CheckpointError, match="remove it"):
-        audit(model, zoo, settings, work=tmp_path)
-        audit(model, zoo, AuditSettings(samples=3, tasks=2, seed=5), work=tmp_path)
+    for broken in ("[]", "{"):
+        for cell in tmp_path.iterdir():
+            cell.write_text(broken)
+        with pytest.raises(CheckpointError, match="remove it to measure it again"):
+            audit(model, zoo, settings, work=tmp_path)
 
 
 def test_a_picture_is_drawn(known, zoo, tmp_path):
@@ -124,12 +127,20 @@ def test_a_picture_is_drawn(known, zoo, tmp_path):
         draw_audit(report, tmp_path / "audit.txt")
 
 
-def test_a_generator_of_another_zoo_is_noted(known, zoo):
+@pytest.mark.parametrize(
+    ("change", "noted"),
+    [({}, None), ({"id": "elsewhere"}, "holds none"), ({"task": "digits[9,8,7,6]@8c1"}, "holds none")],
+)
+def test_a_generator_of_another_zoo_is_noted(known, zoo, change, noted):
+    """By tasks as well: zoos of one shape number their checkpoints alike."""
     model = known("copy")
-    group = type("Group", (), {"rows": [{"id": "elsewhere"}]})()
-    model.fingerprint = type("Held", (), {"groups": {None: group}})()
+    ((spec, records),) = zoo.by_architecture(split="train", final=True)
+    row = {"id": records[0].id, "task": records[0].task} | change
+    group = FingerprintGroup(spec, torch.zeros(1, 1, 1), torch.zeros(1, 4, 2), [row])
+    model.fingerprint = Fingerprint(None, [group])
     report = audit(model, zoo, AuditSettings(samples=2, tasks=1, task=model.task))
-    assert any("other checkpoints" in text for text in report.notes)
+    about = [text for text in report.notes if "was trained on" in text]
+    assert not about if noted is None else noted in about[0]
 
 
 def test_what_cannot_be_audited_is_refused(known, zoo, tmp_path):

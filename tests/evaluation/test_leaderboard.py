@@ -195,3 +195,11 @@ def test_a_zoo_without_its_recipe_is_refused(tmp_path):
 
     with pytest.raises(InputError, match="recipe"):
         Ground.from_zoo(Zoo(tmp_path / "zoo", create=True))
+
+
+def test_a_generator_that_makes_nothing_of_it_is_refused_at_once(ground, tmp_path):
+    model = Constant()
+    model.validity = replace(model.validity, input=(1, 32, 32))
+    with pytest.raises(UnsupportedRequestError, match="constant makes none of the networks that are asked"):
+        run_leaderboard([model], ground, tmp_path, SMALL)
+    assert not list(tmp_path.rglob("*.json"))

@@ -139,3 +139,18 @@ def test_trunks_of_the_most_alike_tasks(igpg, resolved, supports):
     four = resolved(classes=4)
     assert torch.allclose(fingerprint.trunk_near(four, described)[:trunk], near[:trunk], atol=1e-6)
     assert fingerprint.trunk_near(resolved("mlp(depth=1,width=4)"), described) is None
+
+
+def test_every_sample_says_how_new_it_is(igpg, resolved, support):
+    samples = igpg.generate_many(resolved(), support=support, num_samples=3)
+    found = igpg.fingerprint.novelty(resolved(), torch.stack([sample.flat for sample in samples]))
+    assert [sample.report["novelty"] for sample in samples] == found
+    assert "novelty" not in igpg.generate_many(resolved("mlp(depth=1,width=4)"), support=support)[0].report
+
+
+def test_how_much_of_it_is_held_elsewhere(igpg):
+    told = [(spec, row["id"]) for spec, group in igpg.fingerprint.groups.items() for row in group.rows]
+    held = igpg.fingerprint.known_elsewhere
+    assert held(lambda spec, row: True) is None
+    assert held(lambda spec, row: (spec, row["id"]) in told[1:]) == f"{len(told) - 1} of {len(told)}"
+    assert held(lambda spec, row: False) == "none"

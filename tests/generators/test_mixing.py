@@ -33,7 +33,7 @@ def test_a_gaussian_is_drawn_around_the_nearest_tasks_checkpoints(igpg, resolved
     assert wide.report["checkpoints"] == 6 and len(wide.report["checkpoint_tasks"]) == 3
 
 
-def test_noise_is_added_to_checkpoints_nearest_first(igpg, resolved, support):
+def test_noise_is_added_to_checkpoints_of_the_nearest_task(igpg, resolved, support):
     zoo = igpg.fingerprint._flats(resolved())
     bound = igpg.tokenizer.bind(resolved())[2]
     samples = many(NoisyCheckpoint.from_generator(igpg, noise=0.5), resolved(), support, 6)
@@ -41,8 +41,8 @@ def test_noise_is_added_to_checkpoints_nearest_first(igpg, resolved, support):
         row = int(sample.report["checkpoint"].split("-")[1])
         moved = bound.normalise(sample.flat) - bound.normalise(zoo[row])
         assert float(moved.square().mean().sqrt()) == pytest.approx(0.5, rel=0.2)
-    assert {s.report["checkpoint"] for s in samples} == {f"checkpoint-{i}" for i in range(6)}
-    assert samples[0].report["checkpoint_task"] == "digits[3,1,7]@8c1"
+    assert {s.report["checkpoint_task"] for s in samples} == {"digits[3,1,7]@8c1"}
+    assert len({s.report["checkpoint"] for s in samples}) > 1
 
 
 def test_a_mixture_lies_between_its_two_checkpoints(igpg, resolved, support):

@@ -43,12 +43,14 @@ def test_label_order_counts(nearest, resolved, supports):
     assert b > a
 
 
-def test_more_samples_are_the_next_nearest_checkpoints(nearest, igpg, resolved, support):
+def test_more_samples_are_the_checkpoints_of_the_task_and_of_no_other(nearest, igpg, resolved, support):
     samples = nearest.generate_many(resolved(), support=support, num_samples=8, batch_norm="generated")
-    distances = [s.report["task_distance"] for s in samples[:6]]
-    assert distances == sorted(distances)
-    assert len({s.report["checkpoint"] for s in samples[:6]}) == 6
-    assert [s.report["checkpoint"] for s in samples[6:]] == [s.report["checkpoint"] for s in samples[:2]]
+    rows = igpg.fingerprint.groups[resolved()].rows
+    task = samples[0].report["checkpoint_task"]
+    own = [row["id"] for row in rows if row["task"] == task]
+    assert 1 < len(own) < len(rows)
+    assert [s.report["checkpoint"] for s in samples] == [own[index % len(own)] for index in range(8)]
+    assert {s.report["checkpoint_task"] for s in samples} == {task}
     for sample in samples:
         row = int(sample.report["checkpoint"].split("-")[1])
         assert torch.equal(sample.flat, igpg.fingerprint._flats(resolved())[row])

@@ -163,3 +163,11 @@ def test_bad_input_is_refused():
     with pytest.raises(InputError, match="at least one"):
         align(spec, flat, flat[None], method="activations", images=torch.zeros(0, 1, 16, 16))
     assert align(spec, flat, flat[None][:0]).shape == (0, len(flat))
+
+
+def test_networks_of_another_size_are_one_sentence():
+    spec = parse_architecture("mlp(depth=1,width=4,classes=3,input=1x4x4)")
+    flats = initial_flats(spec, [0, 1])
+    for reference, others in ((flats[0, :-1], flats), (flats[0], flats[:, :-1]), (flats[0], flats[0])):
+        with pytest.raises(InputError, match=r"values and the reference"):
+            align(spec, reference, others)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from weightloom.cli.failures import Interrupted
 from weightloom.cli.inputs import Json, calm_threads, check_out, plain_text
 from weightloom.cli.output import emit, note, percent, progress, say, seconds_text, table
 from weightloom.cli.plots import PLOT_SUFFIXES
@@ -77,9 +78,16 @@ def audit(
     held = Zoo(zoo.expanduser())
     model = load_generator(plain_text(generator, "generator"))
     calm_threads()
-    with progress() as move:
-        kept = None if work is None else work.expanduser()
-        report = run_audit(model, held, settings, work=kept, progress=move)
+    kept = None if work is None else work.expanduser()
+    try:
+        with progress() as move:
+            report = run_audit(model, held, settings, work=kept, progress=move)
+    except KeyboardInterrupt:
+        if kept is None:
+            raise
+        raise Interrupted(
+            f"what was measured is kept in {kept}, and the same command goes on from there"
+        ) from None
     result: dict[str, Any] = {**report.to_json(), "zoo": zoo, "seconds": time.perf_counter() - started}
     if out is not None:
         write_json(out, {**result, "zoo": held.path.name})

@@ -94,15 +94,3 @@ def baselines(
         "accuracy": found.report["checkpoint_accuracy"],
     }
     return Baselines(chance, reached, trained, facts, random[0], found.flat)
-
-
-def novelty(generator: Generator, samples: Sequence[Sample]) -> list[dict[str, Any] | None]:
-    """How far each sample is from the nearest training checkpoint, None where that is unknown."""
-    fingerprint = getattr(generator, "fingerprint", None)
-    found = None
-    if fingerprint is not None:
-        import torch
-
-        flats = torch.stack([sample.flat for sample in samples])
-        found = fingerprint.novelty(samples[0].architecture, flats)
-    return [None] * len(samples) if found is None else [dict(one) for one in found]

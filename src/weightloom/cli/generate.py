@@ -160,13 +160,11 @@ def generate(
     if target is not None:
         with working("measuring"):
             accuracies = [*_accuracies(made, target)]
-    novelties: list[dict[str, Any] | None] = [None] * len(made)
-    from weightloom.cli.baselines import Baselines, baselines, novelty
+    from weightloom.cli.baselines import Baselines, baselines
 
     compared = Baselines()
     if compare:
         with working("comparing"):
-            novelties = novelty(model, made)
             compared = baselines(model, made, target, support, seed)
     reasons = None
     if explain:
@@ -192,7 +190,7 @@ def generate(
         _draw(plot, curves, chosen, target, compared)
     if out is not None:
         extra = {"task": None if target is None else str(target), "accuracy": accuracies[best]}
-        replace(chosen, report={**chosen.report, **extra, "novelty": novelties[best]}).save(out)
+        replace(chosen, report={**chosen.report, **extra}).save(out)
 
     parameters = resolved.num_parameters()
     result = {
@@ -215,7 +213,7 @@ def generate(
                 "accuracy": accuracies[i],
                 "support_accuracy": sample.report.get("support_accuracy"),
                 "support_loss": sample.report.get("support_loss"),
-                "novelty": novelties[i],
+                "novelty": sample.report.get("novelty"),
             }
             for i, sample in enumerate(made)
         ],

@@ -36,6 +36,7 @@ from weightloom.evaluation.novelty import (
 )
 from weightloom.fitting import recalibrate
 from weightloom.generators import Generator
+from weightloom.generators.fingerprint import Fingerprint
 from weightloom.seeding import torch_generator
 from weightloom.tasks import Task
 from weightloom.weights import WeightStatistics, align, layout_of
@@ -340,13 +341,16 @@ def _notes(
     """What could mislead a reader."""
     notes = []
     fingerprint = getattr(generator, "fingerprint", None)
-    if fingerprint is not None:
-        known = {str(row.get("id")) for group in fingerprint.groups.values() for row in group.rows}
-        own = {record.id for _, records, _ in chosen for record in records}
-        if known and not known & own:
+    if isinstance(fingerprint, Fingerprint):
+        own = {(spec, record.id, record.task) for spec, records, _ in chosen for record in records}
+        asked = {spec for spec, _, _ in chosen}
+        held = fingerprint.known_elsewhere(
+            lambda spec, row: spec not in asked or (spec, row.get("id"), row.get("task")) in own
+        )
+        if held is not None:
             notes.append(
-                f"{generator.name} was trained on other checkpoints than those of {zoo.path.name}: "
-                "that its networks are new to this zoo says nothing"
+                f"{zoo.path.name} holds {held} of the checkpoints that {generator.name} was trained on: "
+                "that its networks are new to this zoo says little"
             )
     thin = [
         text

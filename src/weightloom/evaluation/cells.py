@@ -41,7 +41,10 @@ class Cells:
         path = self.path(key)
         if not path.is_file():
             return None
-        held = read_json(path)
+        try:
+            held = read_json(path)
+        except CheckpointError as error:
+            raise CheckpointError(path, f"{error.reason}; remove it to measure it again") from None
         if not isinstance(held, dict) or not isinstance(held.get("result"), dict):
             raise CheckpointError(path, "is no kept result; remove it to measure it again")
         result: Result = held["result"]

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from weightloom.architectures import ArchitectureSpec
-from weightloom.errors import CheckpointError, InputError, SpecError, WeightloomError
+from weightloom.errors import CheckpointError, InputError, SpecError, UnsupportedRequestError, WeightloomError
 from weightloom.evaluation.cells import Cells, Result, version_of
 from weightloom.evaluation.ground import DATASETS, SEEN, UNSEEN, Ground, Trial
 from weightloom.evaluation.measures import peak_mb, test_batch
@@ -375,6 +375,7 @@ def run_leaderboard(
 
     Raises:
         InputError: no generator, two of one name, or an unseen architecture or dataset that is not unseen.
+        UnsupportedRequestError: a generator makes none of the networks.
         CheckpointError: a cell that was kept is broken.
         DataUnavailableError: a dataset is not on this machine.
     """
@@ -382,6 +383,8 @@ def run_leaderboard(
     people = contestants(given)
     bench = Bench(ground, settings, Cells(Path(folder) / "cells"))
     trials = bench.trials()
+    for model in given:
+        _check_any(model, trials)
     plan = list(bench.plan(people, trials))
     total = len(trials) + len(plan)
     done = 0
@@ -407,16 +410,34 @@ def run_leaderboard(
     return Leaderboard(ground.name, settings, about, shown, rows, notes)
 
 
+def _check_any(model: Generator, trials: Sequence[Trial]) -> None:
+    """Raise :class:`UnsupportedRequestError` where ``model`` makes nothing that is asked for."""
+    why = ""
+    for trial in trials:
+        try:
+            model.check(trial.spec, None, None, 1, 0, None)
+        except UnsupportedRequestError as error:
+            why = why or str(error)
+        else:
+            return
+    raise UnsupportedRequestError(f"{model.name} makes none of the networks that are asked for: {why}")
+
+
 def _notes(model: Generator, ground: Ground, trials: Sequence[Trial]) -> list[str]:
     """What is seen or unseen to others, but not to this generator."""
     notes = []
     fingerprint = getattr(model, "fingerprint", None)
     if isinstance(fingerprint, Fingerprint):
-        known = {str(row.get("id")) for group in fingerprint.groups.values() for row in group.rows}
-        if known and not known & ground.checkpoint_ids:
+        held = fingerprint.known_elsewhere(
+            lambda spec, row: (
+                str(row.get("id")) in ground.checkpoint_ids
+                and str(row.get("task")) in ground.trained.get(("train", spec), {})
+            )
+        )
+        if held is not None:
             notes.append(
-                f"{model.name} was trained on other checkpoints than those of {ground.name}: that its "
-                "networks are new to this zoo says nothing, and what is unseen here may be seen to it"
+                f"{ground.name} holds {held} of the checkpoints that {model.name} was trained on: that its "
+                "networks are new to this zoo says little, and what is unseen here may be seen to it"
             )
     strange = {trial.task.dataset for trial in trials if trial.group == DATASETS}
     own = sorted(strange & set(model.validity.tasks))

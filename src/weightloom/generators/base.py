@@ -145,7 +145,7 @@ class Validity:
             raise UnsupportedRequestError(f"this generator makes networks for {wanted} images, not {got}")
         if self.architectures != (ANY_ARCHITECTURE,) and key not in self.architectures:
             raise UnsupportedRequestError(
-                f"this generator was not trained for {_without_input(key)}; it makes: "
+                f"this generator was not trained for {_in_full(spec)}; it makes: "
                 + "; ".join(_without_input(a) for a in self.architectures)
             )
         classes = spec.classes or 0
@@ -203,6 +203,9 @@ class Generator(ABC):
         seconds = time.perf_counter() - start
         require_finite({f"sample {i}": flat for i, flat in enumerate(flats)}, f"generator {self.name}")
         scores = support_scores(request.architecture, flats, request.support)
+        fingerprint = getattr(self, "fingerprint", None)
+        found = None if fingerprint is None else fingerprint.novelty(request.architecture, flats)
+        novelty = [{}] * len(flats) if found is None else [{"novelty": one} for one in found]
         return [
             Sample(
                 request.architecture,
@@ -216,10 +219,13 @@ class Generator(ABC):
                     "seconds": seconds / len(flats),
                     "batch_norm": norms,
                     **score,
+                    **new,
                     **report,
                 },
             )
-            for index, (flat, score, report) in enumerate(zip(flats, scores, reports, strict=True))
+            for index, (flat, score, new, report) in enumerate(
+                zip(flats, scores, novelty, reports, strict=True)
+            )
         ]
 
     def generate(self, architecture: str | ArchitectureSpec, **options: Any) -> Sample:
@@ -253,7 +259,10 @@ class Generator(ABC):
             shape = tuple(support.images.shape[2:])
             if shape != self.validity.input:
                 wanted, got = ("x".join(map(str, s)) for s in (self.validity.input, shape))
-                raise UnsupportedRequestError(f"this generator reads {wanted} images, the examples are {got}")
+                raise UnsupportedRequestError(
+                    f"this generator reads {wanted} images, the examples are {got} (a task says its size: "
+                    f"digits@{self.validity.input[-1]}c{self.validity.input[0]})"
+                )
         if spec.input is None:
             spec = spec.resolve(input=self.validity.input)
         if spec.classes is None:
@@ -336,6 +345,11 @@ def sample_generators(request: Request) -> list[torch.Generator]:
 def merge_reports(count: int, common: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The same report for every sample."""
     return [dict(common) for _ in range(count)]
+
+
+def _in_full(spec: ArchitectureSpec) -> str:
+    """With what was left to the defaults: it may be that which does not fit."""
+    return replace(spec, input=None, classes=None).full_text()
 
 
 def _without_input(key: str) -> str:

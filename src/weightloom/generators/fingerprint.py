@@ -9,7 +9,7 @@ Source: nearest-neighbour distance against the training set's own spacing, Zeng 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -71,10 +71,18 @@ class Fingerprint:
         self.tokenizer = tokenizer
         self.groups = {group.spec: group for group in groups}
         self._flats = lru_cache(maxsize=8)(self._decode)
+        self._spaced = lru_cache(maxsize=8)(self._spacing)
 
     @torch.no_grad()
     def _decode(self, spec: ArchitectureSpec) -> Tensor:
         return self.tokenizer.decode(spec, self.groups[spec].codes)
+
+    def _spacing(self, spec: ArchitectureSpec) -> tuple[Tensor, float]:
+        """(M, P) normalised checkpoints, and how far they usually are from the nearest other one."""
+        zoo = self.tokenizer.bind(spec)[2].normalise(self._flats(spec))
+        apart = torch.cdist(zoo, zoo) / zoo.shape[1] ** 0.5
+        apart.fill_diagonal_(torch.inf)
+        return zoo, float(apart.min(1).values.median())
 
     def nearest(self, spec: ArchitectureSpec, classes: Tensor) -> tuple[dict[str, Any], Tensor] | None:
         """The checkpoint whose task looks most like ``classes`` (C, 2F): its facts and weights (P,).
@@ -127,6 +135,17 @@ class Fingerprint:
         found = [row["accuracy"] for row in group.rows if row["task"] == task] if group else []
         return sum(found) / len(found) if found else None
 
+    def known_elsewhere(self, holds: Callable[[ArchitectureSpec, Mapping[str, Any]], bool]) -> str | None:
+        """How many of its checkpoints another place holds, in words; None where it holds all.
+
+        ``holds`` is asked for every resolved architecture and its checkpoints' facts. It has to look at more
+        than ``id``: zoos of one shape number their checkpoints alike.
+        """
+        told = [holds(spec, row) for spec, group in self.groups.items() for row in group.rows]
+        if all(told):
+            return None
+        return f"{told.count(True):,} of {len(told):,}" if any(told) else "none"
+
     @torch.no_grad()
     def novelty(self, spec: ArchitectureSpec, flats: Tensor) -> list[dict[str, Any]] | None:
         """Distance of each (M', P) network to the nearest checkpoint, against the checkpoints' own spacing.
@@ -136,13 +155,9 @@ class Fingerprint:
         group = self.groups.get(spec)
         if group is None or len(group.rows) < 2:
             return None
-        bound = self.tokenizer.bind(spec)[2]
-        zoo = bound.normalise(self._flats(spec))
-        scale = zoo.shape[1] ** 0.5
-        distances = torch.cdist(bound.normalise(flats), zoo) / scale
-        own = torch.cdist(zoo, zoo) / scale
-        own.fill_diagonal_(torch.inf)
-        spacing = float(own.min(1).values.median())
+        zoo, spacing = self._spaced(spec)
+        own = self.tokenizer.bind(spec)[2].normalise(flats)
+        distances = torch.cdist(own, zoo) / zoo.shape[1] ** 0.5
         values, rows = distances.min(1)
         return [
             {

@@ -41,6 +41,11 @@ class Neighbours:
         """Rows of ``group`` that are checkpoints of ``task``."""
         return [row for row in self.order.tolist() if self.group.rows[row]["task"] == task]
 
+    def of_nearest_task(self, count: int) -> list[int]:
+        """``count`` rows, the nearest task's checkpoints over and over: others' answer no such request."""
+        rows = self.rows_of(self.tasks(1)[0])
+        return [rows[index % len(rows)] for index in range(count)]
+
 
 class ZooGenerator(Baseline):
     """A generator that looks things up in the fingerprint of a zoo instead of learning from it."""
@@ -134,7 +139,7 @@ def mean_accuracy(rows: Sequence[dict[str, Any]]) -> float | None:
 
 @generators.register("nearest")
 class NearestCheckpoint(ZooGenerator):
-    """The checkpoints of the nearest tasks, one a sample, nearest first (from the start again at the end).
+    """The checkpoints of the nearest task, one a sample (from the start again at the end).
 
     The same for every seed: nothing is drawn.
     """
@@ -145,15 +150,15 @@ class NearestCheckpoint(ZooGenerator):
     def sample_flats(self, request: Request) -> tuple[Tensor, list[dict[str, Any]]]:
         """(M, P) checkpoints as they are."""
         found = self.neighbours(request)
-        places = [index % len(found.order) for index in range(request.num_samples)]
-        rows = found.order[places].tolist()
+        rows = found.of_nearest_task(request.num_samples)
+        distance = float(found.distance[0])
         reports = [
             {
                 "checkpoint": found.group.rows[row].get("id"),
                 "checkpoint_task": found.group.rows[row]["task"],
                 "checkpoint_accuracy": found.group.rows[row].get("accuracy"),
-                "task_distance": float(found.distance[place]),
+                "task_distance": distance,
             }
-            for row, place in zip(rows, places, strict=True)
+            for row in rows
         ]
         return self.flats(found)[rows], reports

@@ -1,4 +1,4 @@
-"""Baseline: checkpoints of the nearest tasks with noise added to their weights.
+"""Baseline: checkpoints of the nearest task with noise added to their weights.
 
 Shapes: M samples, P values of a network.
 Source: the noise baseline of Zeng et al. (arXiv 2506.07998): a copy with errors is no better than a copy.
@@ -41,9 +41,9 @@ class NoisyCheckpoint(ZooGenerator):
         self.noise = check_size("noise", noise)
 
     def sample_flats(self, request: Request) -> tuple[Tensor, list[dict[str, Any]]]:
-        """(M, P) checkpoints, nearest first, each with its own noise."""
+        """(M, P) checkpoints of the nearest task, each sample with its own noise."""
         found = self.neighbours(request)
-        rows = [int(found.order[index % len(found.order)]) for index in range(request.num_samples)]
+        rows = found.of_nearest_task(request.num_samples)
         bound = self.fingerprint.tokenizer.bind(request.architecture)[2]
         flats = add_noise(bound, self.flats(found)[rows], sample_generators(request), self.noise)
         reports = [

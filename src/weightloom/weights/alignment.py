@@ -135,7 +135,8 @@ def align(
     Never farther from the reference than before, in the measure of :func:`match_weights`, by weights.
 
     Raises:
-        InputError: the method needs images and there are none, or a weight is not finite.
+        InputError: the method needs images and there are none, a weight is not finite, or networks are of
+            another size.
 
     Example:
         >>> from weightloom.architectures import parse_architecture
@@ -150,6 +151,12 @@ def align(
         raise InputError(f"networks are aligned by 'weights' or 'activations', not {method!r}")
     if method == "activations" and images is None:
         raise InputError("alignment by activations needs images")
+    size = layout_of(spec).size
+    if reference.shape != (size,) or flats.shape[1:] != (size,):
+        raise InputError(
+            f"networks of {spec} are (N, {size}) values and the reference ({size},), not "
+            f"{tuple(flats.shape)} and {tuple(reference.shape)}"
+        )
     result = []
     for flat in flats:
         if images is not None and method == "activations":
