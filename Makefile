@@ -119,13 +119,14 @@ figures-full: $(STAMP) ## Make the tables of IGPG at full strength again (about 
 	$(BIN)/python benchmarks/selection.py measure --tasks 2 --seeds 3 --first 60 --budget 30s --steps 400
 	$(BIN)/python benchmarks/full_report.py
 
-LEADERS := --generator igpg-tiny --generator runs/layerwise-tiny --generator runs/diffusion-tiny \
+LEADERS := --generator igpg-tiny --generator runs/layerwise-tiny --generator runs/diffusion-tiny --generator runs/diffusion-recurrent-tiny \
 	--generator runs/static-tiny --generator ghn-cifar10-tiny --tasks 2 --samples 2 --epoch-steps 20
 
 .PHONY: leaderboard
 leaderboard: $(STAMP) ## Make the leaderboard again (about an hour on 2 cores; goes on where it stopped)
 	$(BIN)/weightloom data fetch mnist fashion-mnist cifar10 quickdraw digits glyphs shapes
 	$(BIN)/weightloom train diffusion-tiny --out runs/diffusion-tiny
+	$(BIN)/weightloom train diffusion-recurrent-tiny --out runs/diffusion-recurrent-tiny
 	$(BIN)/weightloom train layerwise-tiny --out runs/layerwise-tiny
 	$(BIN)/weightloom train static-tiny --out runs/static-tiny
 	$(BIN)/weightloom bench $(LEADERS) --out runs/leaderboard $(ARGS)

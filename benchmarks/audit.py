@@ -34,11 +34,11 @@ WANTED = {
 }
 NOISE = (0.1, 0.2, 0.3)
 EVERY = 4
-"""One of so many checkpoints of a task is held back."""
+"""One of so many checkpoints of a task is held back, each in its turn."""
 
 
-def split(records: list[Record]) -> tuple[list[int], dict[str, list[int]]]:
-    """Rows that stay in the training set, and rows that are held back.
+def split(records: list[Record], turn: int = 0) -> tuple[list[int], dict[str, list[int]]]:
+    """Rows that stay in the training set, and rows that are held back at this turn.
 
     Of tasks with two checkpoints one is held back too, and counted apart: how far two trainings of a task lie
     apart is then known from nothing in the training set.
@@ -52,9 +52,9 @@ def split(records: list[Record]) -> tuple[list[int], dict[str, list[int]]]:
     for row, record in enumerate(records):
         number = seen.get(record.task, 0)
         seen[record.task] = number + 1
-        if counts[record.task] == 2 and number == 1:
+        if counts[record.task] == 2 and number == turn:
             held["trained, of a pair"].append(row)
-        elif counts[record.task] > 2 and number % EVERY == EVERY - 1:
+        elif counts[record.task] > 2 and number % EVERY == turn:
             held["trained"].append(row)
         else:
             kept.append(row)
@@ -86,49 +86,59 @@ def calibration(zoo: Zoo, limit: int) -> list[dict[str, Any]]:
     """One row for each architecture and kind of network: how many got the right verdict."""
     rows = []
     for spec, records in zoo.by_architecture(split="train", final=True):
-        flats = zoo.load(records)
-        kept, held = split(records)
-        tasks = [records[row].task for row in kept]
-        known = Checkpoints(spec, flats[kept])
-        usual = known.usual()
-        made = networks(spec, flats[kept], tasks, limit)
-        for name, own in held.items():
-            made[name] = [(flats[row], records[row].task) for row in own[:limit]]
-        parsed = {record.task: record.parsed_task() for record in records}
-        images = {task: _test_images(one, 2000) for task, one in parsed.items()}
-        trained: dict[str, float] = {}
-        for task in set(tasks):
-            own = flats[kept][[r for r, name in enumerate(tasks) if name == task]]
-            trained[task] = 1 - float(wrong_answers(spec, own, *images[task]).float().mean())
-        for name, pairs in made.items():
-            verdicts = []
-            if pairs:
-                found = known.compare(torch.stack([flat for flat, _ in pairs]))
-                for one, (flat, task) in zip(found, pairs, strict=True):
-                    accuracy = 1 - float(wrong_answers(spec, flat[None], *images[task]).float().mean())
-                    chance = 1 / (spec.classes or 1)
-                    verdicts.append(
-                        verdict_of(one, usual, accuracy=accuracy, trained=trained[task], chance=chance)
-                    )
-            if not pairs:
-                continue
-            # A mixture that no longer works was not mistaken for a new network.
-            mixed = name in ("noise", "average")
-            right = sum(v == WANTED[name] or (mixed and v == "fails") for v in verdicts)
-            rows.append(
-                {
-                    "zoo": zoo.about()["recipe"]["name"],
-                    "architecture": str(spec),
-                    "checkpoints": len(kept),
-                    "network": name,
-                    "wanted": WANTED[name],
-                    "networks": len(pairs),
-                    "right": right,
-                    "verdicts": {v: verdicts.count(v) for v in sorted(set(verdicts))},
-                    "usual": usual.to_json(),
-                }
-            )
-            print(f"{spec!s:45s} {name:18s} {right:3d} of {len(pairs):3d}  {rows[-1]['verdicts']}")
+        for turn in range(EVERY):
+            rows += _turn(zoo, spec, records, turn, limit)
+    return rows
+
+
+def _turn(
+    zoo: Zoo, spec: ArchitectureSpec, records: list[Record], turn: int, limit: int
+) -> list[dict[str, Any]]:
+    """The rows of one choice of what is held back; what is made of checkpoints is made at the first only."""
+    rows = []
+    flats = zoo.load(records)
+    kept, held = split(records, turn)
+    tasks = [records[row].task for row in kept]
+    known = Checkpoints(spec, flats[kept])
+    usual = known.usual()
+    made = networks(spec, flats[kept], tasks, limit) if turn == 0 else {}
+    for name, own in held.items():
+        made[name] = [(flats[row], records[row].task) for row in own[:limit]]
+    parsed = {record.task: record.parsed_task() for record in records}
+    images = {task: _test_images(one, 2000) for task, one in parsed.items()}
+    trained: dict[str, float] = {}
+    for task in set(tasks):
+        own = flats[kept][[r for r, name in enumerate(tasks) if name == task]]
+        trained[task] = 1 - float(wrong_answers(spec, own, *images[task]).float().mean())
+    for name, pairs in made.items():
+        verdicts = []
+        if pairs:
+            found = known.compare(torch.stack([flat for flat, _ in pairs]))
+            for one, (flat, task) in zip(found, pairs, strict=True):
+                accuracy = 1 - float(wrong_answers(spec, flat[None], *images[task]).float().mean())
+                chance = 1 / (spec.classes or 1)
+                verdicts.append(
+                    verdict_of(one, usual, accuracy=accuracy, trained=trained[task], chance=chance)
+                )
+        if not pairs:
+            continue
+        # A mixture that no longer works was not mistaken for a new network.
+        mixed = name in ("noise", "average")
+        right = sum(v == WANTED[name] or (mixed and v == "fails") for v in verdicts)
+        rows.append(
+            {
+                "zoo": zoo.about()["recipe"]["name"],
+                "architecture": str(spec),
+                "checkpoints": len(kept),
+                "network": name,
+                "wanted": WANTED[name],
+                "networks": len(pairs),
+                "right": right,
+                "verdicts": {v: verdicts.count(v) for v in sorted(set(verdicts))},
+                "usual": usual.to_json(),
+            }
+        )
+        print(f"{spec!s:45s} {name:18s} {right:3d} of {len(pairs):3d}  {rows[-1]['verdicts']}")
     return rows
 
 

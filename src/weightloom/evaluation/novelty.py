@@ -38,6 +38,7 @@ LEAST = 3
 """Checkpoints without which nothing can be said of what is usual."""
 
 _CANDIDATES = 8
+_MANY = 64
 _PARTS = 3
 _MIXED = 0.6
 """Largest weight up to which a network may be a mixture."""
@@ -156,10 +157,16 @@ class Checkpoints:
             )
             hull, weight, structure = min(_mixture(columns, one) for columns, one in frames)
             if weight <= _MIXED:
-                # A mixture may have been made in the order of units of any of its parts.
-                for part in after.argsort()[:_PARTS].tolist():
-                    reference = self.flats[likely[part]]
-                    others = self._scaled(align(self.spec, reference, self.flats[likely]))
+                # A mixture may have been made in the order of units of any of its parts, and these are not
+                # what looks most alike before alignment: values of a mean are smaller than its parts'.
+                many = [rows[place] for place in bound.argsort()[:_MANY].tolist()]
+                turned = align(self.spec, flats[number], self.flats[many])
+                apart = _rms(self._scaled(turned) - scaled[number])
+                if float(apart.min()) < float(after.min()):
+                    likely, after = many, apart
+                for part in apart.argsort()[:_PARTS].tolist():
+                    reference = self.flats[many[part]]
+                    others = self._scaled(align(self.spec, reference, self.flats[many]))
                     own = self._scaled(align(self.spec, reference, flats[number : number + 1]))[0]
                     hull, weight, structure = min((hull, weight, structure), _mixture(others, own))
             found.append(
