@@ -29,7 +29,7 @@ from weightloom.tokenizers.fsq import FSQTokenizer, FSQTokenizerConfig
 from weightloom.weights import WeightStatistics, layout_of
 
 RESULTS = Path(__file__).parent / "results"
-WIDTHS = (64, 128, 256, 512, 1024, 2048)
+WIDTHS = (64, 128, 256, 512, 1024)
 
 
 def measure(mixing: str, width: int) -> dict[str, Any]:
@@ -78,12 +78,10 @@ def main() -> None:
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             rows.append(json.loads(done.stdout))
             row = rows[-1]
-            print(
-                f"{row['parameters']:>12,} {row['tokens']:>7,} tokens  {mixing:10} {row['cpu_seconds']:8.2f} s "
-                f"{row['mb']:8.0f} MB (latents {row['latents_mb']:.1f})   decoding {row['decoding_cpu_seconds']:.2f} s "
-                f"{row['decoding_mb']:.0f} MB",
-                flush=True,
-            )
+            drawing = f"{row['cpu_seconds']:8.2f} s {row['mb']:6.0f} MB"
+            decoding = f"{row['decoding_cpu_seconds']:6.2f} s {row['decoding_mb']:6.0f} MB"
+            size = f"{row['parameters']:>12,} values {row['tokens']:>7,} tokens"
+            print(f"{size}  {mixing:10} {drawing}   decoding {decoding}", flush=True)
     write_json(RESULTS / "long-networks.json", {"rows": rows})
 
 

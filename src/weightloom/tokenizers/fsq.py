@@ -136,10 +136,14 @@ class FSQTokenizer(WeightTokenizer):
         steps = torch.maximum(coarse * finer[:, None].expand_as(spread), _REACH * spread / self.middle)
         bases.mul_(self.middle * steps[..., None])
 
-    def _basis(self, slots: DescribedSlots) -> Tensor | None:
-        """(T, D, K) bases of the tokens, or None for an architecture without."""
-        name = self._name(slots)
-        return None if name is None else self.bases[name][slots.layers]
+    def _in_bases(self, x: Tensor, slots: DescribedSlots, bases: Tensor) -> Tensor:
+        """(N, T, a) tokens times the matrix (a, b) of their layer, of (layers, a, b): (N, T, b).
+
+        Layer by layer: a matrix for each token would be most of the memory of a large network's decoding.
+        """
+        held, counts = torch.unique_consecutive(slots.layers, return_counts=True)
+        parts = x.split(counts.tolist(), dim=1)
+        return torch.cat([part @ bases[layer] for layer, part in zip(held.tolist(), parts, strict=True)], 1)
 
     def _limits(self, slots: DescribedSlots) -> Tensor:
         """(T, D) levels on either side of the middle that a code may take; a token of few values has no more
@@ -155,13 +159,14 @@ class FSQTokenizer(WeightTokenizer):
 
     def encode_tokens(self, tokens: Tensor, slots: DescribedSlots) -> tuple[Tensor, Tensor, Tensor]:
         z = self.encoder(tokens, slots.vectors)
-        basis = self._basis(slots)
-        if basis is not None:
-            square = basis.square().sum(-1)  # (T, D)
+        name = self._name(slots)
+        if name is not None:
+            bases = self.bases[name]
+            square = bases.square().sum(-1)  # (layers, D)
             # A component that holds nothing codes nothing: dividing by next to nothing would give it a
             # gradient thousands of times that of everything else.
             inverse = torch.where(square > _NOTHING, 1 / square.clamp_min(_NOTHING), 0.0)
-            coefficients = torch.einsum("ntk,tdk->ntd", tokens, basis) * inverse
+            coefficients = self._in_bases(tokens, slots, bases.mT) * inverse[slots.layers]
             # The quantiser squashes with tanh: atanh beforehand makes its levels evenly spaced.
             z = z + torch.atanh(coefficients.clamp(-0.999, 0.999))
         limits = self._limits(slots)
@@ -185,7 +190,5 @@ class FSQTokenizer(WeightTokenizer):
 
     def decode_tokens(self, latents: Tensor, slots: DescribedSlots) -> Tensor:
         rebuilt = self.decoder(latents, slots.vectors)
-        basis = self._basis(slots)
-        if basis is not None:
-            rebuilt = rebuilt + torch.einsum("ntd,tdk->ntk", latents, basis)
-        return rebuilt
+        name = self._name(slots)
+        return rebuilt if name is None else rebuilt + self._in_bases(latents, slots, self.bases[name])
