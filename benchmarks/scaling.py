@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -30,6 +31,9 @@ PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
 START, END = "<!-- figures:start -->", "<!-- figures:end -->"
 WIDTHS = {1: 126, 10: 398, 100: 1260, 1000: 4096}
 """Width of cnn(depth=8) by its millions of parameters, roughly."""
+
+REPEATS = 6
+"""Further writings of a network of at most a hundred million parameters; the median counts."""
 
 ARCHITECTURES = ("cnn(depth=2,width=4)", "cnn(depth=3,width=6)", "cnn(depth=3,width=8)")
 DATASETS = ("mnist", "fashion-mnist", "cifar10", "quickdraw", "digits")
@@ -201,8 +205,14 @@ def stream_one(options: argparse.Namespace) -> dict[str, Any]:
         )
         peak = memory("VmHWM")
         nbytes = sum(file.stat().st_size for file in (Path(folder) / "network").iterdir())
+        writings = [report["cpu_seconds_writing"]]
+        for turn in range(REPEATS if options.million <= 100 else 0):  # milliseconds are noisy
+            place = Path(folder) / f"again-{turn}"
+            again = stream_network(generator, text, place, support=support)
+            writings.append(again["cpu_seconds_writing"])
+            shutil.rmtree(place)
     millions = report["parameters"] / 1e6
-    writing = report["cpu_seconds_writing"]
+    writing = statistics.median(writings)
     return {
         "architecture": text, "parameters": report["parameters"], "bytes": nbytes,
         "files": len(report["files"]), "support_accuracy": report["support_accuracy"],
