@@ -43,3 +43,10 @@ def test_an_unknown_name_gets_the_nearest(name: str, known: list[str], text: str
     error = UnknownNameError("dataset", name, known)
     assert text in str(error) and len(str(error)) < 400
     assert error.known == sorted(known)
+
+
+def test_a_path_of_thousands_of_letters_is_cut_in_the_message_alone():
+    error = CheckpointError("zoo/" + "x" * 5000 + ".safetensors", "cannot be read")
+    assert len(str(error)) < 900 and str(error).startswith("zoo/xxx")
+    assert str(error).endswith("xxx.safetensors: cannot be read")
+    assert len(str(error.path)) > 5000

@@ -32,5 +32,6 @@ def test_complex_numbers_whole_numbers_and_none_at_all():
     )
     assert not all_finite(torch.tensor([1 + 2j, complex(0.0, float("nan"))]))
     assert not all_finite(torch.tensor([complex(float("inf"), 0.0)]))
+    assert all_finite(torch.tensor([1 + 2j]).conj())
     assert all_finite(torch.tensor([True])) and all_finite(torch.tensor(3.0, requires_grad=True))
     assert not all_finite(torch.tensor(float("nan")))

@@ -10,6 +10,9 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
+_LONGEST = 1000
+"""Letters of a path in a message."""
+
 
 class WeightloomError(Exception):
     """Something the user should read failed; the base of the family (exit code 1)."""
@@ -82,7 +85,10 @@ class CheckpointError(InputError):
     """A file or folder of weights that is broken, incomplete, foreign or not what its config says."""
 
     def __init__(self, path: str | Path, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
+        where = str(path)
+        if len(where) > _LONGEST:  # a broken file can name another by thousands of letters
+            where = f"{where[: _LONGEST // 2]}...{where[-_LONGEST // 4 :]}"
+        super().__init__(f"{where}: {reason}")
         self.path, self.reason = Path(path), reason
 
 

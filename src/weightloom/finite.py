@@ -22,7 +22,8 @@ def all_finite(tensor: Tensor) -> bool:
     """
     if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.numel() == 0:
         return True
-    flat = (torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()).reshape(-1)
+    held = tensor.detach()
+    flat = (torch.view_as_real(held.resolve_conj()) if held.is_complex() else held).reshape(-1)
     if flat.element_size() == 1:  # torch has no extremes of 8-bit floats
         return all(all_finite(piece.float()) for piece in flat.split(_PIECE))
     return all(math.isfinite(float(value)) for value in torch.aminmax(flat))

@@ -22,8 +22,8 @@ FOUND = ROOT / "build" / "fuzz"
 sys.path.insert(0, str(ROOT))
 
 
-def fuzz(name: str, runs: int, seed: int) -> None:
-    """Run one reader in this process, which ends with it."""
+def fuzz(name: str, runs: int, seed: int, root: Path) -> None:
+    """Run one reader in this process, which ends with it, on files in ``root``."""
     import atheris
 
     with atheris.instrument_imports(include=["weightloom"]):
@@ -31,7 +31,6 @@ def fuzz(name: str, runs: int, seed: int) -> None:
 
         from weightloom.errors import WeightloomError
 
-    root = Path(tempfile.mkdtemp(prefix="weightloom-fuzz-"))
     reader = good_readers(root / "good")[name]
     good = reader.file.read_bytes()
     corpus, kept = root / "corpus", root / "kept"
@@ -62,18 +61,7 @@ def fuzz(name: str, runs: int, seed: int) -> None:
     place = FOUND / re.sub(r"\W+", "-", name)
     sizes = [f"-runs={runs}", f"-seed={seed}", f"-max_len={2 * len(good) + 64}", "-rss_limit_mb=4096"]
     atheris.Setup([sys.argv[0], *sizes, f"-artifact_prefix={place}-", str(corpus)], one)
-    try:
-        atheris.Fuzz()
-    finally:
-        shutil.rmtree(root)
-
-
-def names() -> list[str]:
-    """Every reader."""
-    from tests.faults.readers import good_readers
-
-    with tempfile.TemporaryDirectory() as folder:
-        return list(good_readers(Path(folder) / "good"))
+    atheris.Fuzz()
 
 
 def main() -> None:
@@ -82,14 +70,18 @@ def main() -> None:
     parser.add_argument("reader", nargs="?", help="such as safetensors; all by default")
     parser.add_argument("--runs", type=int, default=20_000, help="inputs of each reader")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.reader is not None:
-        fuzz(options.reader, options.runs, options.seed)
+    if options.inside is not None:
+        fuzz(options.reader, options.runs, options.seed, options.inside)
         return
+    from tests.faults.readers import READERS
+
     failed = []
-    for name in names():
+    for name in READERS if options.reader is None else (options.reader,):
         command = [sys.executable, __file__, name, "--runs", str(options.runs), "--seed", str(options.seed)]
-        ended = subprocess.run(command, capture_output=True, text=True)
+        with tempfile.TemporaryDirectory(prefix="weightloom-fuzz-") as folder:  # the fuzzer ends its process
+            ended = subprocess.run([*command, "--inside", folder], capture_output=True, text=True)
         lines = re.findall(r"cov: (\d+)", ended.stderr)
         done = re.findall(r"Done (\d+) runs in (\d+) second", ended.stderr)
         if ended.returncode or not done:

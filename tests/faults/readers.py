@@ -37,6 +37,10 @@ from weightloom.training.recipe import LayerwiseRecipe
 from weightloom.zoo import Zoo, ZooRecipe, repair
 from weightloom.zoo.importing import read_network
 
+READERS = (
+    "safetensors", "rows of safetensors", "pt", "sample", "json", "zoo recipe", "recipe", "architecture",
+    "task", "commit", "config", "weights", "index", "repair", "shard", "run",
+)  # fmt: skip
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
 
@@ -109,7 +113,7 @@ def good_readers(root: Path) -> dict[str, Reader]:
     def text(read: Callable[[str], Any]) -> Callable[[Path], Any]:
         return lambda path: read(path.read_bytes().decode("utf-8", "surrogateescape"))
 
-    return {
+    found = {
         "safetensors": Reader(root / "t.safetensors", lambda path: (load_tensors(path), read_header(path))),
         "rows of safetensors": Reader(root / "t.safetensors", some_rows),
         "pt": Reader(root / "old.pt", load_legacy),
@@ -134,3 +138,5 @@ def good_readers(root: Path) -> dict[str, Reader]:
         ),
         "run": Reader(root / "run" / "state.json", lambda p: train(p.parent), 40, 0.02, root / "run"),
     }  # fmt: skip
+    assert tuple(found) == READERS
+    return found

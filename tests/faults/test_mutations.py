@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.faults.readers import good_readers
+from tests.faults.readers import READERS, good_readers
 
 from weightloom.errors import WeightloomError
 from weightloom.zoo import Zoo
@@ -62,13 +62,7 @@ def readers(tmp_path_factory):
     return good_readers(tmp_path_factory.mktemp("good"))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "safetensors", "rows of safetensors", "pt", "sample", "json", "zoo recipe", "recipe", "architecture",
-        "task", "commit", "config", "weights", "index", "repair", "shard", "run",
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("name", READERS)
 def test_a_changed_file_is_read_or_refused(readers, tmp_path, name, full):
     reader = readers[name]
     good = reader.file.read_bytes()

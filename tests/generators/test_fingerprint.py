@@ -150,7 +150,8 @@ def test_every_sample_says_how_new_it_is(igpg, resolved, support):
 
 def test_how_much_of_it_is_held_elsewhere(igpg):
     told = [(spec, row["id"]) for spec, group in igpg.fingerprint.groups.items() for row in group.rows]
-    held = igpg.fingerprint.known_elsewhere
-    assert held(lambda spec, row: True) is None
-    assert held(lambda spec, row: (spec, row["id"]) in told[1:]) == f"{len(told) - 1} of {len(told)}"
-    assert held(lambda spec, row: False) == "none"
+    held = igpg.fingerprint.held_by
+    assert held(lambda spec, row: True) == (len(told), len(told))
+    assert held(lambda spec, row: (spec, row["id"]) in told[1:]) == (len(told) - 1, len(told))
+    assert held(lambda spec, row: True, among=[]) == (0, 0)
+    assert held(lambda spec, row: False, among=[told[0][0]])[0] == 0

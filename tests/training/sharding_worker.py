@@ -54,10 +54,12 @@ class Objective:
 def train(folder, steps, **options):
     """The model, its log, and how many numbers of weights this process held in training."""
     model, held = Odd(), []
+    kept = dict(model.named_parameters())
 
     def progress(what, done, total):
         own = [sharding.share(p) for p in model.parameters() if p.requires_grad]
-        held.append(sum(part.numel() for part in own))
+        before = [p for p in kept.values() if p.requires_grad and all(p is not part for part in own)]
+        held.append(sum(part.untyped_storage().nbytes() // part.element_size() for part in own + before))
 
     settings = LoopSettings(
         steps=steps, learning_rate=0.05, warmup=1, log_every=1, save_every=3, average=0.5, clip=0.7, **options
@@ -67,7 +69,6 @@ def train(folder, steps, **options):
     def probe(step):
         return {"probe": float(model(torch.ones(2, 4)).sum())}
 
-    kept = dict(model.named_parameters())
     log = run_loop(
         "odd", model, Objective(model), settings, folder=folder, progress=progress,
         evaluate=probe, evaluate_every=4,

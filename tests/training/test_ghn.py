@@ -149,7 +149,7 @@ def test_networks_that_keep_too_much_are_passed_over():
         passed = [(index + later) % 30 for later in range((chosen - index) % 30)]
         assert sizes[chosen] <= most and all(sizes[other] > most for other in passed)
         assert one.drawn(index).index == index
-    with pytest.raises(SpecError, match="none of the 4 networks keeps within"):
+    with pytest.raises(SpecError, match="3 after it all keep more than"):
         objective(objective={**TINY["objective"], "memory": 1e-9})(0)
 
 

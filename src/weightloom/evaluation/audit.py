@@ -343,14 +343,13 @@ def _notes(
     fingerprint = getattr(generator, "fingerprint", None)
     if isinstance(fingerprint, Fingerprint):
         own = {(spec, record.id, record.task) for spec, records, _ in chosen for record in records}
-        asked = {spec for spec, _, _ in chosen}
-        held = fingerprint.known_elsewhere(
-            lambda spec, row: spec not in asked or (spec, row.get("id"), row.get("task")) in own
+        held, count = fingerprint.held_by(
+            lambda spec, row: (spec, row.get("id"), row.get("task")) in own, {spec for spec, _, _ in chosen}
         )
-        if held is not None:
+        if held < count or not count:
             notes.append(
-                f"{zoo.path.name} holds {held} of the checkpoints that {generator.name} was trained on: "
-                "that its networks are new to this zoo says little"
+                f"{zoo.path.name} holds {held or 'none'} of the {count:,} checkpoints of these architectures "
+                f"that {generator.name} was trained on: that its networks are new to this zoo says little"
             )
     thin = [
         text

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from weightloom.errors import CheckpointError
+from weightloom.errors import CheckpointError, WeightloomError
 from weightloom.generators import Generator
 from weightloom.generators.fingerprint import Fingerprint
 from weightloom.io import dump_json, read_json, write_json
+
+MEASURING = 1
+"""Raised when the same generator and settings are measured in another way: older cells are then not taken."""
 
 Result = dict[str, Any]
 """What a cell holds: numbers, or ``refused`` with the generator's own sentence."""
@@ -30,7 +35,8 @@ class Cells:
 
     def path(self, key: dict[str, Any]) -> Path:
         """Where the result of ``key`` is kept."""
-        return self.folder / f"{hashlib.sha256(dump_json(key).encode()).hexdigest()[:24]}.json"
+        said = dump_json({**key, "measuring": MEASURING})
+        return self.folder / f"{hashlib.sha256(said.encode()).hexdigest()[:24]}.json"
 
     def get(self, key: dict[str, Any]) -> Result | None:
         """What is kept of ``key``, or None.
@@ -60,15 +66,35 @@ class Cells:
 
 
 def version_of(model: Generator) -> str:
-    """Changes with the generator's weights, so that results of another training are not taken for its own."""
+    """Changes with all that decides what a generator makes, so that results of another one are not taken for
+    its own: weights, options, checkpoints and what is kept with them.
+    """
     digest = hashlib.sha256(model.kind.encode())
-    fingerprint = getattr(model, "fingerprint", None)
-    if isinstance(fingerprint, Fingerprint):
-        for group in fingerprint.groups.values():
-            digest.update(group.codes.numpy().tobytes())
+
+    def add(name: str, value: Any) -> None:
+        if isinstance(value, Tensor):
+            digest.update(name.encode() + value.detach().cpu().double().numpy().tobytes())
+        elif isinstance(value, nn.Module):
+            for key, held in sorted(value.state_dict().items()):
+                add(f"{name}.{key}", held)
+        elif isinstance(value, Fingerprint):
+            for spec, group in value.groups.items():
+                add(f"{name}.{spec.full_text()}", [group.rows, sorted(group.memories)])
+                for key, held in (("codes", group.codes), ("classes", group.classes), ("words", group.words)):
+                    add(f"{name}.{key}", held)
+                for task, kept in sorted(group.memories.items()):
+                    add(f"{name}.{task}", kept)
+        elif is_dataclass(value) and not isinstance(value, type):
+            add(name, asdict(value))
+        else:
+            with suppress(WeightloomError):  # what is not plain data is made of what is
+                digest.update(name.encode() + dump_json(value).encode())
+
     for part in getattr(model, "layerwise", ()):  # carried beside it, not in its state
         digest.update(version_of(part).encode())
     if isinstance(model, nn.Module):
-        for name, value in sorted(model.state_dict().items()):
-            digest.update(name.encode() + value.detach().cpu().double().numpy().tobytes())
+        add("", model)
+    for name, value in sorted(vars(model).items()):
+        if name != "name" and not name.startswith("_") and name not in ("training", "layerwise"):
+            add(name, value)
     return digest.hexdigest()[:16]

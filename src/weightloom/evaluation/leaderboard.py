@@ -137,7 +137,7 @@ def contestants(given: Sequence[Generator]) -> list[Contestant]:
         except WeightloomError as error:
             found.append(Contestant(kind, kind, True, why_not=str(error)))
         else:
-            found.append(Contestant(kind, kind, True, model, found[0].version))
+            found.append(Contestant(kind, kind, True, model, version_of(model)))
     return found
 
 
@@ -384,7 +384,7 @@ def run_leaderboard(
     bench = Bench(ground, settings, Cells(Path(folder) / "cells"))
     trials = bench.trials()
     for model in given:
-        _check_any(model, trials)
+        check_any(model, trials)
     plan = list(bench.plan(people, trials))
     total = len(trials) + len(plan)
     done = 0
@@ -410,7 +410,7 @@ def run_leaderboard(
     return Leaderboard(ground.name, settings, about, shown, rows, notes)
 
 
-def _check_any(model: Generator, trials: Sequence[Trial]) -> None:
+def check_any(model: Generator, trials: Sequence[Trial]) -> None:
     """Raise :class:`UnsupportedRequestError` where ``model`` makes nothing that is asked for."""
     why = ""
     for trial in trials:
@@ -428,16 +428,17 @@ def _notes(model: Generator, ground: Ground, trials: Sequence[Trial]) -> list[st
     notes = []
     fingerprint = getattr(model, "fingerprint", None)
     if isinstance(fingerprint, Fingerprint):
-        held = fingerprint.known_elsewhere(
+        held, count = fingerprint.held_by(
             lambda spec, row: (
                 str(row.get("id")) in ground.checkpoint_ids
                 and str(row.get("task")) in ground.trained.get(("train", spec), {})
             )
         )
-        if held is not None:
+        if held < count:
             notes.append(
-                f"{ground.name} holds {held} of the checkpoints that {model.name} was trained on: that its "
-                "networks are new to this zoo says little, and what is unseen here may be seen to it"
+                f"{ground.name} holds {held or 'none'} of the {count:,} checkpoints that {model.name} was "
+                "trained on: that its networks are new to this zoo says little, and what is unseen here may "
+                "be seen to it"
             )
     strange = {trial.task.dataset for trial in trials if trial.group == DATASETS}
     own = sorted(strange & set(model.validity.tasks))

@@ -23,6 +23,7 @@ from weightloom.evaluation.leaderboard import (
     Contestant,
     LeaderboardSettings,
     Progress,
+    check_any,
     contestants,
 )
 from weightloom.evaluation.novelty import Checkpoints
@@ -85,6 +86,8 @@ def spread_cells(
     """
     bench = Bench(ground, settings, Cells(Path(folder) / "cells"))
     trials = bench.trials()
+    for model in given:
+        check_any(model, trials)
     text, sizes = source.text(), asdict(settings)
 
     def measure(cells: list[tuple[dict[str, Any], Payload]]) -> None:

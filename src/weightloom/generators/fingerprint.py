@@ -9,7 +9,7 @@ Source: nearest-neighbour distance against the training set's own spacing, Zeng 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -135,16 +135,23 @@ class Fingerprint:
         found = [row["accuracy"] for row in group.rows if row["task"] == task] if group else []
         return sum(found) / len(found) if found else None
 
-    def known_elsewhere(self, holds: Callable[[ArchitectureSpec, Mapping[str, Any]], bool]) -> str | None:
-        """How many of its checkpoints another place holds, in words; None where it holds all.
+    def held_by(
+        self,
+        holds: Callable[[ArchitectureSpec, Mapping[str, Any]], bool],
+        among: Collection[ArchitectureSpec] | None = None,
+    ) -> tuple[int, int]:
+        """How many of its checkpoints another place holds, and how many there are.
 
-        ``holds`` is asked for every resolved architecture and its checkpoints' facts. It has to look at more
-        than ``id``: zoos of one shape number their checkpoints alike.
+        Of the resolved architectures ``among``, or of all. ``holds`` is asked for an architecture and a
+        checkpoint's facts; it has to look at more than ``id``: zoos of one shape number theirs alike.
         """
-        told = [holds(spec, row) for spec, group in self.groups.items() for row in group.rows]
-        if all(told):
-            return None
-        return f"{told.count(True):,} of {len(told):,}" if any(told) else "none"
+        told = [
+            holds(spec, row)
+            for spec, group in self.groups.items()
+            if among is None or spec in among
+            for row in group.rows
+        ]
+        return sum(told), len(told)
 
     @torch.no_grad()
     def novelty(self, spec: ArchitectureSpec, flats: Tensor) -> list[dict[str, Any]] | None:

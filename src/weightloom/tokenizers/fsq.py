@@ -143,7 +143,8 @@ class FSQTokenizer(WeightTokenizer):
         """
         held, counts = torch.unique_consecutive(slots.layers, return_counts=True)
         parts = x.split(counts.tolist(), dim=1)
-        return torch.cat([part @ bases[layer] for layer, part in zip(held.tolist(), parts, strict=True)], 1)
+        matrices = bases.unbind(0)
+        return torch.cat([part @ matrices[i] for i, part in zip(held.tolist(), parts, strict=True)], 1)
 
     def _limits(self, slots: DescribedSlots) -> Tensor:
         """(T, D) levels on either side of the middle that a code may take; a token of few values has no more

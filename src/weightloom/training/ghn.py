@@ -42,6 +42,8 @@ from weightloom.training.trainers import trainers
 
 VALIDATION_IMAGES = 1000
 CALIBRATION_IMAGES = 512
+MOST_TOO_LARGE = 1000
+"""Networks in a row that may be too large."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,13 +180,13 @@ class GHNObjective:
 
     def drawn(self, index: int) -> DeepNetSpec:
         """Training network ``index``, or the first after it that is not too large."""
-        settings = self.settings
-        for later in range(settings.networks):
+        settings, later = self.settings, 0
+        for later in range(min(settings.networks, MOST_TOO_LARGE)):
             found = self.spec("train", (index + later) % settings.networks)
             if settings.memory == math.inf or activation_memory(found, settings.images) <= settings.memory:
                 return found
         raise SpecError(
-            f"memory: none of the {settings.networks} networks keeps within {settings.memory} GiB"
+            f"memory: networks {index} and the {later} after it all keep more than {settings.memory} GiB"
         )
 
     def spec(self, split: str, index: int) -> DeepNetSpec:

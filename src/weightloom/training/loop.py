@@ -170,6 +170,7 @@ def run_loop(
                 where = "nothing was kept"
                 if state.file:
                     where = f"the last good state, of step {state.step}, is in {store or 'its folder'}"
+                batch.close()  # all processes are here
                 raise TrainingError(
                     f"{what}: loss or gradient not finite {state.bad} times up to step {step + 1}; {where}"
                 )

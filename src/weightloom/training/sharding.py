@@ -74,6 +74,8 @@ class Sharded:
         self.loose = {n: p for n, p in modules.named_parameters() if p in left and p.requires_grad}
         mesh = init_device_mesh(next(modules.parameters()).device.type, (parallel.count(),))
         self.root: FSDPModule = fully_shard(step, mesh=mesh, ignored_params=left)
+        for _, _, parameter in self.places:  # torch has copied this process's share of it
+            parameter.data = parameter.new_empty(0)
         # Parts of a batch add up; a mean would meet the objectives' own bounds on gradients differently.
         self.root.set_gradient_divide_factor(1.0)
         self.root.set_force_sum_reduction_for_comms(True)
@@ -121,11 +123,14 @@ class Sharded:
     def clip(self, most: float) -> Tensor:
         """Shorten the gradient to ``most``; its length before."""
         gradients = [p.grad for p in self.parameters().values() if p.grad is not None]
+        if not gradients:  # the same ones in all processes: of none there is nothing to add up
+            return torch.zeros(())
         shares = [share(gradient) for gradient in gradients]
         squares = torch.stack([part.double().square().sum() for part in shares])
         # What is whole everywhere counts once.
         first = parallel.rank() == 0
-        own = torch.tensor([first or part is not g for part, g in zip(shares, gradients, strict=True)])
+        counted = [first or part is not g for part, g in zip(shares, gradients, strict=True)]
+        own = torch.tensor(counted, device=squares.device)
         total = torch.where(own, squares, 0.0).sum()
         dist.all_reduce(total)
         length = total.sqrt()
