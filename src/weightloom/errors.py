@@ -10,14 +10,18 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
-_LONGEST = 1000
-"""Letters of a path in a message."""
+_BEGIN, _END = 1200, 400
+"""Letters of a message that is too long to be read: a broken file can name a thing by thousands of them."""
 
 
 class WeightloomError(Exception):
     """Something the user should read failed; the base of the family (exit code 1)."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if len(text) <= _BEGIN + _END else f"{text[:_BEGIN]} ... {text[-_END:]}"
 
 
 class InputError(WeightloomError, ValueError):
@@ -85,10 +89,7 @@ class CheckpointError(InputError):
     """A file or folder of weights that is broken, incomplete, foreign or not what its config says."""
 
     def __init__(self, path: str | Path, reason: str) -> None:
-        where = str(path)
-        if len(where) > _LONGEST:  # a broken file can name another by thousands of letters
-            where = f"{where[: _LONGEST // 2]}...{where[-_LONGEST // 4 :]}"
-        super().__init__(f"{where}: {reason}")
+        super().__init__(f"{path}: {reason}")
         self.path, self.reason = Path(path), reason
 
 
