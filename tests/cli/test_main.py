@@ -55,7 +55,7 @@ FACE = {
     },
     "audit": {
         "GENERATOR", "--zoo", "--samples", "--tasks", "--arch", "--task", "--images", "--seed", "--out",
-        "--plot", "--json",
+        "--plot", "--work", "--json",
     },
     "bench": {
         "--out", "--generator", "--zoo", "--tasks", "--seeds", "--samples", "--images", "--finetuned",
