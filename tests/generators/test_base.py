@@ -183,3 +183,18 @@ def test_validity_says_what_can_be_done(resolved):
 
 def test_checkpoint_errors_are_input_errors():
     assert issubclass(CheckpointError, InputError)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"input": ()}, {"input": (1, 8)}, {"input": (1, 8, 0)}, {"input": (1, 8, "8")}, {"min_classes": 0},
+        {"max_classes": 1}, {"max_classes": 2.5}, {"architectures": (3,)},
+    ],
+)  # fmt: skip
+def test_what_can_be_asked_for_makes_sense_or_is_refused(change):
+    """A generator's config may say anything."""
+    good = {"architectures": ("cnn",), "input": (1, 8, 8), "min_classes": 2, "max_classes": 10}
+    assert Validity(**good).max_classes == 10
+    with pytest.raises(SpecError):
+        Validity(**{**good, **change})

@@ -137,6 +137,17 @@ class Validity:
     max_classes: int
     tasks: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            SpecError: not three sides, or class counts that no request can have. A file may say anything.
+        """
+        sizes = (*self.input, self.min_classes, self.max_classes)
+        if len(self.input) != 3 or not all(type(size) is int and size > 0 for size in sizes):
+            raise SpecError("the input must be three sides, and class counts whole numbers above 0")
+        if self.min_classes > self.max_classes or not all(isinstance(a, str) for a in self.architectures):
+            raise SpecError("the least classes must not be above the most, and architectures must be text")
+
     def check(self, spec: ArchitectureSpec) -> None:
         """Raise :class:`UnsupportedRequestError`, saying what can be done, unless ``spec`` fits."""
         key = str(replace(spec, classes=None))
