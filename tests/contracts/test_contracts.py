@@ -484,6 +484,20 @@ class TestGenerator:
             pytest.skip("an instruction may change what it makes")
         assert torch.equal(plain[0].flat, told[0].flat)
 
+    @pytest.mark.parametrize(
+        ("name", "value"), [("temperature", 2.0), ("top_k", 1), ("top_p", 0.01), ("guidance", 5.0)]
+    )
+    def test_only_options_that_are_heeded_change_anything(self, kind, name, value):
+        model = GENERATORS[kind].make()
+        warm = {"temperature": 1.0} if "temperature" in model.heeds else {}
+        plain, other = (
+            torch.stack(
+                [s.flat for s in self.many(kind, model, num_samples=3, seed=7, sampling=Sampling(**o))]
+            )
+            for o in (warm, {**warm, name: value})
+        )
+        assert torch.equal(plain, other) == (name not in model.heeds)
+
     def test_another_seed_gives_others_where_something_is_drawn(self, kind):
         warm = Sampling(temperature=1.0)
         a, b = (

@@ -136,6 +136,9 @@ def generate(
     spec = parse_architecture(plain_text(arch, "architecture"))
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
     model = load_generator(plain_text(generator, "generator"))
+    for name, value in vars(sampling).items():
+        if value != getattr(Sampling, name) and name not in model.heeds:
+            note(f"note: --{name.replace('_', '-')} changes nothing of what {model.name} makes")
     asked = spec.resolve(classes=spec.classes or 10, input=spec.input or model.validity.input)
     calm_threads(asked.num_parameters())
     target = load_task(task, data, model.validity.input)

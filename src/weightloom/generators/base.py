@@ -175,6 +175,8 @@ class Generator(ABC):
     """Whether seeds and samples differ; where nothing is drawn one sample says all."""
     reads_words: ClassVar[bool] = False
     """Whether an instruction may change what is made."""
+    heeds: ClassVar[frozenset[str]] = frozenset()
+    """Which of the options of :class:`Sampling` may change what is made."""
     name: str
     validity: Validity
 

@@ -126,6 +126,7 @@ class LatentDiffusion(nn.Module, StartsFromGuess, Generator):
 
     kind: ClassVar[str] = "diffusion"
     reads_words: ClassVar[bool] = True
+    heeds: ClassVar[frozenset[str]] = frozenset({"temperature", "guidance"})
 
     def __init__(
         self,

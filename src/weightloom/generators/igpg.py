@@ -105,6 +105,7 @@ class IGPG(nn.Module, StartsFromGuess, Generator):
 
     kind: ClassVar[str] = "igpg"
     reads_words: ClassVar[bool] = True
+    heeds: ClassVar[frozenset[str]] = frozenset({"temperature", "top_k", "top_p", "guidance"})
 
     def __init__(
         self, config: IGPGConfig, tokenizer: WeightTokenizer, validity: Validity, *, name: str = "igpg"

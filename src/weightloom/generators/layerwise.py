@@ -93,6 +93,7 @@ class Layerwise(nn.Module, Generator):
 
     kind: ClassVar[str] = "layerwise"
     reads_words: ClassVar[bool] = True
+    heeds: ClassVar[frozenset[str]] = frozenset({"temperature", "top_k", "top_p", "guidance"})
 
     def __init__(self, config: LayerwiseConfig, validity: Validity, *, name: str = "layerwise") -> None:
         """``validity``'s architectures are ``any architecture``: the dictionary says what can be made.
