@@ -85,7 +85,7 @@ def rows(options: argparse.Namespace) -> tuple[str, dict[str, Any], dict[str, Ca
 
 
 def fit(
-    task_text: str, make: Callable[[], nn.Module], epochs: int, half: bool, seed: int, embeddings: float
+    task_text: str, make: Callable[[], nn.Module], options: argparse.Namespace, seed: int, embeddings: float
 ) -> dict[str, Any]:
     """Train one network with Adam and a rate that rises and falls; error on all test images."""
     task = parse_task(task_text)
@@ -94,15 +94,15 @@ def fit(
         torch.manual_seed(seed_for("hypernetworks", "images", seed))
         net = make().train().to(DEVICE, memory_format=torch.channels_last)
     draw = torch_generator("hypernetworks", "images", "batches", seed)
-    groups = parameter_groups(net, RATE, embeddings=embeddings)
+    groups = parameter_groups(net, options.rate, embeddings=embeddings)
     optimiser = torch.optim.Adam(groups)
-    steps = epochs * len(data) // BATCH
+    steps = options.epochs * len(data) // BATCH
     rates = [group["lr"] for group in groups]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rates, total_steps=steps, pct_start=0.15)
     for _ in range(steps):
         x, y = data.batch(torch.randint(len(data), (BATCH,), generator=draw))
         x = shifted(x, draw, flip=task_text.startswith("cifar10"))
-        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=half):
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=not options.float32):
             logits = net(x.to(DEVICE, memory_format=torch.channels_last))
         loss = F.cross_entropy(logits.float(), y.to(DEVICE))
         optimiser.zero_grad()
@@ -125,6 +125,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--rate", type=float, default=RATE, help="Adam's, at the height of its curve")
     parser.add_argument("--float32", action="store_true", help="no bfloat16 in the forward pass")
     parser.add_argument("--network", default="resnet(depth=8,width=64)", help="for CIFAR-10")
     parser.add_argument("--pixels", type=int, default=16, help="sides of the pictures of CIFAR-10")
@@ -132,10 +133,10 @@ def main() -> None:
     parser.add_argument("--only", help="rows with semicolons between, such as plain;separable")
     options = parser.parse_args()
     task, made, networks = rows(options)
-    half = not options.float32
+    half, other = not options.float32, "" if options.rate == RATE else f"-{options.rate:g}"
     table = Table(
-        f"{options.dataset}-{options.epochs}",
-        {"epochs": options.epochs, "batch": BATCH, "rate": RATE, "bfloat16": half, **made},
+        f"{options.dataset}-{options.epochs}{other}",
+        {"epochs": options.epochs, "batch": BATCH, "rate": options.rate, "bfloat16": half, **made},
     )
     for seed in range(options.first, options.first + options.seeds):
         for name, make in networks.items():
@@ -144,7 +145,7 @@ def main() -> None:
             rate = 60.0 if name == FASTER else 30.0
             table.add(
                 f"{name}, seed {seed}",
-                lambda m=make, s=seed, r=rate: fit(task, m, options.epochs, half, s, r),
+                lambda m=make, s=seed, r=rate: fit(task, m, options, s, r),
             )
 
 
