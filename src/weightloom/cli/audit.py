@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from weightloom.cli.failures import Interrupted
-from weightloom.cli.inputs import Json, calm_threads, check_out, plain_text
+from weightloom.cli.inputs import Json, calm_threads, check_out, check_place, plain_text
 from weightloom.cli.output import emit, note, percent, progress, say, seconds_text, table
 from weightloom.cli.plots import PLOT_SUFFIXES
 
@@ -60,6 +60,9 @@ def audit(
     started = time.perf_counter()
     out = check_out(out, (".json",), "--out")
     plot = check_out(plot, PLOT_SUFFIXES, "--plot")
+    kept = None if work is None else work.expanduser()
+    if kept is not None:
+        check_place(kept, "--work")
     from weightloom.evaluation import AuditSettings
     from weightloom.evaluation import audit as run_audit
     from weightloom.generators.load import load_generator
@@ -78,7 +81,6 @@ def audit(
     held = Zoo(zoo.expanduser())
     model = load_generator(plain_text(generator, "generator"))
     calm_threads()
-    kept = None if work is None else work.expanduser()
     try:
         with progress() as move:
             report = run_audit(model, held, settings, work=kept, progress=move)

@@ -109,10 +109,6 @@ def bench(
     """
     started = time.perf_counter()
     out = out.expanduser()
-    if out.exists() and not out.is_dir():
-        from weightloom.errors import InputError
-
-        raise InputError(f"--out {out}: is a file; results go into a folder")
     check_place(out, "--out")
     from weightloom.evaluation import (
         LeaderboardSettings,

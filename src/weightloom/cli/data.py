@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from weightloom.cli.inputs import DataFolder, Json, check_out, load_task, plain_text
+from weightloom.cli.inputs import DataFolder, Json, check_out, check_shots, load_task, plain_text
 from weightloom.cli.output import emit, facts, note, say, seconds_text, table
 from weightloom.cli.plots import PLOT_SUFFIXES
 from weightloom.cli.teaching import command
@@ -127,8 +127,7 @@ def show(
         weightloom data show --data photos/ --out photos.png
     """
     out = check_out(out, PLOT_SUFFIXES, "--out")
-    if not 1 <= shots <= 100:
-        raise InputError(f"--shots must be from 1 to 100, not {shots}")
+    check_shots(shots, 100)
     target = load_task(task, data)
     if target is None:
         raise InputError("say which task: a name (see `weightloom data list`), or --data FOLDER")

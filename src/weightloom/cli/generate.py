@@ -18,6 +18,7 @@ from weightloom.cli.inputs import (
     TaskName,
     calm_threads,
     check_out,
+    check_shots,
     load_task,
     plain_text,
     short_text,
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from weightloom.cli.baselines import Baselines
     from weightloom.generators import Sample
     from weightloom.tasks import Task
-
-MAX_SHOTS = 1000
 
 
 def generate(
@@ -112,8 +111,7 @@ def generate(
         raise InputError("--plot draws fine-tuning on real images, so it needs --task or --data")
     if explain and task is None and data is None:
         raise InputError("--explain measures on real images, so it needs --task or --data")
-    if not 1 <= shots <= MAX_SHOTS:
-        raise InputError(f"--shots must be from 1 to {MAX_SHOTS}, not {shots}")
+    check_shots(shots)
     if not 1 <= steps <= MEASURES[-1]:
         raise InputError(f"--steps must be from 1 to {MEASURES[-1]:,}, not {steps}")
 

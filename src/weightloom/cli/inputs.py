@@ -135,6 +135,12 @@ def check_out(path: Path | None, suffixes: Sequence[str], option: str) -> Path |
     return path
 
 
+def check_shots(shots: int, most: int = 1000) -> None:
+    """Raise :class:`InputError` unless so many examples a class can be asked for."""
+    if not 1 <= shots <= most:
+        raise InputError(f"--shots must be from 1 to {most}, not {shots}")
+
+
 def check_place(folder: Path, option: str) -> None:
     """Raise :class:`InputError` unless ``folder`` can be written or made."""
     place = folder

@@ -16,6 +16,7 @@ from weightloom.cli.inputs import (
     TaskName,
     calm_threads,
     check_out,
+    check_shots,
     plain_text,
     require_task,
     short_text,
@@ -85,8 +86,7 @@ def select(
     state = check_out(state, (".safetensors",), "--state")
     if state is not None and state == out:
         raise InputError("--state and --out are two different files")
-    if not 1 <= shots <= 1000:
-        raise InputError(f"--shots must be from 1 to 1000, not {shots}")
+    check_shots(shots)
     if arch is not None and len(arch) > MOST_CANDIDATES:
         raise InputError(f"at most {MOST_CANDIDATES:,} candidates, not {len(arch):,}")
 

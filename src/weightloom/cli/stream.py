@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from weightloom.cli.generate import MAX_SHOTS
 from weightloom.cli.inputs import (
     DataFolder,
     GeneratorName,
@@ -16,6 +15,7 @@ from weightloom.cli.inputs import (
     TaskName,
     calm_threads,
     check_place,
+    check_shots,
     load_task,
     plain_text,
 )
@@ -54,8 +54,7 @@ def stream(
         weightloom stream --arch 'cnn(depth=8,width=1260)' --task digits --out runs/wide
         weightloom stream --arch 'resnet(depth=20,width=512,classes=10)' --out runs/wide --shard-mb 200
     """
-    if not 1 <= shots <= MAX_SHOTS:
-        raise InputError(f"--shots must be from 1 to {MAX_SHOTS}, not {shots}")
+    check_shots(shots)
     if not 1 <= shard_mb <= 1_000_000:
         raise InputError(f"--shard-mb must be from 1 to 1,000,000, not {shard_mb:,}")
     out = out.expanduser()

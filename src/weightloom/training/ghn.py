@@ -42,7 +42,7 @@ from weightloom.training.trainers import trainers
 
 VALIDATION_IMAGES = 1000
 CALIBRATION_IMAGES = 512
-MOST_TOO_LARGE = 1000
+MOST_TOO_LARGE = 100
 """Networks in a row that may be too large."""
 
 
@@ -180,13 +180,13 @@ class GHNObjective:
 
     def drawn(self, index: int) -> DeepNetSpec:
         """Training network ``index``, or the first after it that is not too large."""
-        settings, later = self.settings, 0
-        for later in range(min(settings.networks, MOST_TOO_LARGE)):
+        settings, most = self.settings, min(self.settings.networks, MOST_TOO_LARGE)
+        for later in range(most):
             found = self.spec("train", (index + later) % settings.networks)
             if settings.memory == math.inf or activation_memory(found, settings.images) <= settings.memory:
                 return found
         raise SpecError(
-            f"memory: networks {index} and the {later} after it all keep more than {settings.memory} GiB"
+            f"memory: networks {index} and the {most - 1} after it all keep more than {settings.memory} GiB"
         )
 
     def spec(self, split: str, index: int) -> DeepNetSpec:
