@@ -178,7 +178,8 @@ def test_the_command(known, zoo, tmp_path, monkeypatch):
     answer = CliRunner().invoke(app, [*words, "--json"])
     assert json.loads(answer.stdout)["verdict"] == "interpolates"
     for bad in (
-        ["--samples", "0"], ["--out", "x.txt"], ["--arch", "cnnn"], ["--zoo", str(tmp_path)], ["--work", str(out)],
+        ["--samples", "0"], ["--out", "x.txt"], ["--arch", "cnnn"], ["--zoo", str(tmp_path)],
+        ["--work", str(out)],
     ):  # fmt: skip
         refused = CliRunner().invoke(app, [*words, *bad])
         assert refused.exit_code == 2, bad
