@@ -28,9 +28,7 @@ def stream(
         str,
         typer.Option("--arch", metavar="SPEC", help="Any depth and width, say 'cnn(depth=8,width=1260)'."),
     ],
-    out: Annotated[
-        Path, typer.Option("--out", metavar="FOLDER", help="Where the shards and their index go.")
-    ],
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the files go.")],
     instruction: Instruction = None,
     task: TaskName = None,
     data: DataFolder = None,
@@ -47,8 +45,9 @@ def stream(
 ) -> None:
     """Generate a network larger than memory, straight into sharded safetensors.
 
-    Memory does not grow with the width. The files have the hub's layout: model-00001-of-0000N.safetensors
-    and model.safetensors.index.json. The generator needs layer-wise parts, as igpg-tiny has.
+    Memory does not grow with the width. The files have the hub's layout: model.safetensors, or
+    model-00001-of-0000N.safetensors and model.safetensors.index.json. The generator needs layer-wise
+    parts, as igpg-tiny has.
 
     Examples:
         weightloom stream --arch 'cnn(depth=8,width=1260)' --task digits --out runs/wide

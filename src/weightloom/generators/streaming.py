@@ -33,7 +33,7 @@ from weightloom.tasks import SupportSet
 from weightloom.tokenizers.layers import places, widen
 from weightloom.weights import layout_of, require_finite
 
-PIECE_BYTES = 4 << 20
+PIECE_BYTES = 8 << 20
 """Bytes of a layer that are made at once. What is held beside it does not grow with the network."""
 
 
@@ -69,7 +69,7 @@ def stream_network(
     Args:
         generator: a layer-wise one, or one that carries such parts.
         architecture: any depth and width that it makes.
-        folder: where to: ``model-00001-of-0000N.safetensors`` and ``model.safetensors.index.json``.
+        folder: where to: ``model.safetensors``, or ``model-00001-of-0000N.safetensors`` and an index.
         instruction: words, as for :meth:`~weightloom.generators.Generator.generate`.
         support: examples; without them the head is that of a random initialisation.
         seed: of the codes and of how repeated channels share their inputs.
@@ -166,9 +166,11 @@ def wide_pieces(
         yield slot.name, torch.zeros(slot.shape, dtype=torch.int64)
     for slot in layout.slots:
         held = state[slot.name]
-        if slot.name in roles:
-            for rows in _rows(slot.shape):
-                yield slot.name, widen(held[None], slot.shape, (roles[slot.name], seed), rows)[0]
+        if held.shape == slot.shape:
+            yield slot.name, held
+        elif slot.name in roles:
+            for piece in _widened(held, slot.shape, (roles[slot.name], seed)):
+                yield slot.name, piece
         elif slot.name == head:
             channels = places(narrow)[-1].shape[0]
             each, rest = divmod(held.shape[1], channels)
@@ -178,11 +180,19 @@ def wide_pieces(
             parts = held.unflatten(1, (channels, each))  # (C, H) -> (C, channels, each)
             yield slot.name, widen(parts[None], shape, ("head", seed))[0].flatten(1)
         else:
-            yield slot.name, held[torch.arange(slot.shape[0]) % len(held)]
+            yield slot.name, held.repeat(-(-slot.shape[0] // len(held)))[: slot.shape[0]]
 
 
-def _rows(shape: tuple[int, ...]) -> Iterator[range]:
-    """The rows of a weight in pieces."""
+def _widened(held: Tensor, shape: tuple[int, ...], address: tuple[str, int]) -> Iterator[Tensor]:
+    """A wider weight in pieces of ``PIECE_BYTES``.
+
+    Its rows are those of ``held`` (rows, columns, ...) in turns: a turn that is small enough is made once.
+    """
     step = max(1, PIECE_BYTES // (4 * math.prod(shape[1:])))
+    if step >= len(held):
+        turn = widen(held[None], shape, address, range(len(held)))[0]
+        for first in range(0, shape[0], len(held)):
+            yield turn[: shape[0] - first]
+        return
     for first in range(0, shape[0], step):
-        yield range(first, min(first + step, shape[0]))
+        yield widen(held[None], shape, address, range(first, min(first + step, shape[0])))[0]

@@ -19,7 +19,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -88,12 +88,20 @@ def write_text(path: str | Path, text: str, *, durable: bool = True) -> None:
 
 
 @contextmanager
-def atomic_folder(path: str | Path, *, overwrite: bool = False, durable: bool = True) -> Iterator[Path]:
+def atomic_folder(
+    path: str | Path,
+    *,
+    overwrite: bool = False,
+    durable: bool = True,
+    digests: Mapping[str, str] | None = None,
+) -> Iterator[Path]:
     """A temporary folder that becomes ``path``, all at once, when the block ends without an exception.
 
     The last thing written into it is ``COMMIT.json``. With ``overwrite`` an existing folder is
     exchanged for the new one, but only if it was written here too (it has a ``COMMIT.json``): a
-    user's own folder is never replaced. An empty folder counts as absent.
+    user's own folder is never replaced. An empty folder counts as absent. ``digests`` may be filled inside
+    the block: the SHA-256 of files, by their names, from whoever computed it while writing; the others are
+    read again.
 
     Raises:
         InputError: the place is taken, or nothing can be written there.
@@ -116,7 +124,7 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False, durable: bool = 
         descriptor, temporary = _make_temporary_folder(path)
         try:
             yield temporary
-            _commit(temporary, durable)
+            _commit(temporary, durable, digests or {})
             _refuse_taken(path, overwrite)
             _move_into_place(temporary, path)
         except BaseException:
@@ -328,7 +336,7 @@ def _abandoned(entry: Path) -> bool:
 # -- commit and rename -------------------------------------------------------------------------
 
 
-def _commit(folder: Path, durable: bool) -> None:
+def _commit(folder: Path, durable: bool, digests: Mapping[str, str]) -> None:
     files: dict[str, dict[str, str | int]] = {}
     folders = [folder]
     for entry in sorted(folder.rglob("*")):
@@ -338,14 +346,12 @@ def _commit(folder: Path, durable: bool) -> None:
         if entry.is_dir():
             folders.append(entry)
             continue
-        digest, size = hashlib.sha256(), 0
         with entry.open("rb") as handle:
-            while chunk := handle.read(1 << 20):
-                digest.update(chunk)
-                size += len(chunk)
+            digest = digests.get(name) or hashlib.file_digest(handle, "sha256").hexdigest()
             if durable:
                 os.fsync(handle.fileno())
-        files[name] = {"bytes": size, "sha256": digest.hexdigest()}
+            size = os.fstat(handle.fileno()).st_size
+        files[name] = {"bytes": size, "sha256": digest}
     assert COMMIT_FILE not in files, f"{COMMIT_FILE} is written by atomic_folder itself"
     text = json.dumps({"version": 1, "files": files}, indent=1, sort_keys=True) + "\n"
     with (folder / COMMIT_FILE).open("w", encoding="utf-8") as note:

@@ -1,26 +1,30 @@
 """Weights that are larger than memory: several safetensors files and an index, piece by piece.
 
-The layout is the hub's: ``model-00001-of-00003.safetensors`` and ``model.safetensors.index.json`` with a
-``weight_map``. Knows nothing of what the tensors are for.
+The layout is the hub's: ``model.safetensors``, or, where that would be too large,
+``model-00001-of-00003.safetensors`` and so on with a ``weight_map`` in ``model.safetensors.index.json``.
+Knows nothing of what the tensors are for.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 
 from weightloom.errors import CheckpointError, InputError
-from weightloom.io.atomic import atomic_file, atomic_folder
+from weightloom.io.atomic import atomic_folder
 from weightloom.io.documents import read_json, write_json
 from weightloom.io.tensors import Expected, header_bytes, load_rows, load_tensors, read_header, value_fault
 
+ONE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 SHARD_BYTES = 2 << 30
+BLOCK_BYTES = 1 << 20
+"""Bytes that are checked, hashed and written together, while the processor has them at hand."""
 MAX_SHARDS = 99_999
 
 SHARD_NAME = re.compile(r"model-[0-9]{5}-of-[0-9]{5}\.safetensors")
@@ -41,7 +45,7 @@ def write_shards(
         folder: where to; it is there as a whole or not at all.
         plan: every tensor's shape and type, in the order in which they come.
         pieces: for each tensor of the plan, in its order, consecutive parts of its first dimension.
-        metadata: text for the index.
+        metadata: text for the header of every file, and for the index.
         shard_bytes: a new file begins where the last would grow beyond; a larger tensor has one of its own.
         overwrite: replace a folder that this function wrote before.
 
@@ -65,22 +69,28 @@ def write_shards(
     """
     groups = _grouped(plan, shard_bytes)
     names = [f"model-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
+    names = names if len(groups) > 1 else [ONE_FILE]
     stream, folder = iter(pieces), Path(folder)
-    with atomic_folder(folder, overwrite=overwrite) as place:
+    digests: dict[str, str] = {}
+    with atomic_folder(folder, overwrite=overwrite, digests=digests) as place:
         for name, group in zip(names, groups, strict=True):
             part = {tensor: plan[tensor] for tensor in group}
-            # The folder's commit waits for the disk, for all files at once.
-            with atomic_file(place / name, durable=False) as handle:
-                handle.write(header_bytes(place / name, part))
-                for tensor in group:
-                    _write_tensor(folder, handle, tensor, plan[tensor], stream)
+            head = header_bytes(folder / name, part, metadata)
+            digest = hashlib.sha256(head)
+            with (place / name).open("xb") as handle:
+                handle.write(head)
+                for block in _blocks(_checked(part, stream)):
+                    data = _bytes_of(folder, block)
+                    digest.update(data)
+                    handle.write(data)
+            digests[name] = digest.hexdigest()
         if (left := next(stream, None)) is not None:
             raise InputError(f"tensor {left[0]!r} is not part of the plan")
-        total = sum(_nbytes(plan[tensor]) for tensor in plan)
-        where = {tensor: name for name, group in zip(names, groups, strict=True) for tensor in group}
-        write_json(
-            place / INDEX_FILE, {"metadata": {**(metadata or {}), "total_size": total}, "weight_map": where}
-        )
+        if len(groups) > 1:
+            total = sum(_nbytes(plan[tensor]) for tensor in plan)
+            where = {tensor: name for name, group in zip(names, groups, strict=True) for tensor in group}
+            index = {"metadata": {**(metadata or {}), "total_size": total}, "weight_map": where}
+            write_json(place / INDEX_FILE, index, durable=False)  # the folder's commit waits for the disk
     return names
 
 
@@ -93,7 +103,7 @@ def read_shards(folder: str | Path) -> Iterator[tuple[str, torch.Tensor]]:
     folder = Path(folder)
     for name, tensors in _files(folder).items():
         header = read_header(folder / name)
-        if set(header.tensors) != tensors:
+        if tensors is not None and set(header.tensors) != tensors:
             odd = sorted(set(header.tensors) ^ tensors)[0]
             raise CheckpointError(folder / name, f"tensor {odd!r} is in the index or in the file only")
         for tensor, info in header.tensors.items():
@@ -105,16 +115,20 @@ def read_shards(folder: str | Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def shards_metadata(folder: str | Path) -> dict[str, object]:
-    """What the index of a folder says beside where the tensors are. Raises :class:`CheckpointError`."""
-    held = read_json(Path(folder) / INDEX_FILE)
+    """What the files of a folder say beside the tensors. Raises :class:`CheckpointError`."""
+    if None in _files(folder := Path(folder)).values():
+        return dict(read_header(folder / ONE_FILE).metadata)
+    held = read_json(folder / INDEX_FILE)
     metadata = held.get("metadata", {}) if isinstance(held, dict) else None
     if not isinstance(metadata, dict):
-        raise CheckpointError(Path(folder) / INDEX_FILE, "is not the index of a folder of weights")
+        raise CheckpointError(folder / INDEX_FILE, "is not the index of a folder of weights")
     return metadata
 
 
-def _files(folder: Path) -> dict[str, set[str]]:
-    """Names of tensors by file, from the index."""
+def _files(folder: Path) -> dict[str, set[str] | None]:
+    """Names of tensors by file, from the index; None of the one file that has no index."""
+    if not (folder / INDEX_FILE).exists() and (folder / ONE_FILE).exists():
+        return {ONE_FILE: None}
     held = read_json(folder / INDEX_FILE)
     where = held.get("weight_map") if isinstance(held, dict) else None
     if not isinstance(where, dict) or not where:
@@ -124,7 +138,7 @@ def _files(folder: Path) -> dict[str, set[str]]:
         if not isinstance(name, str) or not SHARD_NAME.fullmatch(name):
             raise CheckpointError(folder / INDEX_FILE, f"names a file {str(name)[:80]!r}, which is no shard")
         files.setdefault(name, set()).add(tensor)
-    return dict(sorted(files.items()))
+    return {name: files[name] for name in sorted(files)}
 
 
 def _grouped(plan: Expected, shard_bytes: int) -> list[list[str]]:
@@ -146,23 +160,49 @@ def _nbytes(about: tuple[Iterable[int], torch.dtype]) -> int:
     return math.prod(about[0]) * about[1].itemsize
 
 
-def _write_tensor(
-    folder: Path,
-    handle: BinaryIO,
-    tensor: str,
-    about: tuple[Iterable[int], torch.dtype],
-    stream: Iterator[tuple[str, torch.Tensor]],
-) -> None:
-    shape, dtype = tuple(about[0]), about[1]
-    left = _nbytes(about)
-    while left > 0:
-        name, piece = next(stream, ("", None))
-        fits = piece is not None and name == tensor and piece.dtype == dtype and piece.shape[1:] == shape[1:]
-        if piece is None or not fits or piece.nbytes > left or piece.numel() == 0:
-            came = f"{name!r} of {tuple(piece.shape)}" if piece is not None else "nothing"
-            raise InputError(f"tensor {tensor!r} of {shape} was expected, {came} came")
-        if reason := value_fault(piece):
-            raise CheckpointError(folder, f"not written: tensor {tensor!r} {reason}")
-        data = piece.detach().cpu().contiguous()
-        handle.write(data.reshape(-1).view(torch.uint8).numpy().data)  # shape -> (numel,) -> (nbytes,)
-        left -= piece.nbytes
+def _checked(
+    plan: Expected, stream: Iterator[tuple[str, torch.Tensor]]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The pieces of ``plan``, flat, or what came instead."""
+    for tensor, about in plan.items():
+        shape, dtype = tuple(about[0]), about[1]
+        left = math.prod(shape)
+        while left > 0:
+            name, piece = next(stream, ("", None))
+            if (
+                piece is None or name != tensor or piece.dtype != dtype or piece.shape[1:] != shape[1:]
+                or not 0 < piece.numel() <= left
+            ):  # fmt: skip
+                came = f"{name!r} of {tuple(piece.shape)}" if piece is not None else "nothing"
+                raise InputError(f"tensor {tensor!r} of {shape} was expected, {came} came")
+            left -= piece.numel()
+            yield tensor, piece.detach().cpu().reshape(-1)  # shape -> (numel,)
+
+
+Block = list[tuple[str, torch.Tensor]]
+
+
+def _blocks(pieces: Iterator[tuple[str, torch.Tensor]]) -> Iterator[Block]:
+    """Pieces of one type together, large ones divided, so that a block has about ``BLOCK_BYTES``."""
+    block: Block = []
+    room = BLOCK_BYTES
+    for name, piece in pieces:
+        size = BLOCK_BYTES // piece.element_size()
+        for part in (piece,) if len(piece) <= size else piece.split(size):
+            if block and (part.nbytes > room or part.dtype != block[0][1].dtype):
+                yield block
+                block, room = [], BLOCK_BYTES
+            block.append((name, part))
+            room -= part.nbytes
+    if block:
+        yield block
+
+
+def _bytes_of(folder: Path, block: Block) -> memoryview:
+    """The bytes of a block. Raises :class:`CheckpointError` where a value is not finite."""
+    joined = block[0][1] if len(block) == 1 else torch.cat([part for _, part in block])
+    if value_fault(joined):
+        name, reason = next((name, reason) for name, part in block if (reason := value_fault(part)))
+        raise CheckpointError(folder, f"not written: tensor {name!r} {reason}")
+    data: memoryview = joined.contiguous().view(torch.uint8).numpy().data  # (numel,) -> (nbytes,)
+    return data

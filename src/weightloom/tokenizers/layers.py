@@ -43,6 +43,7 @@ class LayerPlace:
     shape: tuple[int, ...]
 
 
+@lru_cache(maxsize=512)
 def places(spec: ArchitectureSpec) -> tuple[LayerPlace, ...]:
     """The trunk of a resolved ``spec`` layer by layer.
 
@@ -63,9 +64,6 @@ def places(spec: ArchitectureSpec) -> tuple[LayerPlace, ...]:
             role, position = place
             found.append(LayerPlace(layer, None, role, position, layer.slots[0].shape))
     return tuple(found)
-
-
-_places = lru_cache(maxsize=512)(places)
 
 
 class LayerDictionary(nn.Module):
@@ -103,7 +101,7 @@ class LayerDictionary(nn.Module):
         for spec in largest:
             state = spec.initialise(0).state_dict()
             members: dict[str, list[LayerPlace]] = {}
-            for place in _places(spec):
+            for place in places(spec):
                 members.setdefault(place.role, []).append(place)
             for role, layers in members.items():
                 key = self._key(spec.family, role)
@@ -160,19 +158,19 @@ class LayerDictionary(nn.Module):
                 raise UnsupportedRequestError(
                     f"{spec.family} networks are made with {option}={ours[option]}, not {asked[option]}"
                 )
-        for place in _places(spec):
+        for place in places(spec):
             if self._key(spec.family, place.role) not in self.roles:
                 raise UnsupportedRequestError(f"{spec.family} networks are not made this deep ({place.role})")
 
     def num_tokens(self, spec: ArchitectureSpec) -> int:
         """T."""
-        return len(_places(spec))
+        return len(places(spec))
 
     def describe(self, spec: ArchitectureSpec) -> tuple[Tensor, Tensor]:
         """Roles (T,) int64, and plain numbers (T, 5) about every token: where it stands among its role and
         in the network, its rows, its fan-in, and the depth, the last three as logarithms.
         """
-        layers = _places(spec)
+        layers = places(spec)
         roles = torch.tensor([self.roles[self._key(spec.family, p.role)] for p in layers])
         numbers = [
             [
@@ -195,7 +193,7 @@ class LayerDictionary(nn.Module):
         layout = layout_of(spec)
         lead = latents.shape[0]
         state: dict[str, Tensor] = {}
-        for number, place in enumerate(_places(spec)):
+        for number, place in enumerate(places(spec)):
             state |= self.decode_layer(spec, place, latents[:, number], seed=seed)
         for slot in layout.slots:
             if slot.name not in state:
@@ -285,12 +283,24 @@ def widen(
     """
     held, columns = weight.shape[1:3]
     if shape[0] > held or rows is not None:
-        wanted = torch.tensor(range(shape[0]) if rows is None else rows, device=weight.device)
-        weight = weight[:, wanted % held]
-    if shape[1] > columns:
-        source = torch.arange(shape[1], device=weight.device) % columns
-        share = torch.rand(shape[1], generator=torch_generator("wider", *address)).to(weight.device) + 0.5
-        total = torch.zeros(columns, device=weight.device).index_add_(0, source, share)
-        share = share / total[source]
-        weight = weight[:, :, source] * share.reshape(-1, *[1] * (weight.dim() - 3))
-    return weight
+        rows = range(shape[0]) if rows is None else rows
+        weight = weight.index_select(1, torch.arange(rows.start, rows.stop, device=weight.device) % held)
+    if shape[1] <= columns:
+        return weight
+    share = _shares(columns, shape[1], math.prod(shape[2:]), address).to(weight.device)
+    # (B, R, columns, ...) -> (B, R, 1, columns * each), times (turns, columns * each)
+    tiled = weight.flatten(2).unsqueeze(2) * share
+    # (B, R, turns, columns * each) -> (B, R, turns * columns, ...), of which the last turn may be in part
+    return tiled.reshape(*weight.shape[:2], -1, *shape[2:])[:, :, : shape[1]]
+
+
+@lru_cache(maxsize=4)
+def _shares(columns: int, wide: int, each: int, address: tuple[str, int]) -> Tensor:
+    """(turns, columns * each) what the ``wide`` copies of ``columns`` channels take of them, turn by turn."""
+    source = torch.arange(wide) % columns
+    share = torch.rand(wide, generator=torch_generator("wider", *address)) + 0.5
+    total = torch.zeros(columns).index_add_(0, source, share)
+    turns = -(-wide // columns)
+    share = torch.nn.functional.pad(share / total[source], (0, turns * columns - wide))
+    # (turns * columns,) -> (turns * columns * each,) -> (turns, columns * each)
+    return share.repeat_interleave(each).reshape(turns, columns * each)
