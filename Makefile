@@ -55,7 +55,8 @@ faults: $(STAMP) ## Run the fault tests at full size: 500 kills, a million chang
 .PHONY: ray
 ray: $(STAMP) ## Install Ray and run the tests of the engines on a cluster of this machine
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS),ray]'
-	$(BIN)/python -m pytest tests/engines $(ARGS)
+	$(BIN)/python -m pytest tests/engines tests/cli/test_audit.py tests/cli/test_bench.py \
+		tests/cli/test_networks.py $(ARGS)
 
 .PHONY: fuzz
 fuzz: $(STAMP) ## Run the readers under a fuzzer that is led by coverage (Linux; about ten minutes)

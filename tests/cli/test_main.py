@@ -23,7 +23,7 @@ FACE = {
         "--batch-norm", "--out", "--plot", "--steps", "--compare",
         "--no-compare", "--explain", "--json",
     },
-    "evaluate": {"FILE", "--task", "--data", "--arch", "--json"},
+    "evaluate": {"FILE...", "--task", "--data", "--arch", "--workers", "--engine", "--address", "--json"},
     "finetune": {
         "FILE", "--task", "--data", "--arch", "--steps", "--lr", "--batch-size", "--seed", "--out", "--plot",
         "--from-random", "--json",
@@ -55,7 +55,7 @@ FACE = {
     },
     "audit": {
         "GENERATOR", "--zoo", "--samples", "--tasks", "--arch", "--task", "--images", "--seed", "--out",
-        "--plot", "--work", "--json",
+        "--plot", "--work", "--workers", "--engine", "--address", "--json",
     },
     "bench": {
         "--out", "--generator", "--zoo", "--tasks", "--seeds", "--samples", "--images", "--finetuned",

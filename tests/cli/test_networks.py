@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 
 import pytest
 import torch
 
-from weightloom.io import load_tensors, save_tensors
+from weightloom.io import load_tensors, save_tensors, write_shards
 
 ARCH = "mlp(depth=1,width=4,classes=10,input=3x8x8)"
 
@@ -52,6 +54,44 @@ def test_evaluate_a_foreign_state_dict(call, network, tmp_path):
     got = call("evaluate", path, "--arch", ARCH, "--task", "digits", "--json").json["accuracy"]
     assert got == pytest.approx(own, abs=0.02)
     assert "give it with --arch" in call("evaluate", path, "--task", "digits").sentence(2)
+
+
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_evaluate_several_side_by_side(call, network, spoilt, monkeypatch, engine):
+    if engine == "ray":
+        pytest.importorskip("ray")
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+        monkeypatch.setenv("RAY_worker_niceness", "0")
+    other = spoilt(lambda tensors, _: tensors["head.bias"].add_(torch.arange(10.0)))
+    own = [call("evaluate", file, "--json").json for file in (other, network)]
+    for options in ((), ("--workers", "2", "--engine", engine)):
+        both = call("evaluate", other, network, "--json", *options).json["networks"]
+        assert [{**answer, "seconds": 0} for answer in own] == [{**answer, "seconds": 0} for answer in both]
+    answer = call("evaluate", other, network)
+    assert own[0]["accuracy"] < own[1]["accuracy"]
+    assert answer.out.index(network.name) < answer.out.index(other.name), "the best first"
+    assert "does not exist" in call("evaluate", network, "nothing.safetensors").sentence(2)
+    assert "--address belongs to" in call("evaluate", network, "--address", "auto").sentence(2)
+
+
+def test_evaluate_a_folder_of_images_in_other_processes(call, photos, tmp_path):
+    made = tmp_path / "photos.safetensors"
+    options = ("--arch", "cnn(depth=3,width=8)", "--out", made, "--shots", "2")
+    assert call("generate", "Tell photos apart", "--data", photos, *options).code == 0
+    one = call("evaluate", made, "--data", photos, "--json").json
+    two = call("evaluate", made, made, "--data", photos, "--workers", "2", "--json").json["networks"]
+    assert [answer["confusion"] for answer in two] == [one["confusion"]] * 2
+
+
+def test_evaluate_a_folder_in_the_hubs_layout(call, network, tmp_path):
+    tensors, metadata = load_tensors(network)
+    plan = {name: (tuple(value.shape), value.dtype) for name, value in tensors.items()}
+    own = call("evaluate", network, "--json").json["accuracy"]
+    for number, size in enumerate((1 << 20, 1000)):
+        folder = tmp_path / f"parts-{number}"
+        files = write_shards(folder, plan, tensors.items(), metadata=metadata, shard_bytes=size)
+        assert (len(files) > 1) == (number == 1)
+        assert call("evaluate", folder, "--json").json["accuracy"] == own
 
 
 def test_evaluate_refuses(call, network, spoilt, photos, tmp_path):

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
 
 from weightloom.cli.failures import Interrupted
-from weightloom.cli.inputs import Json, calm_threads, check_out, check_place, plain_text
+from weightloom.cli.inputs import (
+    Address,
+    EngineName,
+    Json,
+    Workers,
+    calm_threads,
+    check_out,
+    check_place,
+    engine_for,
+    findable,
+    plain_text,
+)
 from weightloom.cli.output import emit, note, percent, progress, say, seconds_text, table
 from weightloom.cli.plots import PLOT_SUFFIXES
 
@@ -44,6 +57,9 @@ def audit(
             "--work", metavar="DIR", help="Keep every task's result here; the same command then goes on."
         ),
     ] = None,
+    workers: Workers = 1,
+    engine: EngineName = "local",
+    address: Address = None,
     as_json: Json = False,
 ) -> None:
     """Audit a generator's novelty against the training checkpoints of its zoo.
@@ -51,11 +67,13 @@ def audit(
     Samples are compared, after permutation alignment, with every training checkpoint of their architecture,
     in weights and in wrong answers, and with networks that are made of checkpoints without any generator.
     Each sample gets a verdict: fails, retrieves, interpolates, or novel; the page on audits says by which
-    rule.
+    rule. With several workers or a cluster, architectures and tasks are measured side by side; generator and
+    zoo have to be where they find them.
 
     Examples:
         weightloom audit igpg-tiny --zoo zoos/tiny
         weightloom audit runs/diffusion --zoo zoos/mnist --samples 32 --plot audit.png --out audit.json
+        weightloom audit igpg-tiny --zoo zoos/tiny --tasks 20 --workers 2 --work runs/audit
     """
     started = time.perf_counter()
     out = check_out(out, (".json",), "--out")
@@ -82,8 +100,17 @@ def audit(
     model = load_generator(plain_text(generator, "generator"))
     calm_threads()
     try:
-        with progress() as move:
-            report = run_audit(model, held, settings, work=kept, progress=move)
+        with ExitStack() as stack:
+            machine = stack.enter_context(engine_for(engine, workers, address))
+            move = stack.enter_context(progress())
+            place = kept
+            if engine != "local" or workers > 1:
+                from weightloom.evaluation.spread import Source, spread_audit
+
+                place = kept or Path(stack.enter_context(TemporaryDirectory(prefix="weightloom-")))
+                source = Source((findable(generator),), held.path.absolute())
+                spread_audit(source, model, held, place, settings, machine, progress=move)
+            report = run_audit(model, held, settings, work=place, progress=move)
     except KeyboardInterrupt:
         if kept is None:
             raise

@@ -20,6 +20,7 @@ from weightloom.cli.inputs import (
     carried_by,
     check_place,
     engine_for,
+    findable,
     plain_text,
     zoo_or_recipe,
 )
@@ -142,7 +143,7 @@ def bench(
                 from weightloom.zoo import Zoo
 
                 held = zoo_or_recipe(zoo)
-                names = tuple(_findable(name) for name in generator or ["igpg-tiny"])
+                names = tuple(findable(name) for name in generator or ["igpg-tiny"])
                 source = Source(names, held.path.absolute() if isinstance(held, Zoo) else held)
                 spread_cells(source, given, ground, out, settings, machine, progress=move)
             board = run_leaderboard(given, ground, out, settings, progress=move)
@@ -171,11 +172,6 @@ def bench(
     for text in result["beaten"]:
         say(text, style="bold")
     say(f"{out / 'leaderboard.md'} has it all; {seconds_text(time.perf_counter() - started)}")
-
-
-def _findable(name: str) -> str:
-    """A generator's name as a worker can use it, which may be in another folder."""
-    return str(Path(name).absolute()) if Path(name).is_dir() else name
 
 
 def _ground(zoo: str, first: Generator) -> Ground:

@@ -1,29 +1,40 @@
-"""``weightloom evaluate``: the accuracy of a network in a file, by class."""
+"""``weightloom evaluate``: the accuracy of networks in files, by class."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from weightloom.cli.inputs import (
+    Address,
     DataFolder,
+    EngineName,
     Json,
+    Network,
     TaskName,
+    Workers,
     calm_threads,
+    engine_for,
     fitting_task,
     load_network,
     provenance,
 )
-from weightloom.cli.output import bar, emit, facts, percent, say, table, working
+from weightloom.cli.output import bar, emit, facts, percent, progress, say, seconds_text, table, working
+
+if TYPE_CHECKING:
+    from weightloom.tasks import Task
 
 
 def evaluate(
-    file: Annotated[
-        Path,
-        typer.Argument(metavar="FILE", help="A network: .safetensors, or a PyTorch state dict with --arch."),
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE...",
+            help="Networks: .safetensors, folders in the hub's layout, or PyTorch state dicts with --arch.",
+        ),
     ],
     task: TaskName = None,
     data: DataFolder = None,
@@ -33,59 +44,92 @@ def evaluate(
             "--arch", metavar="SPEC", help="The architecture, for files that do not say it themselves."
         ),
     ] = None,
+    workers: Workers = 1,
+    engine: EngineName = "local",
+    address: Address = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a network on test images: accuracy, accuracy by class, confusions.
+    """Measure networks on test images: accuracy, accuracy by class, confusions.
 
-    Without --task and --data, a network is measured on the named task that it was generated for.
+    Without --task and --data, a network is measured on the named task that it was generated for. Several
+    networks are measured side by side, and shown with the best first.
 
     Examples:
         weightloom evaluate digits.safetensors --task digits
         weightloom evaluate clothing.safetensors --task fashion-mnist+rot90 --json
         weightloom evaluate other.pt --arch 'mlp(depth=1,width=8,classes=10,input=3x16x16)' --task mnist
+        weightloom evaluate runs/*.safetensors --task digits --workers 2
     """
-    import torch
-
-    from weightloom.fitting import run_networks
-
     started = time.perf_counter()
-    network = load_network(file, arch)
-    calm_threads(network.spec.num_parameters())
+    networks = [load_network(file, arch) for file in files]
+    targets = [_target(network, task, data) for network in networks]
+    calm_threads(max(network.spec.num_parameters() for network in networks))
+    from weightloom.evaluation.accuracy import measure_network, network_payload
+
+    payloads = [network_payload(n.spec, n.flat, t) for n, t in zip(networks, targets, strict=True)]
+    found: dict[int, list[list[int]]] = {}
+    shown = working("measuring") if len(files) == 1 else progress()
+    with engine_for(engine, workers, address) as machine, shown as move:
+        for number, counts in machine.map(measure_network, payloads):
+            found[number] = counts
+            if move is not None:
+                move("networks", len(found), len(payloads))
+    results = [
+        _result(file, network, target, found[number])
+        for number, (file, network, target) in enumerate(zip(files, networks, targets, strict=True))
+    ]
+    seconds = time.perf_counter() - started
+    if as_json:
+        emit(
+            {**results[0], "seconds": seconds}
+            if len(files) == 1
+            else {"networks": results, "seconds": seconds}
+        )
+    elif len(files) == 1:
+        _show(results[0], targets[0])
+    else:
+        results.sort(key=lambda result: -result["accuracy"])
+        rows = [
+            (result["file"], result["architecture"], result["task"], percent(result["accuracy"]))
+            for result in results
+        ]
+        table(["network", "architecture", "task", "right"], rows, numbers=["right"])
+        say(f"{len(files)} networks in {seconds_text(seconds)}")
+
+
+def _target(network: Network, task: str | None, data: Path | None) -> Task:
     made_for = provenance(network.metadata).get("task")
     if task is None and data is None and isinstance(made_for, str) and not made_for.startswith("folder:"):
         task = made_for
-    target = fitting_task(network, task, data)
-    test = target.data("test")
-    classes = target.num_classes
-    counts = torch.zeros(classes, classes, dtype=torch.int64)  # true class by answer
-    with working("measuring"), torch.no_grad():
-        for index in torch.arange(len(test)).split(1000):
-            images, labels = test.batch(index)
-            answers = run_networks(network.spec, network.flat[None], images)[0].argmax(-1)
-            counts += torch.bincount(labels * classes + answers, minlength=classes**2).reshape(
-                classes, classes
-            )
-    right, totals = counts.diagonal().tolist(), counts.sum(1).tolist()
-    result: dict[str, Any] = {
+    return fitting_task(network, task, data)
+
+
+def _result(file: Path, network: Network, target: Task, confusion: list[list[int]]) -> dict[str, Any]:
+    totals = [sum(row) for row in confusion]
+    right = [row[label] for label, row in enumerate(confusion)]
+    return {
         "file": file,
         "architecture": network.spec.full_text(),
         "num_parameters": network.spec.num_parameters(),
         "task": str(target),
-        "images": len(test),
-        "accuracy": sum(right) / len(test),
+        "images": sum(totals),
+        "accuracy": sum(right) / sum(totals),
         "per_class": [
             {"class": name, "images": total, "accuracy": hits / total if total else None}
             for name, hits, total in zip(target.class_names, right, totals, strict=True)
         ],
-        "confusion": counts.tolist(),
-        "seconds": time.perf_counter() - started,
+        "confusion": confusion,
     }
-    if as_json:
-        emit(result)
-        return
-    say(f"{percent(result['accuracy'])} of {len(test):,} test images right", style="bold")
+
+
+def _show(result: dict[str, Any], target: Task) -> None:
+    say(f"{percent(result['accuracy'])} of {result['images']:,} test images right", style="bold")
     facts(
-        [("file", file), ("architecture", result["architecture"]), ("task", f"{target}: {target.describe()}")]
+        [
+            ("file", result["file"]),
+            ("architecture", result["architecture"]),
+            ("task", f"{target}: {target.describe()}"),
+        ]
     )
     say()
     rows = []

@@ -184,6 +184,11 @@ def engine_for(name: str, workers: int, address: str | None) -> Engine:
     )
 
 
+def findable(generator: str) -> str:
+    """A generator's name as a worker can use it, which may be in another folder."""
+    return str(Path(generator).absolute()) if Path(generator).is_dir() else generator
+
+
 # -- networks ----------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ Source: the protocol of Zeng et al. (arXiv 2506.07998), with alignment before ev
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -174,9 +174,9 @@ def audit(
         CheckpointError: what is kept in ``work`` is broken.
     """
     settings = settings or AuditSettings()
-    chosen = _chosen(generator, zoo, settings)
+    chosen = subjects(generator, zoo, settings)
     groups = settings.samples * (1 + len(MIXTURES))
-    total = sum(min(64, len(records)) + len(tasks) * groups for _, records, tasks in chosen)
+    total = sum(min(64, len(subject.records)) + len(subject.tasks) * groups for subject in chosen)
     done = reached = 0
 
     def step() -> None:
@@ -195,26 +195,35 @@ def audit(
 
     rows: list[dict[str, Any]] = []
     usual: dict[str, dict[str, float]] = {}
-    about = {"name": generator.name, "kind": generator.kind}
-    asked = {**about, "version": version_of(generator), "samples": settings.samples}
-    asked |= {"shots": settings.shots, "images": settings.images, "seed": settings.seed}
-    for spec, records, tasks in chosen:
-        flats = zoo.load(records)
-        known = Checkpoints(spec, flats)
-        of = {"architecture": spec.full_text(), "checkpoints": _digest(records, flats)}
-        own = kept({"what": "usual", **of}, min(64, len(records)), partial(_usual, known, step))
-        usual[spec.full_text()] = own
-        for text in tasks:
-            key = {"what": "audited", "task": text, **of, **asked}
-            measure = partial(_audited, generator, known, records, text, Usual(**own), settings, step)
+    for subject, flats, of_usual, of_tasks in keyed(generator, zoo, settings, chosen):
+        known = Checkpoints(subject.spec, flats)
+        own = kept(of_usual, min(64, len(subject.records)), partial(usual_of, known, step))
+        usual[subject.spec.full_text()] = own
+        for text, key in of_tasks.items():
+            measure = partial(audited, generator, known, subject.records, text, Usual(**own), settings, step)
             rows += kept(key, groups, measure)["rows"]
     share = shares([row["verdict"] for row in rows if row["group"] == GENERATED])
     verdict = max(VERDICTS, key=lambda name: share[name])
     notes = _notes(generator, zoo, chosen)
+    about = {"name": generator.name, "kind": generator.kind}
     return AuditReport(about, settings, rows, usual, notes, verdict, _beaten_by(rows), share)
 
 
-def _usual(known: Checkpoints, step: Callable[[], None]) -> Result:
+def keyed(
+    generator: Generator, zoo: Zoo, settings: AuditSettings, chosen: Sequence[Subject]
+) -> Iterator[tuple[Subject, Tensor, dict[str, Any], dict[str, dict[str, Any]]]]:
+    """Every subject with its checkpoints (N, P), and what decides results: of what is usual, and by task."""
+    asked: dict[str, Any] = {"name": generator.name, "kind": generator.kind, "version": version_of(generator)}
+    asked |= {name: getattr(settings, name) for name in ("samples", "shots", "images", "seed")}
+    for subject in chosen:
+        flats = zoo.load(subject.records)
+        of = {"architecture": subject.spec.full_text(), "checkpoints": _digest(subject.records, flats)}
+        of_tasks = {text: {"what": "audited", "task": text, **of, **asked} for text in subject.tasks}
+        yield subject, flats, {"what": "usual", **of}, of_tasks
+
+
+def usual_of(known: Checkpoints, step: Callable[[], None]) -> Result:
+    """What is usual among the checkpoints of an architecture."""
     return known.usual(step=step).to_json()
 
 
@@ -226,7 +235,7 @@ def _digest(records: Sequence[Record], flats: Tensor) -> str:
     return digest.hexdigest()[:16]
 
 
-def _audited(
+def audited(
     generator: Generator,
     known: Checkpoints,
     records: Sequence[Record],
@@ -292,10 +301,17 @@ def _audited(
 # ------------------------------------------------------------------------------------- what is audited
 
 
-def _chosen(
-    generator: Generator, zoo: Zoo, settings: AuditSettings
-) -> list[tuple[ArchitectureSpec, list[Record], list[str]]]:
-    """Architectures that the generator makes, with their training checkpoints and the tasks to be tried."""
+@dataclass(frozen=True)
+class Subject:
+    """An architecture, its training checkpoints, and the tasks that are tried."""
+
+    spec: ArchitectureSpec
+    records: list[Record]
+    tasks: list[str]
+
+
+def subjects(generator: Generator, zoo: Zoo, settings: AuditSettings) -> list[Subject]:
+    """What of the zoo the generator makes. Raises as :func:`audit`."""
     wanted = settings.architecture
     if wanted is not None:
         parse_architecture(wanted)
@@ -316,7 +332,7 @@ def _chosen(
         if settings.task is not None:
             tasks = [text for text in tasks if text == settings.task]
         if tasks:
-            found.append((spec, records, tasks[: settings.tasks]))
+            found.append(Subject(spec, records, tasks[: settings.tasks]))
     if found:
         return found
     if few:
@@ -333,18 +349,14 @@ def _chosen(
     raise InputError(f"{zoo.path} has no training checkpoints{what}{task}")
 
 
-def _notes(
-    generator: Generator,
-    zoo: Zoo,
-    chosen: Sequence[tuple[ArchitectureSpec, list[Record], list[str]]],
-) -> list[str]:
+def _notes(generator: Generator, zoo: Zoo, chosen: Sequence[Subject]) -> list[str]:
     """What could mislead a reader."""
     notes = []
     fingerprint = getattr(generator, "fingerprint", None)
     if isinstance(fingerprint, Fingerprint):
-        own = {(spec, record.id, record.task) for spec, records, _ in chosen for record in records}
+        own = {(one.spec, record.id, record.task) for one in chosen for record in one.records}
         held, count = fingerprint.held_by(
-            lambda spec, row: (spec, row.get("id"), row.get("task")) in own, {spec for spec, _, _ in chosen}
+            lambda spec, row: (spec, row.get("id"), row.get("task")) in own, {one.spec for one in chosen}
         )
         if held < count or not count:
             notes.append(
@@ -352,10 +364,7 @@ def _notes(
                 f"that {generator.name} was trained on: that its networks are new to this zoo says little"
             )
     thin = [
-        text
-        for _, records, tasks in chosen
-        for text in tasks
-        if sum(record.task == text for record in records) < 2
+        text for one in chosen for text in one.tasks if sum(record.task == text for record in one.records) < 2
     ]
     if thin:
         notes.append(

@@ -1,4 +1,4 @@
-"""Cells of a leaderboard, measured by an engine: side by side on this machine, or on a cluster.
+"""Cells of a leaderboard and parts of an audit, measured by an engine: side by side, or on a cluster.
 
 Workers load the generators by name and the zoo by path, so both have to be where every machine finds them;
 what they measure comes back and is kept here. Timings are left out: they want a machine for themselves.
@@ -15,6 +15,7 @@ from typing import Any
 from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.engines import Engine, Payload, job
 from weightloom.errors import InputError
+from weightloom.evaluation.audit import AuditSettings, Subject, audited, keyed, subjects, usual_of
 from weightloom.evaluation.cells import Cells, Result
 from weightloom.evaluation.ground import Ground, Trial
 from weightloom.evaluation.leaderboard import (
@@ -26,7 +27,7 @@ from weightloom.evaluation.leaderboard import (
     check_any,
     contestants,
 )
-from weightloom.evaluation.novelty import Checkpoints
+from weightloom.evaluation.novelty import Checkpoints, Usual
 from weightloom.generators import Generator
 from weightloom.generators.fingerprint import Fingerprint
 from weightloom.generators.load import load_generator
@@ -119,6 +120,58 @@ def spread_cells(
     )
 
 
+def spread_audit(
+    source: Source,
+    generator: Generator,
+    zoo: Zoo,
+    work: str | Path,
+    settings: AuditSettings,
+    engine: Engine,
+    *,
+    progress: Progress = lambda *_: None,
+) -> None:
+    """Measure what ``work`` does not hold yet of an audit, which finds it there.
+
+    Args:
+        source: what workers load; ``generator`` and ``zoo`` here.
+        generator: that of ``source``.
+        zoo: that of ``source``.
+        work: where results are kept.
+        settings: how much is measured.
+        engine: where it is measured.
+        progress: told of architectures, and of tasks.
+
+    Raises:
+        InputError: a worker finds another generator or other checkpoints under their names.
+    """
+    cells = Cells(work)
+    chosen = [
+        (subject.spec.full_text(), of_usual, of_tasks)
+        for subject, _, of_usual, of_tasks in keyed(
+            generator, zoo, settings, subjects(generator, zoo, settings)
+        )
+    ]
+    common = {"source": source.text(), "settings": asdict(settings)}
+
+    def measure(what: str, wanted: list[Payload]) -> None:
+        wanted = [payload for payload in wanted if cells.get(payload["key"]) is None]
+        answers = engine.map(measure_audit, [{**common, **payload} for payload in wanted])
+        for done, (number, result) in enumerate(answers, 1):
+            key = wanted[number]["key"]
+            write_json(cells.path(key), {"key": key, "result": result})
+            progress(what, done, len(wanted))
+
+    measure("architectures", [{"architecture": text, "key": key, "usual": None} for text, key, _ in chosen])
+    measure(
+        "tasks",
+        [
+            {"architecture": text, "key": key, "usual": cells.get(of_usual)}
+            for text, of_usual, of_tasks in chosen
+            for key in of_tasks.values()
+        ],
+    )
+
+
 def _plain(trial: Trial) -> Payload:
     return {**trial.key(), "trained": trial.trained}
 
@@ -177,3 +230,33 @@ def measure_cell(payload: Payload, step: Callable[[int], None]) -> Result:
         return {"accuracy": bench.trained(trial)}
     (person,) = [one for one in opened.people if one.name == payload["contestant"]]
     return bench.answer(Cell(payload["what"], person, trial, payload["seed"], 1, {}))
+
+
+@lru_cache(maxsize=1)
+def _load(source: str) -> tuple[Generator, Zoo]:
+    said = parse_json("source", source)
+    (name,) = said["generators"]
+    return load_generator(name), Zoo(said["path"])
+
+
+@lru_cache(maxsize=1)
+def _subject(source: str, text: str) -> tuple[AuditSettings, Subject, Checkpoints, list[dict[str, Any]]]:
+    """One architecture of an audit, and the keys of its results."""
+    settings = AuditSettings(**parse_json("settings", text))
+    model, zoo = _load(source)
+    ((subject, flats, of_usual, of_tasks),) = keyed(model, zoo, settings, subjects(model, zoo, settings))
+    return settings, subject, Checkpoints(subject.spec, flats), [of_usual, *of_tasks.values()]
+
+
+@job
+def measure_audit(payload: Payload, step: Callable[[int], None]) -> Result:
+    """What is usual in an architecture, or, where that is given, the networks of a task."""
+    text = dump_json({**payload["settings"], "architecture": payload["architecture"]})
+    settings, subject, known, keys = _subject(payload["source"], text)
+    if payload["key"] not in keys:
+        raise InputError("a worker finds another generator, or other checkpoints, where these are here")
+    if payload["usual"] is None:
+        return usual_of(known, lambda: None)
+    model, _ = _load(payload["source"])
+    task, usual = payload["key"]["task"], Usual(**payload["usual"])
+    return audited(model, known, subject.records, task, usual, settings, lambda: None)

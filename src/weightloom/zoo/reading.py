@@ -21,7 +21,7 @@ from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.errors import CheckpointError, InputError, SpecError
 from weightloom.finite import all_finite
 from weightloom.io import load_legacy, load_tensors, parse_json, read_header, read_shards, shards_metadata
-from weightloom.io.shards import INDEX_FILE
+from weightloom.io.shards import INDEX_FILE, ONE_FILE
 from weightloom.weights import layout_of
 
 LEGACY_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
@@ -103,11 +103,11 @@ def read_network(
 
 
 def kind_of(path: str | Path) -> Kind:
-    """How a file is read, by its suffix; a folder is one network in several files."""
+    """How a file is read, by its suffix; a folder is one network in the hub's layout."""
     path = Path(path)
     if path.suffix.lower() in LEGACY_SUFFIXES:
         return "pytorch"
-    return "shards" if (path / INDEX_FILE).is_file() else "safetensors"
+    return "shards" if any((path / name).is_file() for name in (INDEX_FILE, ONE_FILE)) else "safetensors"
 
 
 def read_checked(
