@@ -2,7 +2,8 @@
 
 pip-audit calls versions that it could not look up "clean"; here a version counts as clean when its advisories
 were read. Exits with 1 for a version with an advisory, and for versions that were not looked up, unless none
-could be and `--if-reachable` says that this is the network's business. Without a network there is no report at all.
+could be and `--if-reachable` says that this is the network's business. Without a network there may be no
+report at all.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def judged(report: dict[str, Any], *, if_reachable: bool) -> tuple[bool, str]:
     if not entries or len(skipped) == len(entries):
         return (
             if_reachable,
-            f"the list of advisories was not reached: nothing is known of the versions",
+            "the list of advisories was not reached: nothing is known of the versions",
         )
     if skipped:
         return False, f"{len(skipped)} of {len(entries)} versions were not looked up: {', '.join(skipped)}"
