@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from weightloom.cli.main import ORDER
-from weightloom.evaluation import selection
+from weightloom.evaluation import halving
 from weightloom.io import load_tensors
 
 ARCH = "mlp(depth=1,width=4)"
@@ -60,7 +60,7 @@ def test_an_interrupt_gives_the_best_so_far(chosen, monkeypatch, tmp_path):
     def pressed(*arguments, **keywords):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(selection, "fit_population", pressed)
+    monkeypatch.setattr(halving, "fit_population", pressed)
     out = tmp_path / "w.safetensors"
     answer = chosen("--task", "digits", "--budget", "30s", "--out", out)
     assert answer.code == 0 and "interrupted: this is the best so far" in answer.err and out.is_file()

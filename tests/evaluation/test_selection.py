@@ -13,9 +13,9 @@ from weightloom.errors import CheckpointError, InputError, SpecError, TrainingEr
 from weightloom.evaluation import (
     SelectionSettings,
     candidates_of,
+    halving,
     parse_budget,
     select,
-    selection,
 )
 from weightloom.evaluation.candidates import DEFAULT_CANDIDATES, Candidate, multiply_adds, predict
 from weightloom.fitting import accuracy
@@ -84,7 +84,7 @@ def test_loading_counts_where_it_is_to_count(anything, task):
 
 
 def test_a_machine_that_turns_slow_keeps_the_time(anything, task, monkeypatch):
-    real, calls = selection.fit_population, []
+    real, calls = halving.fit_population, []
 
     def slow(spec, flats, data, settings, *, seed, on_step, pace):
         calls.append(1)
@@ -96,7 +96,7 @@ def test_a_machine_that_turns_slow_keeps_the_time(anything, task, monkeypatch):
 
         return real(spec, flats, data, settings, seed=seed, on_step=step, pace=pace)
 
-    monkeypatch.setattr(selection, "fit_population", slow)
+    monkeypatch.setattr(halving, "fit_population", slow)
     late = select(anything, task, ARCHES[:2], short(budget=2.0))
     assert late.seconds <= 2.3 and late.winner.steps > 0
 
@@ -135,7 +135,7 @@ def test_a_support_set_with_training_images(anything, task):
 
 
 def test_an_interrupt_returns_the_best_so_far(anything, task, monkeypatch, tmp_path):
-    real, calls = selection.fit_population, []
+    real, calls = halving.fit_population, []
 
     def pressed(*arguments, **keywords):
         calls.append(1)
@@ -144,12 +144,12 @@ def test_an_interrupt_returns_the_best_so_far(anything, task, monkeypatch, tmp_p
         return real(*arguments, **keywords)
 
     state = tmp_path / "state.safetensors"
-    monkeypatch.setattr(selection, "fit_population", pressed)
+    monkeypatch.setattr(halving, "fit_population", pressed)
     broken = select(anything, task, ARCHES, short(), state=state)
     assert broken.interrupted and broken.winner.flat is not None
     assert broken.winner.accuracy == max(c.accuracy for c in broken.ranking)
 
-    monkeypatch.setattr(selection, "fit_population", real)
+    monkeypatch.setattr(halving, "fit_population", real)
     whole = select(anything, task, ARCHES, short(budget=4.0), state=state)
     assert not whole.interrupted and whole.seconds > broken.seconds
     kept = {str(c.spec): c.zero_shot for c in broken.ranking}
@@ -176,14 +176,14 @@ def test_an_interrupt_before_anything_is_made(anything, task, monkeypatch):
 
 
 def test_a_candidate_that_fails_leaves_the_others(anything, task, monkeypatch):
-    real = selection.fit_population
+    real = halving.fit_population
 
     def fails(spec, *arguments, **keywords):
         if spec.family == "cnn":
             raise TrainingError("the loss is not finite")
         return real(spec, *arguments, **keywords)
 
-    monkeypatch.setattr(selection, "fit_population", fails)
+    monkeypatch.setattr(halving, "fit_population", fails)
     rest = select(anything, task, ARCHES, short(budget=2.0))
     broken = next(c for c in rest.ranking if c.spec.family == "cnn")
     assert broken.problem == "not trained further: the loss is not finite" and broken.rung == 0

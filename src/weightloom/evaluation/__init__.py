@@ -4,6 +4,7 @@ from weightloom.evaluation.atlas import Atlas, chart
 from weightloom.evaluation.audit import AuditReport, AuditSettings, audit
 from weightloom.evaluation.candidates import Candidate, candidates_of
 from weightloom.evaluation.ground import GROUPS, Ground, Trial
+from weightloom.evaluation.halving import select
 from weightloom.evaluation.leaderboard import Leaderboard, LeaderboardSettings, run_leaderboard
 from weightloom.evaluation.novelty import (
     RULE,
@@ -16,7 +17,7 @@ from weightloom.evaluation.novelty import (
     wrong_answers,
 )
 from weightloom.evaluation.ranking import leaderboard_json, leaderboard_markdown, leaderboard_table
-from weightloom.evaluation.selection import Selection, SelectionSettings, parse_budget, select
+from weightloom.evaluation.selection import Selection, SelectionSettings, parse_budget
 
 __all__ = [
     "GROUPS",
