@@ -6,12 +6,13 @@ Used by test_mutations.py (changes at random) and fuzz.py (changes that reach ne
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from tests.faults.kept_readers import KEPT, RECIPES, kept_readers
+from tests.faults.reader import Reader
 from tests.faults.writers import SPEC, record_of, tiny_generator
 
 from weightloom.architectures import parse_architecture
@@ -39,21 +40,8 @@ from weightloom.zoo.importing import read_network
 
 READERS = (
     "safetensors", "rows of safetensors", "pt", "sample", "json", "zoo recipe", "recipe", "architecture",
-    "task", "commit", "config", "weights", "index", "repair", "shard", "run",
+    "task", "commit", "config", "weights", "index", "repair", "shard", "run", *KEPT,
 )  # fmt: skip
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-
-
-@dataclass(frozen=True)
-class Reader:
-    """A file that is changed, and what then reads it; ``share`` of the full size's million inputs."""
-
-    file: Path
-    read: Callable[[Path], Any]
-    quick: int = 60
-    share: float = 0.1
-    folder: Path | None = None
-    """What is put back before each input, where reading itself may write."""
 
 
 def read_zoo(folder: Path) -> None:
@@ -131,12 +119,16 @@ def good_readers(root: Path) -> dict[str, Reader]:
         "index": Reader(
             root / "zoo" / "zoo.sqlite3", lambda p: read_zoo(p.parent), 40, 0.004, root / "zoo"
         ),
-        "repair": Reader(root / "zoo" / "zoo.sqlite3", lambda p: repair(p.parent), 40, 0.004, root / "zoo"),
+        "repair": Reader(
+            root / "zoo" / "zoo.sqlite3", lambda p: repair(p.parent), 40, 0.004, root / "zoo", False
+        ),
         "shard": Reader(
             root / "zoo" / "shards" / "s.safetensors", lambda p: read_zoo(p.parents[1]), 20, 0.004,
             root / "zoo",
         ),
         "run": Reader(root / "run" / "state.json", lambda p: train(p.parent), 40, 0.02, root / "run"),
     }  # fmt: skip
+    (root / "kept-readers").mkdir()
+    found |= kept_readers(root / "kept-readers")
     assert tuple(found) == READERS
     return found

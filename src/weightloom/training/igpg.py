@@ -37,11 +37,11 @@ from weightloom.tokenizers import WeightTokenizer, architecture_key, tokenizers
 from weightloom.training.bank import BankedTask, banked_condition, build_bank
 from weightloom.training.layerwise import train_layerwise
 from weightloom.training.loop import Progress, run_loop
+from weightloom.training.memories import keep_memories
 from weightloom.training.parallel import WHOLE, Part
 from weightloom.training.recipe import UNDECISIVE, GeneratorRecipe, LayerwiseRecipe
 from weightloom.training.stages import (
     claim,
-    keep_memories,
     make_fingerprint,
     round_parameters,
     source_of,
@@ -282,9 +282,17 @@ def train_generator(recipe: GeneratorRecipe, zoo: Zoo, out: Path, progress: Prog
         claim(work / stage, made_from)
     encoder = train_encoder(recipe, IGPGConfig(**recipe.prior.config), source, work / "encoder", progress)
     tokenizer = train_tokenizer(recipe, populations, work / "tokenizer", progress)
-    memories = keep_memories(
-        recipe.memories, tokenizer, populations, work / "memories", progress, seed=recipe.seed
-    )
+    memories = {
+        population.spec: keep_memories(
+            tokenizer,
+            population,
+            recipe.memories.settings(),
+            work / "memories" / f"{number}.safetensors",
+            seed=recipe.seed,
+            progress=progress,
+        )
+        for number, population in enumerate(populations)
+    }
     model = make_igpg(recipe, source, tokenizer, encoder)
     train_prior(recipe, source, model, populations, memories, work / "prior", progress)
     round_parameters(model)

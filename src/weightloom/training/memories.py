@@ -11,15 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from weightloom.architectures import ArchitectureSpec
-from weightloom.errors import SpecError
+from weightloom.errors import CheckpointError, SpecError
 from weightloom.fitting import recalibrate, run_networks
 from weightloom.fitting.train import draw_batch
+from weightloom.io import dump_json, load_tensors, parse_json, save_tensors
 from weightloom.seeding import seed_for, torch_generator
 from weightloom.tasks import TaskData
 from weightloom.tokenizers import WeightTokenizer
@@ -44,6 +46,35 @@ class MemorySettings:
             raise SpecError(
                 "memories need at least 0 steps, a batch_size of 2, learning_rate and epsilon above 0"
             )
+
+
+def keep_memories(
+    tokenizer: WeightTokenizer,
+    population: Population,
+    settings: MemorySettings,
+    path: Path,
+    *,
+    seed: int = 0,
+    progress: Progress = lambda *_: None,
+) -> dict[str, Tensor]:
+    """As :func:`make_memories`, kept in a ``.safetensors`` file and taken from it where it is there.
+
+    Raises:
+        CheckpointError: the file is not what an earlier run kept of these tasks.
+    """
+    if not path.is_file():
+        made = make_memories(tokenizer, population, settings, seed=seed, progress=progress)
+        save_tensors(path, {"codes": torch.stack(list(made.values()))}, {"tasks": dump_json(list(made))})
+        return made
+    tensors, about = load_tensors(path)
+    codes, tasks = tensors.get("codes"), parse_json(path, about.get("tasks", "[]"), what="list of tasks")
+    wanted = sorted({record.task for record in population.records if record.final})
+    shape = (len(wanted), *tokenizer.allowed(population.spec).shape[:2])  # (N, T, D)
+    if codes is None or codes.shape != shape or codes.dtype != torch.int64 or tasks != wanted:
+        raise CheckpointError(path, "is not what was kept of these tasks; remove it to make it anew")
+    if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < tokenizer.vocabulary:
+        raise CheckpointError(path, "it holds codes that the tokenizer does not have")
+    return dict(zip(wanted, codes, strict=True))
 
 
 def make_memories(

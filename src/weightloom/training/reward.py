@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from weightloom.architectures import ArchitectureSpec, parse_architecture
-from weightloom.errors import InputError, SpecError, TrainingError
+from weightloom.errors import CheckpointError, InputError, SpecError, TrainingError
 from weightloom.fitting import discriminant, recalibrate, trunk_features
 from weightloom.generators import Generator
 from weightloom.generators.base import Request
@@ -130,23 +130,20 @@ def steer(
         raise InputError("steering by reward starts from examples, at least 2 of each class")
     means = model.describe(request)[0]  # (T, R)
     classes, width = support.num_classes, _head_width(spec)
-    shift, moves, rewards, first = torch.zeros_like(means), torch.zeros(classes, width), [], 0
+    shift, moves = torch.zeros_like(means), torch.zeros(classes, width)
+    rewards: list[float] = []
     store = None if folder is None else folder / "steering.safetensors"
     if store is not None and store.is_file():
-        held, about = load_tensors(store)
-        shift, moves, rewards = held["shift"], held["moves"], held["rewards"].tolist()
-        if held["means"].shape != means.shape or moves.shape != (classes, width):
-            raise InputError(f"{store} is of another architecture or task; choose another folder")
-        first = int(about["rounds"])
+        shift, moves, rewards = _restored(store, shift, moves)
     size = min(settings.images, len(data))
     half = settings.heads // 2
 
-    def keep(rounds: int) -> None:
+    def keep() -> None:
         if store is not None:
             tensors = {"means": means, "shift": shift, "moves": moves, "rewards": torch.tensor(rewards)}
-            save_tensors(store, tensors, {"rounds": str(rounds)})
+            save_tensors(store, tensors)
 
-    for number in range(first, settings.rounds):
+    for number in range(len(rewards), settings.rounds):
         generator = torch_generator("reward", request.seed, number)
         order = torch.randperm(len(data), generator=generator)[:size]
         images, labels = data.batch(order)
@@ -162,7 +159,7 @@ def steer(
             ]
         )  # (K, G)
         if not bool(torch.isfinite(scores).all()):
-            keep(number)
+            keep()
             raise TrainingError(
                 f"a reward of round {number + 1} is not finite; what was reached before is kept"
             )
@@ -174,10 +171,26 @@ def steer(
         shift = shift + settings.code_rate * ascent - settings.leash * shift
         rewards.append(float(scores.mean()))
         if (number + 1) % 5 == 0 or number + 1 == settings.rounds:
-            keep(number + 1)
+            keep()
         progress("steering", number + 1, settings.rounds)
-    scored = settings.rounds * settings.trunks * 2 * half
+    scored = len(rewards) * settings.trunks * 2 * half
     return Steered(means, shift, moves, tuple(rewards), scored)
+
+
+def _restored(path: Path, shift: Tensor, moves: Tensor) -> tuple[Tensor, Tensor, list[float]]:
+    """What an earlier run of the same shapes reached: shift, moves and the reward of every round.
+
+    Raises:
+        InputError: it was of another architecture or task.
+        CheckpointError: it is no such state.
+    """
+    held, _ = load_tensors(path)
+    rewards = held.get("rewards")
+    if not {"shift", "moves"} <= held.keys() or rewards is None or rewards.dim() != 1:
+        raise CheckpointError(path, "is no state of a steering; remove it to begin anew")
+    if held["shift"].shape != shift.shape or held["moves"].shape != moves.shape:
+        raise InputError(f"{path} is of another architecture or task; choose another folder")
+    return held["shift"].to(shift), held["moves"].to(moves), rewards.tolist()
 
 
 def _advantage(scores: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from weightloom.errors import InputError, SpecError
 from weightloom.fitting import accuracy, closed_form_network, recalibrate
 from weightloom.generators import Generator, Sample, Validity
 from weightloom.generators.fingerprint import Fingerprint, FingerprintGroup
-from weightloom.io import dump_json, load_tensors, read_json, save_tensors, write_json
+from weightloom.io import dump_json, read_json, write_json
 from weightloom.seeding import seed_for, torch_generator
 from weightloom.tasks import DatasetTask, Task, TaskSampler
 from weightloom.tokenizers import WeightTokenizer, load_tokenizer, tokenizers
@@ -29,8 +29,7 @@ from weightloom.tokenizers.fsq import FSQTokenizer
 from weightloom.training.bank import BankedTask, Guessing
 from weightloom.training.encoder import EncoderObjective
 from weightloom.training.loop import Progress, run_loop
-from weightloom.training.memories import make_memories
-from weightloom.training.recipe import EncoderRecipe, MemoryRecipe, StagedRecipe
+from weightloom.training.recipe import EncoderRecipe, StagedRecipe
 from weightloom.training.tokenizer import (
     Population,
     TokenizerObjective,
@@ -236,29 +235,6 @@ def train_tokenizer(
     round_to_half(tokenizer)
     tokenizer.save(done)
     return tokenizer
-
-
-def keep_memories(
-    settings: MemoryRecipe,
-    tokenizer: WeightTokenizer,
-    populations: list[Population],
-    folder: Path,
-    progress: Progress,
-    *,
-    seed: int = 0,
-) -> dict[ArchitectureSpec, dict[str, Tensor]]:
-    """The codes kept for every task of the zoo, by architecture; a file each, made where it is missing."""
-    found = {}
-    for number, population in enumerate(populations):
-        path = folder / f"{number}.safetensors"
-        if path.is_file():
-            tensors, about = load_tensors(path)
-            made = dict(zip(json.loads(about["tasks"]), tensors["codes"], strict=True))
-        else:
-            made = make_memories(tokenizer, population, settings.settings(), seed=seed, progress=progress)
-            save_tensors(path, {"codes": torch.stack(list(made.values()))}, {"tasks": json.dumps(list(made))})
-        found[population.spec] = made
-    return found
 
 
 def make_fingerprint(
