@@ -1,18 +1,23 @@
-"""What pip-audit found of the pinned versions, in words: `advisories.py REPORT.json [--if-reachable]`.
+"""Whether an advisory names one of the pinned versions: `advisories.py PIP-AUDIT [--if-reachable]`.
 
-pip-audit calls versions that it could not look up "clean"; here a version counts as clean when its advisories
-were read. Exits with 1 for a version with an advisory, and for versions that were not looked up, unless none
-could be and `--if-reachable` says that this is the network's business. Without a network there may be no
-report at all.
+Runs pip-audit, the program at PIP-AUDIT, over constraints.txt. It calls versions that it could not look up
+clean; here a version is clean when its advisories were read. Exits with 1 for a version with an advisory, for
+versions that were not looked up, and where pip-audit fails. Without a network, and so without a list of
+advisories or even without a pip-audit, `--if-reachable` lets it pass.
 """
 
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+PINS = Path(__file__).parents[1] / "constraints.txt"
+OPTIONS = ("--no-deps", "--disable-pip", "--progress-spinner", "off", "--format", "json")
+UNREACHED = ("Could not connect", "ConnectionError", "ConnectTimeout", "ReadTimeout")
 
 
 def judged(report: dict[str, Any], *, if_reachable: bool) -> tuple[bool, str]:
@@ -25,22 +30,34 @@ def judged(report: dict[str, Any], *, if_reachable: bool) -> tuple[bool, str]:
         for flaw in entry.get("vulns", ())
     ]
     if known:
-        return False, f"{len(known)} advisories:\n  " + "\n  ".join(known)
-    if not entries or len(skipped) == len(entries):
-        return (
-            if_reachable,
-            "the list of advisories was not reached: nothing is known of the versions",
-        )
+        return False, "these versions have advisories:\n  " + "\n  ".join(known)
+    if len(skipped) == len(entries):
+        return if_reachable, "their list was not reached: nothing is known of the versions"
     if skipped:
         return False, f"{len(skipped)} of {len(entries)} versions were not looked up: {', '.join(skipped)}"
-    return True, f"no advisory is known of {len(entries)} versions"
+    return True, f"none is known of {len(entries)} versions"
+
+
+def looked_up(program: Path, *, if_reachable: bool) -> tuple[bool, str]:
+    """Whether the versions of constraints.txt pass, and why."""
+    if not program.is_file():
+        return if_reachable, "pip-audit could not be installed: nothing is known of the versions"
+    command = [program, "--requirement", PINS, *OPTIONS]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True)
+    try:
+        report = json.loads(ended.stdout)
+    except ValueError:
+        if any(words in ended.stderr for words in UNREACHED):
+            return if_reachable, "their list was not reached: nothing is known of the versions"
+        lines = ended.stderr.strip().splitlines() or [f"it ended with {ended.returncode}"]
+        why = next((line for line in lines if line.startswith("ERROR")), lines[-1])
+        return False, f"pip-audit failed: {why}"
+    return judged(report, if_reachable=if_reachable)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Print the sentence; 1 where the versions do not pass."""
-    path = Path(arguments[0])
-    report = json.loads(path.read_text("utf-8")) if path.is_file() else {"dependencies": []}
-    passes, text = judged(report, if_reachable="--if-reachable" in arguments[1:])
+    passes, text = looked_up(Path(arguments[0]), if_reachable="--if-reachable" in arguments[1:])
     print(f"advisories: {text}")
     return 0 if passes else 1
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -30,3 +32,16 @@ def memory_growth() -> Callable[[int], AbstractContextManager[None]]:
         assert grown <= mebibytes, f"the peak of memory grew by {grown:.0f} MiB"
 
     return at_most
+
+
+def find_ray(patch: pytest.MonkeyPatch) -> None:
+    """Ray's workers start anew: they find the package where this process has it, and are not put last."""
+    pytest.importorskip("ray")
+    patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+    patch.setenv("RAY_worker_niceness", "0")  # 15 otherwise: on a busy machine they would never come
+
+
+@pytest.fixture
+def ray_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test is skipped without Ray, and can start one with it."""
+    find_ray(monkeypatch)

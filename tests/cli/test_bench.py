@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 
 import pytest
 
@@ -39,14 +37,9 @@ def cells_of(out):
 
 
 @pytest.mark.parametrize(("engine", "by_recipe"), [("local", False), ("local", True), ("ray", False)])
-def test_several_workers_measure_the_same(
-    call, zoo, recipe, generator, tmp_path, monkeypatch, engine, by_recipe
-):
+def test_several_workers_measure_the_same(call, zoo, recipe, generator, tmp_path, request, engine, by_recipe):
     if engine == "ray":
-        pytest.importorskip("ray")
-        # Ray's workers start anew: they find the package where this process has it, and are not put last.
-        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
-        monkeypatch.setenv("RAY_worker_niceness", "0")
+        request.getfixturevalue("ray_here")
     command = ("bench", "--zoo", recipe if by_recipe else zoo, "--generator", generator, *QUICK, "--json")
     one = call(*command, "--out", tmp_path / "one").json
     two = call(*command, "--out", tmp_path / "two", "--workers", "2", "--engine", engine).json

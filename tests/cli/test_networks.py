@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 
 import pytest
 import torch
@@ -57,11 +55,9 @@ def test_evaluate_a_foreign_state_dict(call, network, tmp_path):
 
 
 @pytest.mark.parametrize("engine", ["local", "ray"])
-def test_evaluate_several_side_by_side(call, network, spoilt, monkeypatch, engine):
+def test_evaluate_several_side_by_side(call, network, spoilt, request, engine):
     if engine == "ray":
-        pytest.importorskip("ray")
-        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
-        monkeypatch.setenv("RAY_worker_niceness", "0")
+        request.getfixturevalue("ray_here")
     other = spoilt(lambda tensors, _: tensors["head.bias"].add_(torch.arange(10.0)))
     own = [call("evaluate", file, "--json").json for file in (other, network)]
     for options in ((), ("--workers", "2", "--engine", engine)):
@@ -72,6 +68,8 @@ def test_evaluate_several_side_by_side(call, network, spoilt, monkeypatch, engin
     assert answer.out.index(network.name) < answer.out.index(other.name), "the best first"
     assert "does not exist" in call("evaluate", network, "nothing.safetensors").sentence(2)
     assert "--address belongs to" in call("evaluate", network, "--address", "auto").sentence(2)
+    wrong = call("evaluate", network, other, "--task", "digits[1,2]").sentence(2)
+    assert str(network) in wrong and "10 classes" in wrong
 
 
 def test_evaluate_a_folder_of_images_in_other_processes(call, photos, tmp_path):

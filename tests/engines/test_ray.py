@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.conftest import find_ray
 from tests.engines.recipe import RECIPE
 
 from weightloom.engines import open_engine
@@ -29,9 +30,7 @@ def cluster():
     """A Ray of this machine's own, two jobs at a time."""
     pytest.importorskip("ray")
     with pytest.MonkeyPatch.context() as patch:
-        # Its workers start anew: they find the package where this process has it.
-        patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
-        patch.setenv("RAY_worker_niceness", "0")  # 15 otherwise: on a busy machine they would never come
+        find_ray(patch)
         with open_engine("ray", workers=2) as engine:
             yield engine
 

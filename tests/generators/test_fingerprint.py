@@ -38,7 +38,7 @@ def test_trained_accuracy_is_the_mean_of_the_tasks_own(igpg, resolved):
 
 def test_it_comes_back_from_its_files(igpg, resolved, supports, tmp_path):
     igpg.fingerprint.save(tmp_path)
-    again = Fingerprint.load(tmp_path, igpg.tokenizer)
+    again = Fingerprint.load(tmp_path, igpg.tokenizer, igpg.config.image_features)
     assert again is not None
     a, b = igpg.fingerprint.groups[resolved()], again.groups[resolved()]
     assert torch.equal(a.codes, b.codes) and b.codes.dtype == torch.long and a.rows == b.rows
@@ -46,7 +46,7 @@ def test_it_comes_back_from_its_files(igpg, resolved, supports, tmp_path):
     for support in supports.values():
         described = igpg.images.describe(support.images).detach()
         assert igpg.fingerprint.nearest(resolved(), described)[0] == again.nearest(resolved(), described)[0]
-    assert Fingerprint.load(tmp_path / "nowhere", igpg.tokenizer) is None
+    assert Fingerprint.load(tmp_path / "nowhere", igpg.tokenizer, 8) is None
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_tables_that_do_not_fit_are_refused(igpg, tmp_path, change):
     change(facts)
     (tmp_path / "fingerprint.json").write_text(json.dumps(facts))
     with pytest.raises(CheckpointError):
-        Fingerprint.load(tmp_path, igpg.tokenizer)
+        Fingerprint.load(tmp_path, igpg.tokenizer, igpg.config.image_features)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_architectures_that_nobody_knows_are_refused(igpg, tmp_path, change, val
     facts["groups"][0][change] = value
     (tmp_path / "fingerprint.json").write_text(json.dumps(facts))
     with pytest.raises(CheckpointError):
-        Fingerprint.load(tmp_path, igpg.tokenizer)
+        Fingerprint.load(tmp_path, igpg.tokenizer, igpg.config.image_features)
 
 
 def test_one_checkpoint_has_no_spacing(igpg, resolved):
@@ -110,7 +110,7 @@ def test_memories_come_back_and_are_found_first(igpg, resolved, tmp_path):
     task = group.rows[0]["task"]
     held = Fingerprint(igpg.tokenizer, [replace(group, memories={task: kept})])
     held.save(tmp_path)
-    found = Fingerprint.load(tmp_path, igpg.tokenizer).groups[spec]
+    found = Fingerprint.load(tmp_path, igpg.tokenizer, igpg.config.image_features).groups[spec]
     codes, what = found.known(0)
     assert torch.equal(codes, kept) and what == f"memory of {task}"
     other = next(row for row, facts in enumerate(group.rows) if facts["task"] != task)
@@ -120,7 +120,7 @@ def test_memories_come_back_and_are_found_first(igpg, resolved, tmp_path):
     facts["groups"][0]["memories"].append("digits")
     write_json(tmp_path / "fingerprint.json", facts)
     with pytest.raises(CheckpointError, match="differ in number"):
-        Fingerprint.load(tmp_path, igpg.tokenizer)
+        Fingerprint.load(tmp_path, igpg.tokenizer, igpg.config.image_features)
 
 
 def test_trunks_of_the_most_alike_tasks(igpg, resolved, supports):

@@ -8,8 +8,16 @@ import safetensors.torch
 import torch
 
 from weightloom.errors import CheckpointError, InputError
-from weightloom.io import load_rows, read_shards, save_tensors, shards_metadata, verify_folder, write_shards
-from weightloom.io.shards import INDEX_FILE
+from weightloom.io import (
+    load_rows,
+    read_shards,
+    save_tensors,
+    shards,
+    shards_metadata,
+    verify_folder,
+    write_shards,
+)
+from weightloom.io.shards import INDEX_FILE, ONE_FILE
 
 PLAN = {
     "count": ((), torch.int64),
@@ -30,8 +38,12 @@ def in_pieces(values):
         yield from ((name, part) for part in (value.split(2) if value.dim() else [value]))
 
 
+@pytest.mark.parametrize("block", [16, 40, 1 << 20])
 @pytest.mark.parametrize(("shard_bytes", "files"), [(1 << 20, 1), (100, 2), (1, 4)])
-def test_what_is_written_in_pieces_is_read_by_us_and_by_the_library(tmp_path, shard_bytes, files):
+def test_what_is_written_in_pieces_is_read_by_us_and_by_the_library(
+    tmp_path, shard_bytes, files, block, monkeypatch
+):
+    monkeypatch.setattr(shards, "BLOCK_BYTES", block)
     wanted = tensors()
     names = write_shards(
         tmp_path / "x", PLAN, in_pieces(wanted), metadata={"format": "pt"}, shard_bytes=shard_bytes
@@ -42,11 +54,11 @@ def test_what_is_written_in_pieces_is_read_by_us_and_by_the_library(tmp_path, sh
     theirs = {}
     for name in names:
         theirs |= safetensors.torch.load_file(tmp_path / "x" / name)
+        with safetensors.safe_open(tmp_path / "x" / name, "pt") as handle:
+            assert handle.metadata() == {"format": "pt"}
     for read in (found, theirs):
         assert read.keys() == wanted.keys()
         assert all(torch.equal(read[name], wanted[name]) for name in wanted)
-        with safetensors.safe_open(tmp_path / "x" / name, "pt") as handle:
-            assert handle.metadata() == {"format": "pt"}
     assert shards_metadata(tmp_path / "x")["format"] == "pt"
     assert set(verify_folder(tmp_path / "x")) == {*names, *([INDEX_FILE] if files > 1 else [])}
     if files > 1:
@@ -73,19 +85,68 @@ def test_pieces_that_do_not_fit_the_plan_leave_nothing(tmp_path, change):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_values_that_are_not_finite_leave_nothing(tmp_path):
+@pytest.mark.parametrize("block", [16, 1 << 20])
+@pytest.mark.parametrize("name", ["a.weight", "a.bias", "b.weight"])
+def test_values_that_are_not_finite_leave_nothing(tmp_path, name, block, monkeypatch):
+    monkeypatch.setattr(shards, "BLOCK_BYTES", block)
     broken = tensors()
-    broken["a.bias"][3] = torch.nan
-    with pytest.raises(CheckpointError, match=r"tensor 'a\.bias' has values that are not finite"):
+    broken[name][1] = torch.nan
+    with pytest.raises(CheckpointError, match=f"tensor '{name}' has values that are not finite"):
         write_shards(tmp_path / "x", PLAN, in_pieces(broken))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("block", [16, 1 << 20])
+def test_pieces_may_share_one_memory(tmp_path, block, monkeypatch):
+    """None is held when the next one is asked for."""
+    monkeypatch.setattr(shards, "BLOCK_BYTES", block)
+
+    def pieces():
+        memory = torch.empty(1, 3)
+        for row in range(5):
+            yield "a", memory.fill_(row)
+
+    write_shards(tmp_path / "x", {"a": ((5, 3), torch.float32)}, pieces())
+    assert dict(read_shards(tmp_path / "x"))["a"].tolist() == [[row] * 3 for row in range(5)]
+
+
+def test_types_of_every_width_go_together(tmp_path):
+    types = (torch.bool, torch.uint8, torch.bfloat16, torch.float16, torch.float64, torch.int16, torch.int64)
+    wanted = {str(number): torch.arange(3).to(dtype) for number, dtype in enumerate(types)}
+    plan = {name: (tuple(value.shape), value.dtype) for name, value in wanted.items()}
+    write_shards(tmp_path / "x", plan, iter(wanted.items()))
+    found = dict(read_shards(tmp_path / "x"))
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+
+
+def test_an_index_over_one_file_is_read_and_replaced(tmp_path):
+    """As earlier versions wrote it."""
+    place, wanted = tmp_path / "x", tensors()
+    write_shards(place, PLAN, in_pieces(wanted), metadata={"a": "b"})
+    name = "model-00001-of-00001.safetensors"
+    (place / ONE_FILE).rename(place / name)
+    (place / INDEX_FILE).write_text(
+        json.dumps({"metadata": {"a": "b"}, "weight_map": dict.fromkeys(PLAN, name)})
+    )
+    found = dict(read_shards(place))
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert shards_metadata(place) == {"a": "b"}
+    write_shards(place, PLAN, in_pieces(wanted), overwrite=True)
+    assert not (place / INDEX_FILE).exists() and dict(read_shards(place)).keys() == wanted.keys()
+
+
+def test_one_file_goes_before_an_index_as_in_the_hubs_libraries(tmp_path):
+    write_shards(tmp_path / "x", PLAN, in_pieces(tensors()), shard_bytes=100)
+    save_tensors(tmp_path / "x" / ONE_FILE, {"other": torch.zeros(2)}, {"c": "d"})
+    assert list(dict(read_shards(tmp_path / "x"))) == ["other"]
+    assert shards_metadata(tmp_path / "x") == {"c": "d"}
 
 
 @pytest.mark.parametrize(
     "name", ["../x.safetensors", "/etc/passwd", "model.bin", "model-1-of-1.safetensors", 3, None, "a/b"]
 )
 def test_an_index_names_shards_beside_it_only(tmp_path, name):
-    write_shards(tmp_path / "x", PLAN, in_pieces(tensors()))
+    write_shards(tmp_path / "x", PLAN, in_pieces(tensors()), shard_bytes=100)
     (tmp_path / "x" / INDEX_FILE).write_text(json.dumps({"metadata": {}, "weight_map": {"a.bias": name}}))
     with pytest.raises(CheckpointError, match="is no shard"):
         list(read_shards(tmp_path / "x"))

@@ -8,7 +8,7 @@ import torch
 from weightloom.architectures import parse_architecture
 from weightloom.errors import SpecError, UnsupportedRequestError
 from weightloom.fitting import recalibrate, trunk_features
-from weightloom.tokenizers.layers import LayerDictionary, places
+from weightloom.tokenizers.layers import LayerDictionary, places, widen
 from weightloom.weights import layout_of
 
 LARGEST = ("cnn(depth=6,width=8)", "mlp(depth=4,width=8)", "resnet(depth=20,width=4)")
@@ -160,3 +160,27 @@ def test_a_family_is_named_once():
 def test_families_without_places_are_refused():
     with pytest.raises(UnsupportedRequestError, match="layer by layer"):
         places(spec("vit(depth=1,width=8)"))
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 3, 3), (4, 3), (4, 3, 16)])
+def test_a_wider_weight_is_the_same_whole_and_in_parts(shape):
+    weight = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    wide = (10, 7, *shape[2:])
+    whole = widen(weight, wide, ("role", 3))
+    assert whole.shape == (2, *wide)
+    for rows in (range(10), range(3, 8), range(0, 10, 4), range(9, 10)):
+        assert torch.equal(widen(weight, wide, ("role", 3), rows), whole[:, list(rows)])
+    # The copies of a channel share out what it feeds.
+    shared = torch.stack([whole[:, :, column::3].sum(2) for column in range(3)], dim=2)
+    assert torch.allclose(shared[:, :4], weight, atol=1e-6) and torch.equal(whole[:, :4], whole[:, 4:8])
+    assert not torch.equal(whole, widen(weight, wide, ("role", 4)))
+
+
+def test_a_wider_weight_in_inference_leaves_nothing_behind():
+    weight, wide = torch.randn(1, 2, 3), (4, 8)
+    with torch.inference_mode():
+        first = widen(weight, wide, ("only here", 1))
+    weight.requires_grad_()
+    later = widen(weight, wide, ("only here", 1))
+    later.square().sum().backward()
+    assert torch.equal(first, later) and weight.grad.abs().min() > 0

@@ -17,6 +17,7 @@ from weightloom.cli.inputs import (
     Json,
     Workers,
     calm_threads,
+    check_engine,
     check_out,
     check_place,
     engine_for,
@@ -81,6 +82,7 @@ def audit(
     kept = None if work is None else work.expanduser()
     if kept is not None:
         check_place(kept, "--work")
+    check_engine(engine, workers, address)
     from weightloom.evaluation import AuditSettings
     from weightloom.evaluation import audit as run_audit
     from weightloom.generators.load import load_generator
@@ -101,15 +103,14 @@ def audit(
     calm_threads()
     try:
         with ExitStack() as stack:
-            machine = stack.enter_context(engine_for(engine, workers, address))
-            move = stack.enter_context(progress())
-            place = kept
+            move, place = stack.enter_context(progress()), kept
             if engine != "local" or workers > 1:
-                from weightloom.evaluation.spread import Source, spread_audit
+                from weightloom.evaluation.spread import spread_audit
 
                 place = kept or Path(stack.enter_context(TemporaryDirectory(prefix="weightloom-")))
-                source = Source((findable(generator),), held.path.absolute())
-                spread_audit(source, model, held, place, settings, machine, progress=move)
+                with engine_for(engine, workers, address) as machine:
+                    name = findable(generator)
+                    spread_audit(name, model, held, place, settings, machine, progress=move)
             report = run_audit(model, held, settings, work=place, progress=move)
     except KeyboardInterrupt:
         if kept is None:

@@ -17,15 +17,20 @@ from weightloom.cli.inputs import (
     TaskName,
     Workers,
     calm_threads,
+    check_engine,
     engine_for,
     fitting_task,
     load_network,
     provenance,
 )
 from weightloom.cli.output import bar, emit, facts, percent, progress, say, seconds_text, table, working
+from weightloom.errors import InputError
 
 if TYPE_CHECKING:
     from weightloom.tasks import Task
+
+CLUSTER = 16
+"""Jobs at a time that a cluster of unknown size is thought to do."""
 
 
 def evaluate(
@@ -52,7 +57,7 @@ def evaluate(
     """Measure networks on test images: accuracy, accuracy by class, confusions.
 
     Without --task and --data, a network is measured on the named task that it was generated for. Several
-    networks are measured side by side, and shown with the best first.
+    networks are read first, measured side by side, and shown with the best first.
 
     Examples:
         weightloom evaluate digits.safetensors --task digits
@@ -61,30 +66,25 @@ def evaluate(
         weightloom evaluate runs/*.safetensors --task digits --workers 2
     """
     started = time.perf_counter()
+    check_engine(engine, workers, address)
     networks = [load_network(file, arch) for file in files]
-    targets = [_target(network, task, data) for network in networks]
+    targets = [_target(f, n, task, data, len(files)) for f, n in zip(files, networks, strict=True)]
     calm_threads(max(network.spec.num_parameters() for network in networks))
-    from weightloom.evaluation.accuracy import measure_network, network_payload
+    from weightloom.evaluation.accuracy import confusions
 
-    payloads = [network_payload(n.spec, n.flat, t) for n, t in zip(networks, targets, strict=True)]
-    found: dict[int, list[list[int]]] = {}
+    wanted = [(n.spec, n.flat, target) for n, target in zip(networks, targets, strict=True)]
     shown = working("measuring") if len(files) == 1 else progress()
     with engine_for(engine, workers, address) as machine, shown as move:
-        for number, counts in machine.map(measure_network, payloads):
-            found[number] = counts
-            if move is not None:
-                move("networks", len(found), len(payloads))
+        jobs = workers if address is None else CLUSTER
+        counts = confusions(wanted, machine, jobs=jobs, progress=move or (lambda *_: None))
     results = [
-        _result(file, network, target, found[number])
-        for number, (file, network, target) in enumerate(zip(files, networks, targets, strict=True))
+        _result(file, network, target, own)
+        for file, network, target, own in zip(files, networks, targets, counts, strict=True)
     ]
     seconds = time.perf_counter() - started
     if as_json:
-        emit(
-            {**results[0], "seconds": seconds}
-            if len(files) == 1
-            else {"networks": results, "seconds": seconds}
-        )
+        answer = results[0] if len(files) == 1 else {"networks": results}
+        emit({**answer, "seconds": seconds})
     elif len(files) == 1:
         _show(results[0], targets[0])
     else:
@@ -97,11 +97,16 @@ def evaluate(
         say(f"{len(files)} networks in {seconds_text(seconds)}")
 
 
-def _target(network: Network, task: str | None, data: Path | None) -> Task:
+def _target(file: Path, network: Network, task: str | None, data: Path | None, count: int) -> Task:
     made_for = provenance(network.metadata).get("task")
     if task is None and data is None and isinstance(made_for, str) and not made_for.startswith("folder:"):
         task = made_for
-    return fitting_task(network, task, data)
+    try:
+        return fitting_task(network, task, data)
+    except InputError as error:
+        if count == 1:
+            raise
+        raise InputError(f"{file}: {error}") from None
 
 
 def _result(file: Path, network: Network, target: Task, confusion: list[list[int]]) -> dict[str, Any]:

@@ -164,6 +164,16 @@ def calm_threads(parameters: int = 0) -> None:
         torch.set_num_threads(1)
 
 
+def check_engine(name: str, workers: int, address: str | None) -> None:
+    """Raise :class:`InputError` unless ``--engine``, ``--workers`` and ``--address`` fit together."""
+    if not 1 <= workers <= 1024:
+        raise InputError(f"--workers must be from 1 to 1024, not {workers}")
+    if address is not None and name != "ray":
+        raise InputError("--address belongs to --engine ray")
+    if address is not None and workers > 1:
+        raise InputError("--workers is for this machine; a cluster with an --address has its own")
+
+
 def engine_for(name: str, workers: int, address: str | None) -> Engine:
     """The engine that ``--engine``, ``--workers`` and ``--address`` ask for.
 
@@ -171,12 +181,7 @@ def engine_for(name: str, workers: int, address: str | None) -> Engine:
         InputError: they do not fit together, or nothing answers at the address.
         DataUnavailableError: Ray is not installed.
     """
-    if not 1 <= workers <= 1024:
-        raise InputError(f"--workers must be from 1 to 1024, not {workers}")
-    if address is not None and name != "ray":
-        raise InputError("--address belongs to --engine ray")
-    if address is not None and workers > 1:
-        raise InputError("--workers is for this machine; a cluster with an --address has its own")
+    check_engine(name, workers, address)
     from weightloom.engines import open_engine
 
     return open_engine(
@@ -186,7 +191,10 @@ def engine_for(name: str, workers: int, address: str | None) -> Engine:
 
 def findable(generator: str) -> str:
     """A generator's name as a worker can use it, which may be in another folder."""
-    return str(Path(generator).absolute()) if Path(generator).is_dir() else generator
+    from weightloom.generators.load import bundled_names
+
+    here = generator not in bundled_names() and Path(generator).is_dir()
+    return str(Path(generator).absolute()) if here else generator
 
 
 # -- networks ----------------------------------------------------------------------------------

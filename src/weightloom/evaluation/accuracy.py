@@ -5,18 +5,22 @@ Shapes: P values of a network, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from weightloom.architectures import ArchitectureSpec, parse_architecture
-from weightloom.engines import Payload, job
+from weightloom.engines import Engine, Payload, job
+from weightloom.errors import InputError
 from weightloom.fitting import run_networks
-from weightloom.tasks import FolderTask, Task, parse_task
+from weightloom.tasks import DatasetTask, FolderTask, Task, parse_task
 
 IMAGES = 1000
 """Test images that a network looks at together."""
+
+AT_ONCE = 16
+"""Networks of one task that are measured after one reading of its images, at most."""
 
 
 def confusion(spec: ArchitectureSpec, flat: Tensor, task: Task) -> Tensor:
@@ -47,20 +51,76 @@ def confusion(spec: ArchitectureSpec, flat: Tensor, task: Task) -> Tensor:
     return counts
 
 
-def network_payload(spec: ArchitectureSpec, flat: Tensor, task: Task) -> Payload:
-    """What :func:`measure_network` is given. A folder of images has to be where the worker finds it."""
-    plain: Payload = {"architecture": spec.full_text(), "weights": flat.numpy(), "task": str(task)}
+def task_payload(task: Task) -> Payload:
+    """What a worker finds the same task by. A folder of images has to be where it is here.
+
+    Raises:
+        InputError: a task that has neither a name nor a folder.
+    """
     if isinstance(task, FolderTask):
         names = ("size", "channels", "test_fraction")
-        plain["folder"] = {name: getattr(task, name) for name in names}
-        plain["folder"] |= {"path": str(task.path.absolute()), "transform": str(task.transform)}
-    return plain
+        folder = {name: getattr(task, name) for name in names}
+        folder |= {"path": str(task.path.absolute()), "transform": str(task.transform)}
+        return {"folder": folder, "files": task.digest()}
+    if isinstance(task, DatasetTask):
+        return {"task": str(task)}
+    raise InputError(f"{task} is known to this process alone; a worker cannot measure on it")
+
+
+def confusions(
+    wanted: Sequence[tuple[ArchitectureSpec, Tensor, Task]],
+    engine: Engine,
+    *,
+    jobs: int = 1,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+) -> list[list[list[int]]]:
+    """:func:`confusion` of many networks, each an architecture, weights (P,) and a task, by an engine.
+
+    Args:
+        wanted: the networks.
+        engine: where they are measured.
+        jobs: how many are to be at work together. Networks of one task share the reading of its images as far
+            as that leaves work for all.
+        progress: told of networks.
+
+    Raises:
+        InputError: a task that a worker cannot find, or finds with other images.
+    """
+    tasks = [task_payload(task) for _, _, task in wanted]
+    most = AT_ONCE if jobs == 1 else max(1, min(AT_ONCE, len(wanted) // (4 * jobs)))
+    groups: list[list[int]] = []
+    for number, own in enumerate(tasks):
+        fitting = (group for group in groups if len(group) < most and tasks[group[0]] == own)
+        if (group := next(fitting, None)) is None:
+            groups.append([number])
+        else:
+            group.append(number)
+
+    def network(number: int) -> Payload:
+        spec, flat, _ = wanted[number]
+        return {"architecture": spec.full_text(), "weights": flat.numpy()}
+
+    payloads = [{**tasks[group[0]], "networks": [network(number) for number in group]} for group in groups]
+    found: dict[int, list[list[int]]] = {}
+    for number, counts in engine.map(measure_networks, payloads):
+        found |= zip(groups[number], counts, strict=True)
+        progress("networks", len(found), len(wanted))
+    return [found[number] for number in range(len(wanted))]
 
 
 @job
-def measure_network(payload: Payload, step: Callable[[int], None]) -> list[list[int]]:
-    """:func:`confusion`, wherever an engine runs it."""
-    task = FolderTask(**payload["folder"]) if "folder" in payload else parse_task(payload["task"])
-    spec, flat = parse_architecture(payload["architecture"]), torch.from_numpy(payload["weights"])
-    counts: list[list[int]] = confusion(spec, flat, task).tolist()
-    return counts
+def measure_networks(payload: Payload, step: Callable[[int], None]) -> list[list[list[int]]]:
+    """:func:`confusion` of every one of ``networks`` on one task, wherever an engine runs it."""
+    if "folder" in payload:
+        folder = FolderTask(**payload["folder"])
+        if folder.digest() != payload["files"]:
+            raise InputError(f"a worker finds other images in {folder.path} than this process does")
+        task: Task = folder
+    else:
+        task = parse_task(payload["task"])
+    found: list[list[list[int]]] = []
+    for one in payload["networks"]:
+        flat = torch.tensor(one["weights"])
+        found.append(confusion(parse_architecture(one["architecture"]), flat, task).tolist())
+        step(len(found))
+    return found

@@ -56,12 +56,16 @@ class Cells:
         result: Result = held["result"]
         return result
 
+    def keep(self, key: dict[str, Any], result: Result) -> None:
+        """Write down the result of ``key``."""
+        write_json(self.path(key), {"key": key, "result": result})
+
     def or_measure(self, key: dict[str, Any], measure: Callable[[], Result]) -> Result:
         """What is kept of ``key``, or what ``measure`` finds, which is kept."""
         held = self.get(key)
         if held is None:
             held = measure()
-            write_json(self.path(key), {"key": key, "result": held})
+            self.keep(key, held)
         return held
 
 

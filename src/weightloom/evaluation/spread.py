@@ -14,6 +14,7 @@ from typing import Any
 
 from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.engines import Engine, Payload, job
+from weightloom.engines.base import Job
 from weightloom.errors import InputError
 from weightloom.evaluation.audit import AuditSettings, Subject, audited, keyed, subjects, usual_of
 from weightloom.evaluation.cells import Cells, Result
@@ -31,9 +32,12 @@ from weightloom.evaluation.novelty import Checkpoints, Usual
 from weightloom.generators import Generator
 from weightloom.generators.fingerprint import Fingerprint
 from weightloom.generators.load import load_generator
-from weightloom.io import dump_json, parse_json, write_json
+from weightloom.io import dump_json, parse_json
 from weightloom.tasks import parse_task
 from weightloom.zoo import Zoo, ZooRecipe
+
+Wanted = tuple[dict[str, Any], Payload]
+"""The key of a result, and what a worker has to know beside it."""
 
 
 @dataclass(frozen=True)
@@ -89,39 +93,39 @@ def spread_cells(
     trials = bench.trials()
     for model in given:
         check_any(model, trials)
-    text, sizes = source.text(), asdict(settings)
+    common = {"source": source.text(), "settings": asdict(settings)}
 
-    def measure(cells: list[tuple[dict[str, Any], Payload]]) -> None:
-        wanted = [(key, payload) for key, payload in cells if bench.cells.get(key) is None]
-        common = {"source": text, "settings": sizes}
-        answers = engine.map(measure_cell, [{**common, **payload} for _, payload in wanted])
-        for done, (number, result) in enumerate(answers, 1):
-            key = wanted[number][0]
-            write_json(bench.cells.path(key), {"key": key, "result": result})
-            progress(f"cells, {key['what']}", done, len(wanted))
+    def measure(wanted: Sequence[Wanted]) -> None:
+        _measure(
+            bench.cells, engine, measure_cell, common, wanted, lambda key: f"cells, {key['what']}", progress
+        )
 
-    # What trained networks reach comes first: the others are measured against it.
-    measure([(bench.trained_key(t), {"what": "trained", **_plain(t)}) for t in trials if t.trained is None])
-    trained = {str(trial.key()): replace(trial, trained=bench.trained(trial)) for trial in trials}
-    measure(
-        [
-            (
-                cell.key,
-                {
-                    "what": cell.what,
-                    "contestant": cell.contestant.name,
-                    "seed": cell.seed,
-                    **_plain(trained[str(cell.trial.key())]),
-                },
-            )
-            for cell in bench.plan(contestants(given), trials)
-            if cell.what != "speed"
-        ]
-    )
+    try:
+        # What trained networks reach comes first: the others are measured against it.
+        measure([(bench.trained_key(trial), _plain(trial)) for trial in trials if trial.trained is None])
+        trained = {str(trial.key()): replace(trial, trained=bench.trained(trial)) for trial in trials}
+        measure(
+            [
+                (
+                    cell.key,
+                    {
+                        "contestant": cell.contestant.name,
+                        "version": cell.contestant.version,
+                        "zoo": ground.digest,
+                        "seed": cell.seed,
+                        **_plain(trained[str(cell.trial.key())]),
+                    },
+                )
+                for cell in bench.plan(contestants(given), trials)
+                if cell.what != "speed"
+            ]
+        )
+    finally:
+        _open.cache_clear()  # jobs may have been done in this process
 
 
 def spread_audit(
-    source: Source,
+    name: str,
     generator: Generator,
     zoo: Zoo,
     work: str | Path,
@@ -133,16 +137,16 @@ def spread_audit(
     """Measure what ``work`` does not hold yet of an audit, which finds it there.
 
     Args:
-        source: what workers load; ``generator`` and ``zoo`` here.
-        generator: that of ``source``.
-        zoo: that of ``source``.
+        name: what workers load the generator by.
+        generator: the same, here.
+        zoo: workers open it by its path.
         work: where results are kept.
         settings: how much is measured.
         engine: where it is measured.
         progress: told of architectures, and of tasks.
 
     Raises:
-        InputError: a worker finds another generator or other checkpoints under their names.
+        InputError: a worker loads another generator or other checkpoints than are here.
     """
     cells = Cells(work)
     chosen = [
@@ -151,25 +155,41 @@ def spread_audit(
             generator, zoo, settings, subjects(generator, zoo, settings)
         )
     ]
-    common = {"source": source.text(), "settings": asdict(settings)}
+    common = {"generator": name, "zoo": str(zoo.path.absolute()), "settings": asdict(settings)}
 
-    def measure(what: str, wanted: list[Payload]) -> None:
-        wanted = [payload for payload in wanted if cells.get(payload["key"]) is None]
-        answers = engine.map(measure_audit, [{**common, **payload} for payload in wanted])
-        for done, (number, result) in enumerate(answers, 1):
-            key = wanted[number]["key"]
-            write_json(cells.path(key), {"key": key, "result": result})
-            progress(what, done, len(wanted))
+    def measure(what: str, wanted: Sequence[Wanted]) -> None:
+        _measure(cells, engine, measure_audit, common, wanted, lambda _: what, progress)
 
-    measure("architectures", [{"architecture": text, "key": key, "usual": None} for text, key, _ in chosen])
-    measure(
-        "tasks",
-        [
-            {"architecture": text, "key": key, "usual": cells.get(of_usual)}
-            for text, of_usual, of_tasks in chosen
-            for key in of_tasks.values()
-        ],
-    )
+    try:
+        measure("architectures", [(key, {"architecture": text}) for text, key, _ in chosen])
+        measure(
+            "tasks",
+            [
+                (key, {"architecture": text, "usual": cells.get(of_usual)})
+                for text, of_usual, of_tasks in chosen
+                for key in of_tasks.values()
+            ],
+        )
+    finally:
+        _subject.cache_clear()  # jobs may have been done in this process
+
+
+def _measure(
+    cells: Cells,
+    engine: Engine,
+    function: Job,
+    common: Payload,
+    wanted: Sequence[Wanted],
+    what: Callable[[dict[str, Any]], str],
+    progress: Progress,
+) -> None:
+    """Have ``function`` answer every key that ``cells`` does not hold, and keep its answers."""
+    missing = [(key, payload) for key, payload in wanted if cells.get(key) is None]
+    payloads = [{**common, **payload, "key": key} for key, payload in missing]
+    for done, (number, result) in enumerate(engine.map(function, payloads), 1):
+        key = missing[number][0]
+        cells.keep(key, result)
+        progress(what(key), done, len(missing))
 
 
 def _plain(trial: Trial) -> Payload:
@@ -214,7 +234,7 @@ def _open(source: str) -> _Opened:
 @job
 def measure_cell(payload: Payload, step: Callable[[int], None]) -> Result:
     """One cell, or what a trained network reaches."""
-    opened = _open(payload["source"])
+    opened, key = _open(payload["source"]), payload["key"]
     options: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in payload["settings"].items()
@@ -226,37 +246,51 @@ def measure_cell(payload: Payload, step: Callable[[int], None]) -> Result:
         parse_task(payload["task"]),
         payload["trained"],
     )
-    if payload["what"] == "trained":
+    if key["what"] == "trained":
         return {"accuracy": bench.trained(trial)}
     (person,) = [one for one in opened.people if one.name == payload["contestant"]]
-    return bench.answer(Cell(payload["what"], person, trial, payload["seed"], 1, {}))
+    if (person.version, opened.ground.digest) != (payload["version"], payload["zoo"]):
+        raise _another(person.name, opened.ground.name)
+    return bench.answer(Cell(key["what"], person, trial, payload["seed"], 1, {}))
 
 
-@lru_cache(maxsize=1)
-def _load(source: str) -> tuple[Generator, Zoo]:
-    said = parse_json("source", source)
-    (name,) = said["generators"]
-    return load_generator(name), Zoo(said["path"])
-
-
-@lru_cache(maxsize=1)
-def _subject(source: str, text: str) -> tuple[AuditSettings, Subject, Checkpoints, list[dict[str, Any]]]:
+@dataclass(frozen=True)
+class _Audited:
     """One architecture of an audit, and the keys of its results."""
-    settings = AuditSettings(**parse_json("settings", text))
-    model, zoo = _load(source)
+
+    model: Generator
+    settings: AuditSettings
+    subject: Subject
+    known: Checkpoints
+    keys: list[dict[str, Any]]
+
+
+@lru_cache(maxsize=1)
+def _subject(name: str, path: str, settings_text: str) -> _Audited:
+    settings = AuditSettings(**parse_json("settings", settings_text))
+    model, zoo = load_generator(name), Zoo(path)
     ((subject, flats, of_usual, of_tasks),) = keyed(model, zoo, settings, subjects(model, zoo, settings))
-    return settings, subject, Checkpoints(subject.spec, flats), [of_usual, *of_tasks.values()]
+    known = Checkpoints(subject.spec, flats)
+    return _Audited(model, settings, subject, known, [of_usual, *of_tasks.values()])
 
 
 @job
 def measure_audit(payload: Payload, step: Callable[[int], None]) -> Result:
-    """What is usual in an architecture, or, where that is given, the networks of a task."""
-    text = dump_json({**payload["settings"], "architecture": payload["architecture"]})
-    settings, subject, known, keys = _subject(payload["source"], text)
-    if payload["key"] not in keys:
-        raise InputError("a worker finds another generator, or other checkpoints, where these are here")
-    if payload["usual"] is None:
-        return usual_of(known, lambda: None)
-    model, _ = _load(payload["source"])
-    task, usual = payload["key"]["task"], Usual(**payload["usual"])
-    return audited(model, known, subject.records, task, usual, settings, lambda: None)
+    """What is usual in an architecture, or the networks of a task."""
+    settings = dump_json({**payload["settings"], "architecture": payload["architecture"]})
+    held, key = _subject(payload["generator"], payload["zoo"], settings), payload["key"]
+    if key not in held.keys:
+        raise _another(payload["generator"], payload["zoo"])
+    if key["what"] == "usual":
+        return usual_of(held.known, lambda: None)
+    usual = Usual(**payload["usual"])
+    return audited(
+        held.model, held.known, held.subject.records, key["task"], usual, held.settings, lambda: None
+    )
+
+
+def _another(generator: str, zoo: str) -> InputError:
+    return InputError(
+        f"a worker finds another generator under {generator}, or other checkpoints under {zoo}, "
+        "than this process does"
+    )

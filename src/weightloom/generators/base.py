@@ -145,8 +145,24 @@ class Validity:
         sizes = (*self.input, self.min_classes, self.max_classes)
         if len(self.input) != 3 or not all(type(size) is int and size > 0 for size in sizes):
             raise SpecError("the input must be three sides, and class counts whole numbers above 0")
-        if self.min_classes > self.max_classes or not all(isinstance(a, str) for a in self.architectures):
-            raise SpecError("the least classes must not be above the most, and architectures must be text")
+        words = (*self.architectures, *self.tasks)
+        if self.min_classes > self.max_classes or not all(isinstance(word, str) for word in words):
+            raise SpecError(
+                "the least classes must not be above the most; architectures and tasks must be text"
+            )
+
+    @classmethod
+    def from_json(cls, held: Mapping[str, Any]) -> Validity:
+        """Again what :func:`dataclasses.asdict` gave, after a file.
+
+        Raises:
+            SpecError: something else.
+        """
+        try:
+            listed = {key: tuple(held[key]) for key in ("architectures", "input", "tasks")}
+            return cls(**{**held, **listed})
+        except (KeyError, TypeError) as error:
+            raise SpecError(f"this says not what can be asked for ({error})") from None
 
     def check(self, spec: ArchitectureSpec) -> None:
         """Raise :class:`UnsupportedRequestError`, saying what can be done, unless ``spec`` fits."""

@@ -436,10 +436,7 @@ class LatentDiffusion(nn.Module, StartsFromGuess, Generator):
         folder = Path(folder)
         held = read_json(folder / "config.json")
         try:
-            limits = dict(held["validity"])
-            for key in ("architectures", "input", "tasks"):
-                limits[key] = tuple(limits[key])
-            config, validity = DiffusionConfig(**held["config"]), Validity(**limits)
+            config, validity = DiffusionConfig(**held["config"]), Validity.from_json(held["validity"])
             # Modules draw their start from the global stream, which is put back.
             with torch.random.fork_rng(devices=[]):
                 tokenizer = load_tokenizer(folder / "tokenizer")
@@ -453,5 +450,5 @@ class LatentDiffusion(nn.Module, StartsFromGuess, Generator):
         tensors, _ = load_tensors(folder / "model.safetensors")
         own = {f"tokenizer.{k}": v for k, v in tokenizer.state_dict().items()}
         load_strictly(model, {**tensors, **own}, folder / "model.safetensors")
-        model.fingerprint = Fingerprint.load(folder, tokenizer)
+        model.fingerprint = Fingerprint.load(folder, tokenizer, config.image_features)
         return model.eval()

@@ -194,11 +194,11 @@ class Fingerprint:
         write_json(folder / "fingerprint.json", {"groups": facts})
 
     @classmethod
-    def load(cls, folder: Path, tokenizer: WeightTokenizer) -> Fingerprint | None:
-        """Read what :meth:`save` wrote; None where there is none.
+    def load(cls, folder: Path, tokenizer: WeightTokenizer, features: int) -> Fingerprint | None:
+        """Read what :meth:`save` wrote; None where there is none. ``features`` is F of the classes.
 
         Raises:
-            CheckpointError: the two files do not fit each other.
+            CheckpointError: the two files do not fit each other, or the generator.
         """
         if not (folder / "fingerprint.json").is_file():
             return None
@@ -214,8 +214,9 @@ class Fingerprint:
                 kept = codes[:0]
                 if tasks:
                     kept = _unpacked(tokenizer, spec, tensors[f"memories.{number}"], folder)
-                if len(item["rows"]) != len(codes) or len(codes) != len(classes):
-                    raise CheckpointError(folder, "the fingerprint's tables differ in length")
+                rows = [_facts(row) for row in item["rows"]]
+                if len(rows) != len(codes) or classes.shape != (len(codes), spec.classes, 2 * features):
+                    raise CheckpointError(folder, f"the fingerprint's tables of {spec} do not fit each other")
                 if len(kept) != len(tasks):
                     raise CheckpointError(
                         folder, "the fingerprint's memories and their tasks differ in number"
@@ -225,12 +226,21 @@ class Fingerprint:
                     raise CheckpointError(folder, "the fingerprint's words do not fit its checkpoints")
                 words = None if words is None else words.float()
                 memories = dict(zip(tasks, kept, strict=True))
-                groups.append(FingerprintGroup(spec, codes, classes, item["rows"], words, memories))
+                groups.append(FingerprintGroup(spec, codes, classes, rows, words, memories))
         except CheckpointError:
             raise
         except (KeyError, TypeError, AttributeError, WeightloomError) as error:
             raise CheckpointError(folder / "fingerprint.json", f"not a fingerprint ({error})") from None
         return cls(tokenizer, groups)
+
+
+def _facts(row: dict[str, Any]) -> dict[str, Any]:
+    """What is told of a checkpoint, if that is its name, its task and perhaps its accuracy."""
+    accuracy = row.get("accuracy")
+    named = isinstance(row["id"], str) and isinstance(row["task"], str)
+    if not named or isinstance(accuracy, bool) or not isinstance(accuracy, float | int | None):
+        raise TypeError(f"{str(row)[:80]} is no checkpoint")
+    return row
 
 
 def _packed(tokenizer: WeightTokenizer, spec: ArchitectureSpec, codes: Tensor) -> Tensor:

@@ -435,11 +435,10 @@ class GHN(nn.Module, Generator):
         folder = Path(folder)
         held = read_json(folder / "config.json")
         try:
-            limits = dict(held["validity"])
-            for key in ("architectures", "input", "tasks"):
-                limits[key] = tuple(limits[key])
             with torch.device("meta"):
-                model = cls(GHNConfig(**held["config"]), Validity(**limits), name=str(held["name"]))
+                model = cls(
+                    GHNConfig(**held["config"]), Validity.from_json(held["validity"]), name=str(held["name"])
+                )
         except (KeyError, TypeError, WeightloomError) as error:
             raise CheckpointError(
                 folder / "config.json", f"not the config of a graph hypernetwork ({error})"

@@ -460,10 +460,7 @@ class IGPG(nn.Module, StartsFromGuess, Generator):
         tokenizer = load_tokenizer(folder / "tokenizer")
         try:
             config = IGPGConfig(**held["config"])
-            limits = dict(held["validity"])
-            for key in ("architectures", "input", "tasks"):
-                limits[key] = tuple(limits[key])
-            model = cls(config, tokenizer, Validity(**limits), name=str(held["name"]))
+            model = cls(config, tokenizer, Validity.from_json(held["validity"]), name=str(held["name"]))
         except DataUnavailableError:
             raise
         except (KeyError, TypeError, WeightloomError) as error:
@@ -473,7 +470,7 @@ class IGPG(nn.Module, StartsFromGuess, Generator):
         tensors, _ = load_tensors(folder / "model.safetensors")
         own = {f"tokenizer.{k}": v for k, v in tokenizer.state_dict().items()}
         load_strictly(model, {**tensors, **own}, folder / "model.safetensors")
-        model.fingerprint = Fingerprint.load(folder, tokenizer)
+        model.fingerprint = Fingerprint.load(folder, tokenizer, config.image_features)
         beside = sorted(folder.glob(f"{LAYERWISE}-*"))
         model.carry(*(Layerwise.from_pretrained(one) for one in beside if one.is_dir()))
         return model.eval()

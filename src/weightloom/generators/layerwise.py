@@ -350,10 +350,11 @@ class Layerwise(nn.Module, Generator):
         folder = Path(folder)
         held = read_json(folder / "config.json")
         try:
-            limits: dict[str, Any] = dict(held["validity"])
-            for key in ("architectures", "input", "tasks"):
-                limits[key] = tuple(limits[key])
-            model = cls(LayerwiseConfig(**held["config"]), Validity(**limits), name=str(held["name"]))
+            model = cls(
+                LayerwiseConfig(**held["config"]),
+                Validity.from_json(held["validity"]),
+                name=str(held["name"]),
+            )
         except (AttributeError, KeyError, TypeError, ValueError, WeightloomError) as error:
             raise CheckpointError(
                 folder / "config.json", f"not the config of a layer-wise generator ({error})"

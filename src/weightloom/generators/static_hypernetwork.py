@@ -107,10 +107,11 @@ class StaticHypernetwork(nn.Module, Generator):
                 channels=validity.input[0], features=config.image_features, width=config.image_width
             )
             self.task = nn.Linear(2 * config.image_features, config.task_size)
-            self.moves = nn.ModuleList(
-                nn.Linear(config.task_size, sum(e.numel() for e in self._embeddings(n).values()), bias=False)
-                for n in range(len(bodies))
-            )
+            counts = [sum(e.numel() for e in self._embeddings(n).values()) for n in range(len(bodies))]
+            if not all(counts):
+                empty = validity.architectures[counts.index(0)]
+                raise SpecError(f"the body of {empty} has no layer to generate")
+            self.moves = nn.ModuleList(nn.Linear(config.task_size, count, bias=False) for count in counts)
         for move in self.moves:
             assert isinstance(move, nn.Linear)
             nn.init.zeros_(move.weight)  # at the start all tasks have the same body
@@ -205,10 +206,11 @@ class StaticHypernetwork(nn.Module, Generator):
         held = read_json(folder / "config.json")
         tensors, _ = load_tensors(folder / "model.safetensors")
         try:
-            limits: dict[str, Any] = dict(held["validity"])
-            for key in ("architectures", "input", "tasks"):
-                limits[key] = tuple(limits[key])
-            model = cls(StaticHypernetworkConfig(**held["config"]), Validity(**limits), name=held["name"])
+            model = cls(
+                StaticHypernetworkConfig(**held["config"]),
+                Validity.from_json(held["validity"]),
+                name=str(held["name"]),
+            )
         except (AttributeError, KeyError, TypeError, ValueError, WeightloomError) as error:
             raise CheckpointError(folder / "config.json", f"no static hypernetwork ({error})") from None
         _load(model, tensors, folder / "model.safetensors")

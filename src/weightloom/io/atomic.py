@@ -352,6 +352,7 @@ def _commit(folder: Path, durable: bool, digests: Mapping[str, str]) -> None:
                 os.fsync(handle.fileno())
             size = os.fstat(handle.fileno()).st_size
         files[name] = {"bytes": size, "sha256": digest}
+    assert digests.keys() <= files.keys(), "digests of files that were not written"
     assert COMMIT_FILE not in files, f"{COMMIT_FILE} is written by atomic_folder itself"
     text = json.dumps({"version": 1, "files": files}, indent=1, sort_keys=True) + "\n"
     with (folder / COMMIT_FILE).open("w", encoding="utf-8") as note:

@@ -27,6 +27,9 @@ BLOCK_BYTES = 1 << 20
 """Bytes that are checked, hashed and written together, while the processor has them at hand."""
 MAX_SHARDS = 99_999
 
+Parts = list[tuple[str, int]]
+"""Names of tensors, and how many values of each."""
+
 SHARD_NAME = re.compile(r"model-[0-9]{5}-of-[0-9]{5}\.safetensors")
 
 
@@ -79,8 +82,8 @@ def write_shards(
             digest = hashlib.sha256(head)
             with (place / name).open("xb") as handle:
                 handle.write(head)
-                for block in _blocks(_checked(part, stream)):
-                    data = _bytes_of(folder, block)
+                for names_of, values in _blocks(_checked(part, stream)):
+                    data = _bytes_of(folder, names_of, values)
                     digest.update(data)
                     handle.write(data)
             digests[name] = digest.hexdigest()
@@ -96,6 +99,8 @@ def write_shards(
 
 def read_shards(folder: str | Path) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors of a folder in the hub's layout one after another, file by file.
+
+    Where there is a ``model.safetensors``, as in the hub's own libraries, an index beside it is not read.
 
     Raises:
         CheckpointError: the index or a file is broken, or they do not fit each other.
@@ -116,7 +121,8 @@ def read_shards(folder: str | Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 def shards_metadata(folder: str | Path) -> dict[str, object]:
     """What the files of a folder say beside the tensors. Raises :class:`CheckpointError`."""
-    if None in _files(folder := Path(folder)).values():
+    folder = Path(folder)
+    if (folder / ONE_FILE).exists():
         return dict(read_header(folder / ONE_FILE).metadata)
     held = read_json(folder / INDEX_FILE)
     metadata = held.get("metadata", {}) if isinstance(held, dict) else None
@@ -126,8 +132,8 @@ def shards_metadata(folder: str | Path) -> dict[str, object]:
 
 
 def _files(folder: Path) -> dict[str, set[str] | None]:
-    """Names of tensors by file, from the index; None of the one file that has no index."""
-    if not (folder / INDEX_FILE).exists() and (folder / ONE_FILE).exists():
+    """Names of tensors by file, from the index; None of the one file that needs no index."""
+    if (folder / ONE_FILE).exists():
         return {ONE_FILE: None}
     held = read_json(folder / INDEX_FILE)
     where = held.get("weight_map") if isinstance(held, dict) else None
@@ -179,30 +185,37 @@ def _checked(
             yield tensor, piece.detach().cpu().reshape(-1)  # shape -> (numel,)
 
 
-Block = list[tuple[str, torch.Tensor]]
+def _blocks(pieces: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[Parts, torch.Tensor]]:
+    """Values of one type, ``BLOCK_BYTES`` of them at most, and whose they are.
 
-
-def _blocks(pieces: Iterator[tuple[str, torch.Tensor]]) -> Iterator[Block]:
-    """Pieces of one type together, large ones divided, so that a block has about ``BLOCK_BYTES``."""
-    block: Block = []
-    room = BLOCK_BYTES
+    Small pieces are copied together, so that none is held when the next one is asked for.
+    """
+    buffer = torch.empty(BLOCK_BYTES, dtype=torch.uint8)
+    parts: Parts = []
+    dtype, used = torch.uint8, 0
     for name, piece in pieces:
-        size = BLOCK_BYTES // piece.element_size()
-        for part in (piece,) if len(piece) <= size else piece.split(size):
-            if block and (part.nbytes > room or part.dtype != block[0][1].dtype):
-                yield block
-                block, room = [], BLOCK_BYTES
-            block.append((name, part))
-            room -= part.nbytes
-    if block:
-        yield block
+        if parts and (piece.dtype != dtype or used + piece.nbytes > BLOCK_BYTES):
+            yield parts, buffer[:used].view(dtype)
+            parts, used = [], 0
+        if piece.nbytes > BLOCK_BYTES:
+            for values in piece.split(BLOCK_BYTES // piece.element_size()):
+                yield [(name, len(values))], values
+            continue
+        dtype, end = piece.dtype, used + piece.nbytes
+        buffer[used:end].view(dtype).copy_(piece)
+        parts.append((name, len(piece)))
+        used = end
+    if parts:
+        yield parts, buffer[:used].view(dtype)
 
 
-def _bytes_of(folder: Path, block: Block) -> memoryview:
-    """The bytes of a block. Raises :class:`CheckpointError` where a value is not finite."""
-    joined = block[0][1] if len(block) == 1 else torch.cat([part for _, part in block])
-    if value_fault(joined):
-        name, reason = next((name, reason) for name, part in block if (reason := value_fault(part)))
+def _bytes_of(folder: Path, parts: Parts, values: torch.Tensor) -> memoryview:
+    """The bytes of a block (n,). Raises :class:`CheckpointError` where a value is not finite."""
+    if value_fault(values):
+        each = values.split([count for _, count in parts])
+        name, reason = next(
+            (name, reason) for (name, _), own in zip(parts, each, strict=True) if (reason := value_fault(own))
+        )
         raise CheckpointError(folder, f"not written: tensor {name!r} {reason}")
-    data: memoryview = joined.contiguous().view(torch.uint8).numpy().data  # (numel,) -> (nbytes,)
+    data: memoryview = values.contiguous().view(torch.uint8).numpy().data  # (n,) -> (nbytes,)
     return data

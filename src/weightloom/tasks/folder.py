@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import warnings
 from functools import cached_property
 from pathlib import Path
@@ -97,6 +98,11 @@ class FolderTask(Task):
     def __str__(self) -> str:
         """A short name for reports."""
         return f"folder:{self.dataset}"
+
+    def digest(self) -> str:
+        """Changes with the names and sizes of the images."""
+        files = [[name, file.name, file.stat().st_size] for name, own in self._files.items() for file in own]
+        return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
     @property
     def class_names(self) -> list[str]:

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -284,10 +285,10 @@ def widen(
     held, columns = weight.shape[1:3]
     if shape[0] > held or rows is not None:
         rows = range(shape[0]) if rows is None else rows
-        weight = weight.index_select(1, torch.arange(rows.start, rows.stop, device=weight.device) % held)
+        weight = weight.index_select(1, torch.tensor(rows, device=weight.device) % held)
     if shape[1] <= columns:
         return weight
-    share = _shares(columns, shape[1], math.prod(shape[2:]), address).to(weight.device)
+    share = torch.tensor(_shares(columns, shape[1], math.prod(shape[2:]), address), device=weight.device)
     # (B, R, columns, ...) -> (B, R, 1, columns * each), times (turns, columns * each)
     tiled = weight.flatten(2).unsqueeze(2) * share
     # (B, R, turns, columns * each) -> (B, R, turns * columns, ...), of which the last turn may be in part
@@ -295,12 +296,17 @@ def widen(
 
 
 @lru_cache(maxsize=4)
-def _shares(columns: int, wide: int, each: int, address: tuple[str, int]) -> Tensor:
-    """(turns, columns * each) what the ``wide`` copies of ``columns`` channels take of them, turn by turn."""
-    source = torch.arange(wide) % columns
-    share = torch.rand(wide, generator=torch_generator("wider", *address)) + 0.5
-    total = torch.zeros(columns).index_add_(0, source, share)
+def _shares(columns: int, wide: int, each: int, address: tuple[str, int]) -> np.ndarray:
+    """(turns, columns * each) what the ``wide`` copies of ``columns`` channels take of them, turn by turn.
+
+    An array, because a tensor would keep the device, type and mode that it was first made in.
+    """
+    noise = torch_generator("wider", *address)
+    drawn = torch.rand(wide, generator=noise, device="cpu", dtype=torch.float32).numpy() + np.float32(0.5)
+    source = np.arange(wide) % columns
+    total = np.zeros(columns, np.float32)
+    np.add.at(total, source, drawn)
     turns = -(-wide // columns)
-    share = torch.nn.functional.pad(share / total[source], (0, turns * columns - wide))
+    share = np.pad(drawn / total[source], (0, turns * columns - wide))
     # (turns * columns,) -> (turns * columns * each,) -> (turns, columns * each)
-    return share.repeat_interleave(each).reshape(turns, columns * each)
+    return np.repeat(share, each).reshape(turns, columns * each)
