@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -46,6 +47,24 @@ def test_an_address_where_nothing_answers_is_a_sentence():
     for address in ("nowhere", "127.0.0.1:", ""):
         with pytest.raises(InputError, match="an address is HOST:PORT"):
             open_engine("ray", address=address)
+
+
+def test_nothing_is_imported_from_the_folder_that_it_is_called_in(tmp_path):
+    pytest.importorskip("ray")
+    # Torch imports it where there is one.
+    (tmp_path / "opt_einsum.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w').close()\n")
+    code = (
+        "from weightloom.engines import open_engine\n"
+        "from weightloom.engines.base import about_worker\n"
+        "with open_engine('ray', workers=1) as engine:\n"
+        "    print(list(engine.map(about_worker, [{}])))\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        find_ray(patch)
+        patch.setenv("PYTHONSAFEPATH", "1")  # -c alone would import from there
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "process" in done.stdout, done.stderr
+    assert [entry.name for entry in tmp_path.iterdir()] == ["opt_einsum.py"]
 
 
 def test_jobs_are_answered_by_other_processes(cluster):

@@ -157,7 +157,6 @@ def test_overwriting_replaces_all_of_it(
         monkeypatch.setattr(atomic, "_exchange", lambda *_: False)
     place = tmp_path / "model"
     make_folder(place, "one")
-    (place / "note").touch()
     make_folder(place, "two", overwrite=True)
     assert (place / "config.json").read_text() == "two"
     assert names(tmp_path) == ["model"]
@@ -173,11 +172,24 @@ def test_only_our_own_folders_are_replaced(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Weightloom did not write it"):
         make_folder(place, overwrite=True)
     assert names(place) == ["chapter"]
+    make_folder(tmp_path / "model", "one")
+    (tmp_path / "model" / "deep" / "note").touch()
+    with pytest.raises(InputError, match="'deep/note' in it is not Weightloom's"):
+        make_folder(tmp_path / "model", "two", overwrite=True)
+    assert (tmp_path / "model" / "config.json").read_text() == "one"
     (tmp_path / "link").symlink_to(place)
     with pytest.raises(InputError, match="something else"):
         make_folder(tmp_path / "link", overwrite=True)
     (tmp_path / "empty").mkdir()
     make_folder(tmp_path / "empty")
+
+
+def test_what_killed_writers_of_a_folder_left_goes_when_it_is_written_again(tmp_path: Path) -> None:
+    for name in ("model.tmp-0123abcd", "other.tmp-0123abcd"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").touch()
+    make_folder(tmp_path / "model")
+    assert names(tmp_path) == ["model", "other.tmp-0123abcd"]
 
 
 def test_a_link_in_a_folder_is_refused(tmp_path: Path) -> None:
@@ -257,15 +269,15 @@ def test_a_pipe_in_place_of_a_file_does_not_hang(tmp_path: Path) -> None:
 
 def test_sweep_takes_the_dead_and_spares_the_living(tmp_path: Path) -> None:
     (tmp_path / "file.tmp-0123abcd").touch()
-    (tmp_path / "model.tmp-0123abcd").mkdir()
-    (tmp_path / "model.tmp-0123abcd" / "part").touch()
+    (tmp_path / "gone.tmp-0123abcd").mkdir()
+    (tmp_path / "gone.tmp-0123abcd" / "part").touch()
     (tmp_path / "mine.tmp").touch()
     (tmp_path / "mine.tmp-01").touch()
     with atomic_file(tmp_path / "file") as handle, atomic_folder(tmp_path / "model") as folder:
         handle.write(b"new")
         (folder / "part").touch()
         removed = sweep(tmp_path)
-        assert sorted(entry.name for entry in removed) == ["file.tmp-0123abcd", "model.tmp-0123abcd"]
+        assert sorted(entry.name for entry in removed) == ["file.tmp-0123abcd", "gone.tmp-0123abcd"]
     assert names(tmp_path) == ["file", "mine.tmp", "mine.tmp-01", "model"]
     assert sweep(tmp_path) == []
     assert sweep(tmp_path / "nothing") == []
@@ -277,8 +289,9 @@ def test_sweep_puts_back_what_was_only_moved_aside(tmp_path: Path) -> None:
     sweep(tmp_path)
     assert verify_folder(tmp_path / "model")
     os.rename(tmp_path / "model", tmp_path / "model.old-0123abcd")
-    make_folder(tmp_path / "model", "two")
-    sweep(tmp_path)
+    with pytest.raises(InputError, match="exists and is not empty"):
+        make_folder(tmp_path / "model", "two")
+    make_folder(tmp_path / "model", "two", overwrite=True)
     assert names(tmp_path) == ["model"]
     assert (tmp_path / "model" / "config.json").read_text() == "two"
 

@@ -17,6 +17,7 @@ from weightloom.io import (
     verify_folder,
     write_shards,
 )
+from weightloom.io.atomic import atomic_folder
 from weightloom.io.shards import INDEX_FILE, ONE_FILE
 
 PLAN = {
@@ -122,12 +123,11 @@ def test_types_of_every_width_go_together(tmp_path):
 def test_an_index_over_one_file_is_read_and_replaced(tmp_path):
     """As earlier versions wrote it."""
     place, wanted = tmp_path / "x", tensors()
-    write_shards(place, PLAN, in_pieces(wanted), metadata={"a": "b"})
     name = "model-00001-of-00001.safetensors"
-    (place / ONE_FILE).rename(place / name)
-    (place / INDEX_FILE).write_text(
-        json.dumps({"metadata": {"a": "b"}, "weight_map": dict.fromkeys(PLAN, name)})
-    )
+    index = {"metadata": {"a": "b"}, "weight_map": dict.fromkeys(PLAN, name)}
+    with atomic_folder(place) as folder:
+        save_tensors(folder / name, wanted)
+        (folder / INDEX_FILE).write_text(json.dumps(index))
     found = dict(read_shards(place))
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     assert shards_metadata(place) == {"a": "b"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,7 +12,14 @@ import torch
 import yaml
 
 import weightloom.training.igpg as room
-from weightloom.errors import DataUnavailableError, InputError, SpecError, UnknownNameError, WeightloomError
+from weightloom.errors import (
+    CheckpointError,
+    DataUnavailableError,
+    InputError,
+    SpecError,
+    UnknownNameError,
+    WeightloomError,
+)
 from weightloom.generators import Validity
 from weightloom.generators.load import load_generator
 from weightloom.io import read_json, write_json
@@ -23,6 +31,7 @@ from weightloom.training.run import train_recipe
 from weightloom.training.stages import (
     VALIDATION_FIRST,
     make_fingerprint,
+    train_tokenizer,
     validation_probe,
     validation_tasks,
     zero_shot_probe,
@@ -156,6 +165,33 @@ def test_a_killed_training_ends_where_the_whole_one_did(trained, zoo, tmp_path, 
     assert not (tmp_path / "tiny" / "config.json").exists(), "no generator is there before it is whole"
     train_generator(recipe_of(), zoo, tmp_path / "tiny", quiet)
     assert files_of(tmp_path / "tiny") == files_of(trained[1])
+
+
+def test_a_finished_tokenizer_is_taken_as_its_stage_left_it(trained, populations):
+    """With gradients torch takes other kernels, and memories would be coded otherwise."""
+    again = train_tokenizer(recipe_of(), populations, trained[1] / "work" / "tokenizer", quiet)
+    assert not again.training and not any(parameter.requires_grad for parameter in again.parameters())
+
+
+def test_a_folder_that_holds_another_generator_is_refused(trained, zoo, tmp_path):
+    file = tmp_path / "recipe.yaml"
+    for changes in ({"name": "other"}, {"generator": "diffusion"}):
+        file.write_text(yaml.safe_dump({**RECIPE, **changes}))
+        before = files_of(trained[1])
+        with pytest.raises(InputError, match="holds 'tiny', a 'igpg' generator, and not"):
+            train_recipe(file, zoo.path, trained[1], quiet)
+        assert files_of(trained[1]) == before
+
+
+def test_a_zoo_that_is_broken_is_not_learned_from(zoo, tmp_path):
+    shutil.copytree(zoo.path, tmp_path / "zoo")
+    shard = next((tmp_path / "zoo" / "shards").glob("*.safetensors"))
+    data = bytearray(shard.read_bytes())
+    data[-3] ^= 1
+    shard.write_bytes(data)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    with pytest.raises(CheckpointError, match="its checksum differs; `weightloom zoo repair` drops"):
+        train_recipe(tmp_path / "recipe.yaml", tmp_path / "zoo", tmp_path / "out", quiet)
 
 
 def test_the_callers_random_stream_is_left_alone(zoo, tmp_path, text_encoder, rng_untouched):

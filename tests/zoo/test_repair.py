@@ -109,6 +109,16 @@ def _problems(path):
         return [f"damaged: {error}"]
 
 
+@pytest.mark.parametrize("offset", [0, 15, 16, 17, 18, 19, 20, 21, 23, 28, 31, 44, 47, 56, 59])
+def test_an_index_that_begins_with_other_bytes_is_read_behind_them(copy, built, offset):
+    file = copy.path / "zoo.sqlite3"
+    data = bytearray(file.read_bytes())
+    data[offset] ^= 4
+    file.write_bytes(data)
+    repair(copy.path)
+    assert Zoo(copy.path).records() == built.records() and Zoo(copy.path).verify() == []
+
+
 def test_what_cannot_be_repaired(tmp_path, copy):
     with pytest.raises(CheckpointError, match="not a zoo"):
         repair(tmp_path)

@@ -6,6 +6,7 @@ Knows no command.
 from __future__ import annotations
 
 import math
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, steps done and steps in all."""
 
 _QUIET_SECONDS = 10.0
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _PIPE_WIDTH = 240
 
 
@@ -34,14 +36,19 @@ def notes() -> Console:
     return Console(file=sys.stderr, highlight=False)
 
 
+def shown(value: Any, style: str = "") -> Text:
+    """A value as text in which a stranger's control characters are spelt out: a terminal would obey them."""
+    return Text(_CONTROL.sub(lambda found: repr(found[0])[1:-1], str(value)), style=style)
+
+
 def note(text: str) -> None:
     """One remark on stderr."""
-    notes().print(Text(text), soft_wrap=True)
+    notes().print(shown(text), soft_wrap=True)
 
 
 def say(text: str = "", style: str = "") -> None:
     """One line of a result for people; never read as markup."""
-    results().print(Text(text, style=style), soft_wrap=True)
+    results().print(shown(text, style), soft_wrap=True)
 
 
 def emit(value: dict[str, Any]) -> None:
@@ -63,12 +70,12 @@ def _rounded(value: Any) -> Any:
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, numbers: Sequence[str] = ()) -> None:
     """A table for people; columns in ``numbers`` are right-aligned."""
-    shown = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:
-        shown.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+        grid.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
     for row in rows:
-        shown.add_row(*(Text("–" if cell is None else str(cell)) for cell in row))
-    _print(shown)
+        grid.add_row(*(shown("–" if cell is None else cell) for cell in row))
+    _print(grid)
 
 
 def facts(pairs: Sequence[tuple[str, Any]]) -> None:
@@ -78,14 +85,14 @@ def facts(pairs: Sequence[tuple[str, Any]]) -> None:
     grid.add_column(overflow="fold")
     for name, value in pairs:
         if value is not None:
-            grid.add_row(name, Text(str(value)))
+            grid.add_row(shown(name), shown(value))
     _print(grid)
 
 
-def _print(shown: Table) -> None:
+def _print(grid: Table) -> None:
     console = results()
     with console.capture() as captured:
-        console.print(shown)
+        console.print(grid)
     # Without the blanks that fill a table's last column.
     sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
 

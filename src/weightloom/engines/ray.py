@@ -6,7 +6,9 @@ versions of this package and of torch, and the data sets in their caches.
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -55,11 +57,14 @@ class RayEngine(Engine):
             return
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         try:
-            if address is None:
-                ray.init(address="local", num_cpus=workers, include_dashboard=False, **quiet)
-            else:
+            if address is not None:
                 _knock(address)
-                ray.init(address=address, **quiet)
+            # Workers import from the folder that this is called in, which may be anybody's.
+            with contextlib.chdir(sys.prefix):
+                if address is None:
+                    ray.init(address="local", num_cpus=workers, include_dashboard=False, **quiet)
+                else:
+                    ray.init(address=address, **quiet)
         except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             where = f"no Ray cluster at {address}" if address else "Ray does not start on this machine"
             # Ray is silent about a token that is missing, and tries for a while.

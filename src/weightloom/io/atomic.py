@@ -98,10 +98,12 @@ def atomic_folder(
     """A temporary folder that becomes ``path``, all at once, when the block ends without an exception.
 
     The last thing written into it is ``COMMIT.json``. With ``overwrite`` an existing folder is
-    exchanged for the new one, but only if it was written here too (it has a ``COMMIT.json``): a
-    user's own folder is never replaced. An empty folder counts as absent. ``digests`` may be filled inside
-    the block: the SHA-256 of files, by their names, from whoever computed it while writing; the others are
-    read again.
+    exchanged for the new one, but only if it was written here too (it has a ``COMMIT.json``) and
+    nothing else is in it: what a user put there is never replaced. An empty folder counts as absent.
+    What killed writers of the same folder left is removed.
+
+    ``digests`` may be filled inside the block: the SHA-256 of files, by their names, from whoever
+    computed it while writing; the others are read again.
 
     Raises:
         InputError: the place is taken, or nothing can be written there.
@@ -119,6 +121,7 @@ def atomic_folder(
     """
     path = _checked(path)
     with _write_errors(path):
+        sweep(path.parent, name=path.name)
         _refuse_taken(path, overwrite)
         _make_parents(path)
         descriptor, temporary = _make_temporary_folder(path)
@@ -239,6 +242,10 @@ def _refuse_taken(path: Path, overwrite: bool) -> None:
         raise InputError(f"cannot write {path}: the folder exists and is not empty")
     if not (path / COMMIT_FILE).is_file():
         raise InputError(f"cannot replace {path}: it has no {COMMIT_FILE}, so Weightloom did not write it")
+    ours = {COMMIT_FILE, *committed_files(path / COMMIT_FILE)}
+    others = (file.relative_to(path).as_posix() for file in sorted(path.rglob("*")) if not file.is_dir())
+    if (other := next((name for name in others if name not in ours), None)) is not None:
+        raise InputError(f"cannot replace {path}: {other!r} in it is not Weightloom's")
 
 
 # -- temporary names and their locks -----------------------------------------------------------

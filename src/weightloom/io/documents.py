@@ -66,7 +66,8 @@ def parse_json(path: str | Path, text: bytes | str, *, what: str = "text") -> An
     except RecursionError:
         raise CheckpointError(path, f"its {what} is nested too deeply") from None
     except ValueError as error:  # of which JSONDecodeError and UnicodeDecodeError are kinds
-        raise CheckpointError(path, f"its {what} is not JSON ({error})") from error
+        reason = str(error).partition("; use sys.")[0]  # Python's advice on numbers of endless digits
+        raise CheckpointError(path, f"its {what} is not JSON ({reason})") from error
 
 
 def dump_json(value: Any, *, indent: int | None = None) -> str:

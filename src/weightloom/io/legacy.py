@@ -66,8 +66,7 @@ def load_legacy(path: str | Path) -> dict[str, Any]:
     except CheckpointError:
         raise
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0][:200]
-        raise CheckpointError(path, f"is not a checkpoint that can be read safely ({reason})") from error
+        raise CheckpointError(path, f"is not a checkpoint that can be read safely{_reason(error)}") from error
 
 
 def load_pinned(path: str | Path, sha256: str) -> dict[str, Any]:
@@ -96,8 +95,13 @@ def load_pinned(path: str | Path, sha256: str) -> dict[str, Any]:
     except CheckpointError:
         raise
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0][:200]
-        raise CheckpointError(path, f"is not a checkpoint that can be read safely ({reason})") from error
+        raise CheckpointError(path, f"is not a checkpoint that can be read safely{_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What torch says of it, without its advice to read the file in an unsafe way."""
+    text = (str(error).splitlines() or [""])[0][:200]
+    return " (it asks for more than tensors, numbers and text)" if "eights only" in text else f" ({text})"
 
 
 # -- the archive -------------------------------------------------------------------------------

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import weightloom.training
-from weightloom.errors import SpecError
+from weightloom.errors import InputError, SpecError
 from weightloom.generators import Generator, generators
 from weightloom.generators.consolidated import Consolidated
 from weightloom.generators.load import save_generator
-from weightloom.io import read_yaml
+from weightloom.io import read_json, read_yaml
 from weightloom.registry import discover
 from weightloom.training import parallel
 from weightloom.training.loop import Progress
@@ -43,7 +43,9 @@ def train_recipe(
 
 
 def _train(recipe_path: Path, folder: Path | None, out: Path, progress: Progress) -> Generator | Consolidated:
-    kind = read_yaml(recipe_path, GeneratorKind).generator
+    recipe = read_yaml(recipe_path, GeneratorKind)
+    kind = recipe.generator
+    _refuse_another(out, kind, (recipe.model_extra or {}).get("name"))
     if kind in trainers:
         return trainers.get(kind)(recipe_path, folder, out, progress)
     family = generators.get(kind)
@@ -51,12 +53,25 @@ def _train(recipe_path: Path, folder: Path | None, out: Path, progress: Progress
         raise SpecError(
             f"a {kind!r} generator is not made by a recipe: it has no from_zoo and save_pretrained"
         )
-    recipe = read_yaml(recipe_path, PlainRecipe)
+    plain = read_yaml(recipe_path, PlainRecipe)
     try:
-        model = family.from_zoo(open_zoo(folder, kind), name=recipe.name, **recipe.options)
+        model = family.from_zoo(open_zoo(folder, kind), name=plain.name, **plain.options)
     except TypeError as error:
         raise SpecError(f"the recipe's options: {error}") from None
     save_generator(model, out)
-    progress(recipe.name, 1, 1)
+    progress(plain.name, 1, 1)
     assert isinstance(model, Generator)
     return model
+
+
+def _refuse_another(out: Path, kind: str, name: object) -> None:
+    """Raise :class:`InputError` where ``out`` holds a generator that this recipe would not make."""
+    if not (out / "config.json").is_file():
+        return
+    held = read_json(out / "config.json")
+    own = (held.get("kind"), held.get("name")) if isinstance(held, dict) else (None, None)
+    if own != (kind, name):
+        raise InputError(
+            f"{out} holds {own[1]!r}, a {own[0]!r} generator, and not {name!r}, a {kind!r}; choose another "
+            "folder, or remove that one"
+        )

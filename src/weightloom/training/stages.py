@@ -185,7 +185,8 @@ def train_tokenizer(
     """The weight tokenizer, trained on the zoo's training checkpoints."""
     done = folder / "trained"
     if (done / "config.json").is_file():
-        return load_tokenizer(done)
+        # As the stage itself leaves it: with gradients torch takes other kernels, which round otherwise.
+        return load_tokenizer(done).requires_grad_(False)
     settings = recipe.tokenizer
     family = tokenizers.get(settings.kind)
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from weightloom.errors import InputError
+from weightloom.errors import CheckpointError, InputError
 from weightloom.generators import Generator
 from weightloom.generators.consolidated import Consolidated
 from weightloom.registry import Registry
@@ -27,8 +27,11 @@ def open_zoo(zoo: Path | None, kind: str) -> Zoo:
 
     Raises:
         InputError: there is none.
-        CheckpointError: the folder is no zoo.
+        CheckpointError: the folder is no zoo, or something in it is not what was written.
     """
     if zoo is None:
         raise InputError(f"a {kind!r} generator learns from a zoo; name one with --zoo")
-    return Zoo(zoo)
+    held = Zoo(zoo)
+    if problems := held.verify():
+        raise CheckpointError(zoo, f"{problems[0]}; `weightloom zoo repair` drops what is broken")
+    return held

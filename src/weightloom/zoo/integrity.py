@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,6 +38,12 @@ _TABLES = {
     "checkpoints": COLUMNS,
     "seals": ("name", "sha256"),
 }
+
+
+_MAGIC = b"SQLite format 3\0"
+_HEADER = {0: _MAGIC + b"\x10\0\2\2\0\x40\x20\x20", 44: b"\0\0\0\4", 56: b"\0\0\0\1"}
+"""What never changes in an index, by its offset: format and page size, schema format, UTF-8. Where the file
+format of SQLite puts it: https://www.sqlite.org/fileformat.html, section 1.3."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,10 @@ def _problems_of_index(
 ) -> tuple[list[Problem], list[tuple[str, str, int]]]:
     """What is wrong in the index alone, and the shards that it names."""
     found = []
+    with (folder / INDEX).open("rb") as handle:
+        head = handle.read(20)
+    if head[:16] != _MAGIC or head[18] != head[19]:  # the versions that read and write it
+        found.append(Problem("the index begins with other bytes than were written", index=True))
     damage = [str(row[0]) for row in db.execute("PRAGMA integrity_check(5)")]
     if damage != ["ok"]:
         found.append(Problem(f"the index is damaged ({damage[0].splitlines()[0][:200]})", index=True))
@@ -209,6 +220,8 @@ def _salvage(folder: Path) -> str:
     index = folder / INDEX
     rows = {table: _readable(index, table, columns) for table, columns in _TABLES.items()}
     if not rows["shards"] and not rows["about"]:
+        rows = _readable_behind_its_header(index)
+    if not rows["shards"] and not rows["about"]:
         raise CheckpointError(
             index, "nothing of the index can be read; build the zoo again in another folder"
         )
@@ -230,6 +243,21 @@ def _salvage(folder: Path) -> str:
     os.replace(fresh, index)
     count = len(rows["checkpoints"])
     return f"the index was damaged: {count} checkpoints were read from it, the old one is {INDEX}.broken"
+
+
+def _readable_behind_its_header(index: Path) -> dict[str, list[tuple[Any, ...]]]:
+    """What a copy holds whose first bytes are those that every index of ours begins with."""
+    with tempfile.TemporaryDirectory(dir=index.parent) as place:
+        copy = Path(place) / INDEX
+        shutil.copyfile(index, copy)
+        with suppress(FileNotFoundError):
+            shutil.copyfile(f"{index}-wal", f"{copy}-wal")
+        with copy.open("r+b") as handle:
+            pages = (copy.stat().st_size // 4096).to_bytes(4, "big")
+            for offset, data in {**_HEADER, 28: pages}.items():
+                handle.seek(offset)
+                handle.write(data)
+        return {table: _readable(copy, table, columns) for table, columns in _TABLES.items()}
 
 
 def _readable(index: Path, table: str, columns: tuple[str, ...]) -> list[tuple[Any, ...]]:

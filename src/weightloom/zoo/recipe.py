@@ -10,6 +10,9 @@ from weightloom.architectures import parse_architecture
 from weightloom.fitting import FitSettings
 from weightloom.tasks import dataset_info
 
+MAX_NETWORKS = 1_000_000
+"""Networks of a zoo: planning so many takes a gigabyte."""
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -77,13 +80,21 @@ class ZooRecipe(_Strict):
     seed: int = 0
     datasets: Annotated[tuple[str, ...], Field(min_length=1)]
     architectures: Annotated[tuple[str, ...], Field(min_length=1)]
-    size: Annotated[int, Field(ge=4, le=512)] = 16
+    size: Annotated[int, Field(ge=4, le=256)] = 16
     channels: Literal[1, 3] = 3
     initialisation: Literal["shared", "independent"] = "shared"
     start: StartRecipe = StartRecipe()
     fit: FitRecipe = FitRecipe()
     groups: Annotated[tuple[GroupRecipe, ...], Field(min_length=1)]
     members_at_once: Annotated[int, Field(ge=1, le=4096)] = 32
+
+    @model_validator(mode="after")
+    def _not_too_many(self) -> Self:
+        each = sum(group.tasks * group.repeats for group in self.groups)
+        count = len(self.architectures) * each
+        if count > MAX_NETWORKS:
+            raise ValueError(f"{count:,} networks are asked for, of {MAX_NETWORKS:,} at most")
+        return self
 
     @field_validator("architectures")
     @classmethod
