@@ -58,7 +58,7 @@ def train(
     Examples:
         weightloom train igpg-tiny --zoo zoos/tiny --out runs/igpg-tiny
         weightloom train igpg-tiny --objective reward --task 'digits[3,1,7,0]+rot90' --out runs/better
-        torchrun --nproc-per-node=2 -m weightloom.cli train layerwise-tiny --out runs/layerwise-tiny
+        torchrun --nproc-per-node=2 --no-python weightloom train layerwise-tiny --out runs/layerwise-tiny
         weightloom generate "Recognise handwritten digits" --task digits --generator runs/igpg-tiny
     """
     started = time.perf_counter()
