@@ -119,6 +119,14 @@ def test_an_index_that_begins_with_other_bytes_is_read_behind_them(copy, built, 
     assert Zoo(copy.path).records() == built.records() and Zoo(copy.path).verify() == []
 
 
+@pytest.mark.parametrize("size", [0, 1, 16, 17, 19, 99])
+def test_an_index_of_which_a_few_bytes_are_left(copy, size):
+    file = copy.path / "zoo.sqlite3"
+    file.write_bytes(file.read_bytes()[:size])
+    with pytest.raises(CheckpointError, match="nothing of the index can be read"):
+        repair(copy.path)
+
+
 def test_what_cannot_be_repaired(tmp_path, copy):
     with pytest.raises(CheckpointError, match="not a zoo"):
         repair(tmp_path)

@@ -102,7 +102,7 @@ def _problems_of_index(
     found = []
     with (folder / INDEX).open("rb") as handle:
         head = handle.read(20)
-    if head[:16] != _MAGIC or head[18] != head[19]:  # the versions that read and write it
+    if head[:16] != _MAGIC or head[18:19] != head[19:20]:  # the versions that read and write it
         found.append(Problem("the index begins with other bytes than were written", index=True))
     damage = [str(row[0]) for row in db.execute("PRAGMA integrity_check(5)")]
     if damage != ["ok"]:
