@@ -7,7 +7,7 @@ import torch
 
 from weightloom.conditioning import SupportEncoder
 from weightloom.conditioning.images import prototype_loss
-from weightloom.errors import InputError
+from weightloom.errors import InputError, SpecError
 from weightloom.tasks import parse_task
 
 
@@ -71,3 +71,11 @@ def test_gradients_reach_every_parameter_and_digits_can_be_learned():
         loss.backward()
         optimiser.step()
     assert loss < 0.8 * first and right >= before
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"width": 7}, {"width": 0}, {"channels": 0}, {"features": 2.5}, {"features": True}]
+)
+def test_sizes_that_make_no_encoder(sizes):
+    with pytest.raises(SpecError, match="multiple of 8"):
+        SupportEncoder(**sizes)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weightloom.errors import InputError
+from weightloom.errors import InputError, SpecError
 
 
 class SupportEncoder(nn.Module):
@@ -28,7 +28,16 @@ class SupportEncoder(nn.Module):
     """
 
     def __init__(self, *, channels: int = 3, features: int = 128, width: int = 48) -> None:
+        """
+        Raises:
+            SpecError: a size that is no whole number above 0, or a width that is no multiple of 8.
+        """
         super().__init__()
+        if not all(type(size) is int and size > 0 for size in (channels, features, width)) or width % 8:
+            raise SpecError(
+                "an encoder of images needs whole numbers of channels and features, and a width that is a "
+                f"multiple of 8, not {channels!r}, {features!r} and {width!r}"
+            )
         self.channels, self.features, self.width = channels, features, width
         sizes = [channels, width, width, 2 * width, 2 * width]
         self.convs = nn.ModuleList(

@@ -51,8 +51,6 @@ class StaticHypernetworkConfig:
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= 4096:
                 raise SpecError(f"{name} must be a whole number from 1 to 4096, not {value!r}")
-        if self.image_width % 8:
-            raise SpecError(f"image_width must be a multiple of 8, not {self.image_width}")
 
 
 @generators.register("static_hypernetwork")
