@@ -59,7 +59,7 @@ ray: $(STAMP) ## Install Ray and run the tests of the engines on a cluster of th
 		tests/cli/test_networks.py $(ARGS)
 
 .PHONY: fuzz
-fuzz: $(STAMP) ## Run the readers under a fuzzer that is led by coverage (Linux; about ten minutes)
+fuzz: $(STAMP) ## Run the readers under a fuzzer that is led by coverage (Linux; about half an hour)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS),fuzz]'
 	$(BIN)/python tests/faults/fuzz.py $(ARGS)
 
