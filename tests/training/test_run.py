@@ -207,7 +207,7 @@ def test_the_callers_random_stream_is_left_alone(zoo, tmp_path, text_encoder, rn
         ({"prior__config": {"widht": 16}}, SpecError, "widht"),
         ({"prior__config": {"width": "wide", "channels": 1}}, SpecError, "prior"),
         ({"prior__config": {"width": 16, "heads": 3, "channels": 1}}, SpecError, "3 heads"),
-        ({"prior__config": {"image_width": 12, "channels": 1}}, SpecError, "prior"),
+        ({"prior__config": {"image_width": 12, "channels": 1}}, SpecError, "multiple of 8"),
         ({"prior__config": {"channels": 3}}, SpecError, "images of 3 channels, the zoo has 1"),
         ({"prior__config": {"channels": 1, "backbone": {"kind": "lstm"}}}, SpecError, "lstm"),
         ({"prior__objective": {"qeries": 8}}, SpecError, "qeries"),
