@@ -68,7 +68,7 @@ def evaluate(
     started = time.perf_counter()
     check_engine(engine, workers, address)
     networks = [load_network(file, arch) for file in files]
-    targets = [_target(f, n, task, data, len(files)) for f, n in zip(files, networks, strict=True)]
+    targets = [_target(file, net, task, data) for file, net in zip(files, networks, strict=True)]
     calm_threads(max(network.spec.num_parameters() for network in networks))
     from weightloom.evaluation.accuracy import confusions
 
@@ -97,15 +97,13 @@ def evaluate(
         say(f"{len(files)} networks in {seconds_text(seconds)}")
 
 
-def _target(file: Path, network: Network, task: str | None, data: Path | None, count: int) -> Task:
+def _target(file: Path, network: Network, task: str | None, data: Path | None) -> Task:
     made_for = provenance(network.metadata).get("task")
     if task is None and data is None and isinstance(made_for, str) and not made_for.startswith("folder:"):
         task = made_for
     try:
         return fitting_task(network, task, data)
     except InputError as error:
-        if count == 1:
-            raise
         raise InputError(f"{file}: {error}") from None
 
 

@@ -147,7 +147,7 @@ def check_place(folder: Path, option: str) -> None:
     while not place.exists() and place != place.parent:
         place = place.parent
     if not place.is_dir():
-        raise InputError(f"{option}: {place} is a file, and is not a folder")
+        raise InputError(f"{option}: {place} is a file, which is not a folder")
     if not os.access(place, os.W_OK | os.X_OK):
         raise InputError(f"{option}: {place} cannot be written")
 

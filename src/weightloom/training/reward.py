@@ -140,8 +140,7 @@ def steer(
 
     def keep() -> None:
         if store is not None:
-            tensors = {"means": means, "shift": shift, "moves": moves, "rewards": torch.tensor(rewards)}
-            save_tensors(store, tensors)
+            save_tensors(store, {"shift": shift, "moves": moves, "rewards": torch.tensor(rewards)})
 
     for number in range(len(rewards), settings.rounds):
         generator = torch_generator("reward", request.seed, number)
