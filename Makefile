@@ -50,7 +50,7 @@ test: $(STAMP) ## Run the tests, doctests and snippets (ARGS='-k name' for some)
 
 .PHONY: faults
 faults: $(STAMP) ## Run the fault tests at full size: 500 kills, a million changed files
-	WEIGHTLOOM_FAULTS=full $(BIN)/python -m pytest tests/faults $(ARGS)
+	WEIGHTLOOM_FAULTS=full $(BIN)/python -m pytest tests/faults --junit-xml=build/faults.xml $(ARGS)
 
 .PHONY: ray
 ray: $(STAMP) ## Install Ray and run the tests of the engines on a cluster of this machine

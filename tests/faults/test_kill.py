@@ -68,7 +68,7 @@ def allowed(kind: str, version: int) -> set[int]:
 
 
 @pytest.mark.parametrize("kind", sorted(READERS))
-def test_killed_at_targeted_instants(ask, tmp_path, kind, full):
+def test_killed_at_targeted_instants(ask, tmp_path, kind, full, record_property):
     read = READERS[kind]
     assert ask(tmp_path / "count", kind, 1) == "done"
     count = int(ask(tmp_path / "count", kind, 2, "count").removeprefix("count "))
@@ -81,6 +81,7 @@ def test_killed_at_targeted_instants(ask, tmp_path, kind, full):
         assert read(tmp_path) == version
         for place in (tmp_path, *tmp_path.iterdir()):
             sweep(place)
+    record_property("kills", len(some(count, full)))
     left = sorted(entry.name for entry in tmp_path.rglob("*") if ".tmp-" in entry.name)
     assert left == [], "litter that nothing removes"
     if read is zoo:
@@ -88,14 +89,18 @@ def test_killed_at_targeted_instants(ask, tmp_path, kind, full):
 
 
 @pytest.mark.parametrize("kind", sorted(READERS))
-def test_killed_at_random(ask, tmp_path, kind, full):
+def test_killed_at_random(ask, tmp_path, kind, full, record_property):
     read = READERS[kind]
     assert ask(tmp_path, kind, 1) == "done"
     delays = np.random.default_rng(0).uniform(0, 0.05, size=100 if full else 2)
+    kills = 0
     for version, delay in enumerate(delays, start=2):
-        assert ask(tmp_path, kind, version, f"after:{delay}") in ("killed", "done")
+        ended = ask(tmp_path, kind, version, f"after:{delay}")
+        assert ended in ("killed", "done")
+        kills += ended == "killed"
         assert read(tmp_path) in allowed(kind, version)
         assert ask(tmp_path, kind, version) == "done" and read(tmp_path) == version
+    record_property("kills", kills)
 
 
 def state_of(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
@@ -105,7 +110,7 @@ def state_of(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
     return note, tensors
 
 
-def test_a_killed_training_ends_where_the_uninterrupted_one_does(ask, tmp_path, full):
+def test_a_killed_training_ends_where_the_uninterrupted_one_does(ask, tmp_path, full, record_property):
     assert ask(tmp_path, "training", 0) == "done"
     wanted, weights = state_of(tmp_path / "run-0")
     count = int(ask(tmp_path, "training", 1, "count").removeprefix("count "))
@@ -121,6 +126,7 @@ def test_a_killed_training_ends_where_the_uninterrupted_one_does(ask, tmp_path, 
         losses = [{k: v for k, v in entry.items() if k != "seconds"} for entry in note["log"]]
         assert losses == [{k: v for k, v in entry.items() if k != "seconds"} for entry in wanted["log"]]
         assert not any(".tmp-" in entry.name for entry in folder.iterdir())
+    record_property("kills", len(some(count, full)))
 
 
 def test_many_writers_of_one_zoo(ask, tmp_path):

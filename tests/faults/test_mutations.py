@@ -63,10 +63,10 @@ def readers(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_a_changed_file_is_read_or_refused(readers, tmp_path, name, full):
+def test_a_changed_file_is_read_or_refused(readers, tmp_path, name, full, record_property):
     reader = readers[name]
     good = reader.file.read_bytes()
-    refused = 0
+    refused = inputs = 0
     kept = tmp_path / "kept"
     if reader.folder is not None:
         shutil.copytree(reader.folder, kept)
@@ -80,6 +80,8 @@ def test_a_changed_file_is_read_or_refused(readers, tmp_path, name, full):
     )
     @given(EDITS)
     def try_one(edits):
+        nonlocal inputs
+        inputs += 1
         if reader.folder is not None:
             shutil.rmtree(reader.folder)
             shutil.copytree(kept, reader.folder)
@@ -106,6 +108,7 @@ def test_a_changed_file_is_read_or_refused(readers, tmp_path, name, full):
             shutil.rmtree(reader.folder)
             shutil.copytree(kept, reader.folder)
         reader.file.write_bytes(good)
+    record_property("inputs", inputs)
     assert refused or not reader.refuses, "nothing was refused: the changes change nothing that is read"
 
 
