@@ -21,8 +21,9 @@ from weightloom.io.budget import allocation_limit
 from weightloom.io.cache import cache_dir
 from weightloom.io.documents import dump_json, parse_json, read_json, read_yaml, write_json
 from weightloom.io.files import open_regular, read_bytes, sha256_of
-from weightloom.io.legacy import load_legacy, load_pinned
-from weightloom.io.shards import read_shards, shards_metadata, write_shards
+from weightloom.io.kinds import FileKind, file_kind
+from weightloom.io.legacy import load_legacy, load_parts, load_pinned
+from weightloom.io.shards import read_shards, shards_header, shards_metadata, write_shards
 from weightloom.io.staged import settle, staged_files
 from weightloom.io.tensors import (
     Header,
@@ -36,6 +37,7 @@ from weightloom.io.tensors import (
 
 __all__ = [
     "COMMIT_FILE",
+    "FileKind",
     "Header",
     "TensorInfo",
     "allocation_limit",
@@ -43,7 +45,9 @@ __all__ = [
     "atomic_folder",
     "cache_dir",
     "dump_json",
+    "file_kind",
     "load_legacy",
+    "load_parts",
     "load_pinned",
     "load_rows",
     "load_tensors",
@@ -59,6 +63,7 @@ __all__ = [
     "settle",
     "sha256_of",
     "shapes_of",
+    "shards_header",
     "shards_metadata",
     "staged_files",
     "sweep",

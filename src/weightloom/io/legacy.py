@@ -1,72 +1,121 @@
-"""Foreign ``.pt`` files, behind checks that come before any allocation.
+"""Foreign files of PyTorch, of any age, behind checks that come before any allocation.
 
 ``torch.load(weights_only=True)`` runs no code of the file, but it unpacks a bomb, believes a storage
-that claims more numbers than there are, and fails in ten different ways. So the archive's directory
-is checked, then its pickle is read once with stand-ins for everything it can name, which checks
-every storage and tensor against the bytes that are really there; only then torch reads it.
-Nothing of ours is ever written in this format.
+that claims more numbers than there are, and fails in ten different ways. So the archive's directory (since
+PyTorch 1.6), or the row of pickles and storages (before), is checked first; then the pickle is read once with
+stand-ins (:mod:`weightloom.io.pickles`), which compares every storage and tensor with the bytes that are
+really there; only then torch reads it. Nothing of ours is ever written in this format.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-import math
-import pickle
-import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import torch
 
 from weightloom.errors import CheckpointError
+from weightloom.io.documents import read_json
 from weightloom.io.files import open_regular
+from weightloom.io.kinds import MAX_ENTRIES, OLD_MAGIC, check_directory, file_kind, plain_words
+from weightloom.io.pickles import MAX_PICKLE_BYTES, Inspector, StorageInfo, StorageKind, check_instructions
 
-MAX_ENTRIES = 131_072
-MAX_PICKLE_BYTES = 8 << 20
-MAX_INSTRUCTIONS = 1 << 20  # a tensor takes about 25
-MAX_RANK = 8
 # Tied weights share a storage, so the tensors may add up to more than the file; but not to any amount.
 MAX_SHARING = 4
+MAX_DEPTH = 64
+"""Dictionaries, lists and tuples inside each other."""
+
+ONE_BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+BIN_NAME = re.compile(r"pytorch_model-[0-9]{5}-of-[0-9]{5}\.bin")
 
 _END_OF_DIRECTORY = 22
+_PROTOCOL = b"\x80\x02M\xe9\x03."  # 1001, the version of the format before PyTorch 1.6
 
 
-def load_legacy(path: str | Path) -> dict[str, Any]:
-    """The dictionary that a PyTorch checkpoint (zip format, PyTorch 1.6 and later) holds.
+def load_legacy(path: str | Path) -> Any:
+    """What a PyTorch file holds.
 
     Args:
         path: a file written by ``torch.save`` that holds tensors, numbers and text in dictionaries,
-            lists and tuples.
+            lists, tuples and sets.
 
     Returns:
-        Its top dictionary; every tensor on the CPU, contiguous, with memory of its own. Values need
-        not be finite: :func:`~weightloom.io.tensors.save_tensors` refuses those that are not.
+        It, with every tensor on the CPU, contiguous, with memory of its own. Values need not be finite:
+        :func:`~weightloom.io.tensors.save_tensors` refuses those that are not.
 
     Raises:
-        CheckpointError: anything else.
+        CheckpointError: anything else, with what the file is.
     """
+    kind = file_kind(path)
+    if kind.name == "safetensors":
+        raise CheckpointError(path, "is a safetensors file, and no PyTorch file")
+    if kind.name == "other":
+        raise CheckpointError(path, kind.reason)
     try:
         with open_regular(path) as (handle, size):
-            storages, pickled, byteorder = _check_archive(path, handle, size)
-            _check_pickle(path, pickled, storages, size)
-            if byteorder not in (b"little", b""):
-                raise CheckpointError(path, "was written on a big-endian machine")
+            if kind.name == "pytorch":
+                storages, pickled, byteorder = _check_archive(path, handle, size)
+                _check_pickle(path, Inspector(path, pickled, storages), size)
+                if byteorder not in (b"little", b""):
+                    raise CheckpointError(path, "was written on a big-endian machine")
+            else:
+                _check_stream(path, handle, size)
             handle.seek(0)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                value = torch.load(handle, map_location="cpu", weights_only=True)
-            if not isinstance(value, dict):
-                raise CheckpointError(path, f"holds {type(value).__name__} where a dictionary is expected")
-            return _own(value, {})  # type: ignore[no-any-return]
+            return _own(_torch_load(handle), {})
     except CheckpointError:
         raise
     except Exception as error:
         raise CheckpointError(path, f"is not a checkpoint that can be read safely{_reason(error)}") from error
+
+
+def load_parts(folder: str | Path) -> Any:
+    """What the PyTorch files of a folder in the hub's layout hold: :data:`ONE_BIN`, or the parts of an index.
+
+    Raises:
+        CheckpointError: the index or a file is broken, or they do not fit each other.
+    """
+    folder = Path(folder)
+    if (folder / ONE_BIN).exists():
+        return load_legacy(folder / ONE_BIN)
+    index = read_json(folder / BIN_INDEX)
+    where = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(where, dict) or not where:
+        raise CheckpointError(folder / BIN_INDEX, "is not the index of a folder of weights")
+    parts: dict[str, Any] = {}
+    state: dict[str, Any] = {}
+    for tensor, name in where.items():
+        if not isinstance(name, str) or not BIN_NAME.fullmatch(name):
+            shown = plain_words(str(name), 80)
+            raise CheckpointError(
+                folder / BIN_INDEX, f"names a file {shown!r}, which is no part of a network"
+            )
+        if name not in parts:
+            parts[name] = load_legacy(folder / name)
+        held = parts[name]
+        if not isinstance(held, dict) or not isinstance(held.get(tensor), torch.Tensor):
+            raise CheckpointError(
+                folder / name, f"lacks tensor {plain_words(tensor)!r}, which the index names"
+            )
+        state[tensor] = held[tensor]
+    return state
+
+
+class _NoDescriptor:
+    """An open file without a descriptor: torch would first try to read an old file as a tar archive by it."""
+
+    def __init__(self, handle: BinaryIO) -> None:
+        self.read, self.readline, self.readinto = handle.read, handle.readline, handle.readinto  # type: ignore[attr-defined]
+        self.seek, self.tell = handle.seek, handle.tell
+
+
+def _torch_load(handle: BinaryIO) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.load(_NoDescriptor(handle), map_location="cpu", weights_only=True)  # type: ignore[arg-type]
 
 
 def load_pinned(path: str | Path, sha256: str) -> dict[str, Any]:
@@ -86,9 +135,7 @@ def load_pinned(path: str | Path, sha256: str) -> dict[str, Any]:
             if digest.hexdigest() != sha256:
                 raise CheckpointError(path, "is not the published file: its SHA-256 is another")
             handle.seek(0)  # the same open file, so that nobody can put another in its place
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                value = torch.load(handle, map_location="cpu", weights_only=True)
+            value = _torch_load(handle)
             if not isinstance(value, dict):
                 raise CheckpointError(path, f"holds {type(value).__name__} where a dictionary is expected")
             return _own(value, {})  # type: ignore[no-any-return]
@@ -100,8 +147,9 @@ def load_pinned(path: str | Path, sha256: str) -> dict[str, Any]:
 
 def _reason(error: Exception) -> str:
     """What torch says of it, without its advice to read the file in an unsafe way."""
-    text = (str(error).splitlines() or [""])[0][:200]
-    return " (it asks for more than tensors, numbers and text)" if "eights only" in text else f" ({text})"
+    text = plain_words((str(error).splitlines() or [""])[0], 160)
+    advice = re.search("eights.only|safe_globals|pickle_module|trust|allowlist", text)
+    return " (it asks for more than tensors, numbers and text)" if advice or not text else f" ({text})"
 
 
 # -- the archive -------------------------------------------------------------------------------
@@ -109,22 +157,23 @@ def _reason(error: Exception) -> str:
 
 def _check_archive(path: str | Path, handle: BinaryIO, size: int) -> tuple[dict[str, int], bytes, bytes]:
     """Sizes of the storages by key, the pickle, and the byte order, of an archive with nothing hidden."""
-    if handle.read(4) != b"PK\x03\x04":
-        raise CheckpointError(
-            path,
-            "is not a PyTorch zip file (if it is older than PyTorch 1.6: load and save it with a newer one)",
-        )
     # The directory must be found at the very end, where every reader of zip files finds the same one.
-    handle.seek(max(0, size - _END_OF_DIRECTORY))
+    place = max(0, size - _END_OF_DIRECTORY)
+    handle.seek(place)
     tail = handle.read(_END_OF_DIRECTORY)
     if not (tail.startswith(b"PK\x05\x06") and tail.endswith(b"\x00\x00")):
-        raise CheckpointError(path, "is cut off, or has bytes after its end")
+        raise CheckpointError(path, "is cut off, or has bytes after its end; download it again")
+    check_directory(path, handle, size, tail, place)
     with zipfile.ZipFile(handle) as archive:
         entries = archive.infolist()
         if not 0 < len(entries) <= MAX_ENTRIES:
             raise CheckpointError(path, f"has {len(entries):,} entries where {MAX_ENTRIES:,} are allowed")
         if any(entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 for entry in entries):
-            raise CheckpointError(path, "has compressed or encrypted entries, which PyTorch never writes")
+            raise CheckpointError(
+                path,
+                "has compressed or encrypted entries, which PyTorch never writes; if it was packed again, "
+                "unpack it, and pack it without compression (zip -0 -r)",
+            )
         if any(entry.file_size != entry.compress_size for entry in entries):
             raise CheckpointError(path, "has an entry whose two sizes differ")
         if sum(entry.file_size for entry in entries) > size:
@@ -138,7 +187,7 @@ def _check_archive(path: str | Path, handle: BinaryIO, size: int) -> tuple[dict[
         if any(not name.startswith(prefix) or ".." in name for name in names):
             raise CheckpointError(path, "has entries outside its one folder")
         sizes = {entry.filename.removeprefix(prefix): entry.file_size for entry in entries}
-        if "constants.pkl" in sizes:
+        if "constants.pkl" in sizes:  # which torch.load would hand to torch.jit
             raise CheckpointError(path, "is a TorchScript program, not a checkpoint")
         if "data.pkl" not in sizes:
             raise CheckpointError(path, "has no data.pkl, so it is no PyTorch checkpoint")
@@ -149,162 +198,135 @@ def _check_archive(path: str | Path, handle: BinaryIO, size: int) -> tuple[dict[
         if 0 < sizes.get("byteorder", 0) <= 16:
             byteorder = archive.read(prefix + "byteorder")
     storages = {name[5:]: nbytes for name, nbytes in sizes.items() if name.startswith("data/")}
+    if any(re.fullmatch(r"[A-Za-z0-9_]{1,64}", key) is None for key in storages):
+        raise CheckpointError(path, "has a storage with a strange name")
+    check_instructions(path, pickled, len(storages))
     return storages, pickled, byteorder
 
 
-# -- the pickle, read with stand-ins -----------------------------------------------------------
-
-_OPCODES = {
-    "PROTO", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "INT", "LONG", "BININT", "BININT1", "BININT2",
-    "LONG1", "LONG4", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING", "BINSTRING", "EMPTY_DICT", "EMPTY_LIST",
-    "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "LIST", "DICT", "APPEND", "APPENDS", "SETITEM",
-    "SETITEMS", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "BINPERSID", "GLOBAL", "REDUCE", "BUILD",
-}  # fmt: skip
-
-_STORAGES: dict[str, torch.dtype] = {
-    "torch DoubleStorage": torch.float64,
-    "torch FloatStorage": torch.float32,
-    "torch HalfStorage": torch.float16,
-    "torch BFloat16Storage": torch.bfloat16,
-    "torch LongStorage": torch.int64,
-    "torch IntStorage": torch.int32,
-    "torch ShortStorage": torch.int16,
-    "torch CharStorage": torch.int8,
-    "torch ByteStorage": torch.uint8,
-    "torch BoolStorage": torch.bool,
-    "torch ComplexFloatStorage": torch.complex64,
-    "torch ComplexDoubleStorage": torch.complex128,
-    "torch.storage UntypedStorage": torch.uint8,
-}
-_DTYPES = {
-    str(dtype).replace(".", " "): dtype
-    for dtype in (*_STORAGES.values(), torch.uint16, torch.uint32, torch.uint64)
-}
-
-
-class _StorageKind(NamedTuple):
-    itemsize: int
-
-
-class _Storage(NamedTuple):
-    numel: int
-    nbytes: int
-
-
-class _Dictionary(dict):
-    """Stands for an ``OrderedDict``; the attribute that a state dict has (``_metadata``) is let go."""
-
-    def __setstate__(self, state: Any) -> None:
-        if len(state) > 4:  # torch copies the attributes, and would do so as often as the file asks
-            raise ValueError("a dictionary with attributes")
-
-
-class _Inspector(pickle.Unpickler):
-    """Reads a checkpoint's pickle without making anything of it but dictionaries, lists and numbers."""
-
-    def __init__(self, path: str | Path, pickled: bytes, storages: dict[str, int]) -> None:
-        super().__init__(io.BytesIO(pickled))
-        self.path, self.storages, self.claimed = path, storages, 0
-
-    def find_class(self, module: str, name: str) -> Any:
-        full = f"{module} {name}"
-        if full in _STORAGES:
-            return _StorageKind(_STORAGES[full].itemsize)
-        if full in _DTYPES:
-            return _DTYPES[full]
-        known: dict[str, Callable[..., Any]] = {
-            # No arguments: a list handed over again and again would be copied again and again.
-            "collections OrderedDict": lambda: _Dictionary(),
-            "torch device": lambda *_: None,
-            "torch._utils _rebuild_parameter": lambda data, *_: data,
-            "torch._utils _rebuild_tensor_v2": self._tensor,
-            "torch._utils _rebuild_tensor_v3": self._tensor_v3,
-        }
-        if full not in known:
-            raise CheckpointError(self.path, f"names {module}.{name}, which no plain checkpoint needs")
-        return known[full]
-
-    def persistent_load(self, address: Any) -> _Storage:
-        kind, storage, key, _, numel = address
-        nbytes = self.storages.get(key)
-        if kind != "storage" or not isinstance(storage, _StorageKind) or nbytes is None:
-            raise CheckpointError(self.path, f"refers to a storage {key!r} that it does not hold")
-        if type(numel) is not int or numel * storage.itemsize != nbytes:
-            raise CheckpointError(
-                self.path, f"claims {numel} numbers in the {nbytes:,} bytes of storage {key!r}"
-            )
-        return _Storage(numel, nbytes)
-
-    def _tensor(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> None:
-        assert isinstance(storage, _Storage)
-        self._check(storage, storage.nbytes // max(1, storage.numel), offset, shape, strides)
-
-    def _tensor_v3(self, storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> None:
-        dtype = rest[2]  # after requires_grad and the hooks
-        assert isinstance(storage, _Storage) and isinstance(dtype, torch.dtype)
-        self._check(storage, dtype.itemsize, offset, shape, strides)
-
-    def _check(self, storage: _Storage, itemsize: int, offset: Any, shape: Any, strides: Any) -> None:
-        if len(shape) > MAX_RANK or len(strides) != len(shape):
-            raise CheckpointError(
-                self.path, f"has a tensor of {len(shape)} dimensions and {len(strides)} strides"
-            )
-        if any(type(number) is not int or number < 0 for number in (offset, *shape, *strides)):
-            raise CheckpointError(self.path, "has a tensor whose shape cannot be")
-        if 0 in shape:
-            return
-        last = offset + sum((extent - 1) * stride for extent, stride in zip(shape, strides, strict=True))
-        nbytes = math.prod(shape) * itemsize
-        if nbytes > storage.nbytes or (last + 1) * itemsize > storage.nbytes:
-            raise CheckpointError(
-                self.path, f"has a tensor of shape {tuple(shape)} in a storage of {storage.nbytes:,} bytes"
-            )
-        self.claimed += nbytes
-
-
-def _check_pickle(path: str | Path, pickled: bytes, storages: dict[str, int], size: int) -> None:
-    # First the instructions alone: none that makes objects by itself, none that asks for a huge memo.
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(pickled)):
-        if opcode.name not in _OPCODES:
-            raise CheckpointError(path, f"has the pickle instruction {opcode.name}, which is never needed")
-        if opcode.name in ("BINPUT", "LONG_BINPUT") and argument > MAX_INSTRUCTIONS:  # type: ignore[operator]
-            raise CheckpointError(path, "asks for more memory than it describes")
-        if count >= MAX_INSTRUCTIONS:
-            raise CheckpointError(path, f"has more than {MAX_INSTRUCTIONS:,} pickle instructions")
-    if any(re.fullmatch(r"[A-Za-z0-9_]{1,64}", key) is None for key in storages):
-        raise CheckpointError(path, "has a storage with a strange name")
-    inspector = _Inspector(path, pickled, storages)
+def _check_pickle(path: str | Path, inspector: Inspector, size: int) -> None:
     inspector.load()
     if inspector.claimed > MAX_SHARING * size:
         raise CheckpointError(path, f"has {size:,} bytes but tensors that claim {inspector.claimed:,}")
 
 
+# -- the format before PyTorch 1.6 -------------------------------------------------------------
+
+
+class _StreamInspector(Inspector):
+    """As its base; storages come behind the pickle, so that they are noted first and compared later.
+
+    Attributes:
+        roots: values and bytes of each storage.
+    """
+
+    def __init__(self, path: str | Path, pickled: bytes) -> None:
+        super().__init__(path, pickled, {})
+        self.roots: dict[str, StorageInfo] = {}
+        self.kinds: dict[str, StorageKind] = {}
+        self.views: dict[str, tuple[str, int, int]] = {}
+
+    def persistent_load(self, address: Any) -> StorageInfo:
+        kind, storage, key, _, numel, view = address
+        if kind != "storage" or not isinstance(storage, StorageKind) or not isinstance(key, str):
+            raise self.fail("refers to something that is no storage")
+        if type(numel) is not int or not 0 <= numel < 1 << 60:
+            raise self.fail("has a storage whose size cannot be")
+        root = StorageInfo(numel, numel * storage.itemsize)
+        if self.roots.setdefault(key, root) != root or self.kinds.setdefault(key, storage) != storage:
+            raise self.fail(f"describes the storage {plain_words(repr(key))} in two ways")
+        if view is None:
+            return root
+        name, offset, length = view
+        if type(offset) is not int or type(length) is not int or not 0 <= offset <= offset + length <= numel:
+            raise self.fail(f"has a part of the storage {plain_words(repr(key))} that is not in it")
+        if not isinstance(name, str) or self.views.setdefault(name, (key, offset, length)) != (
+            key,
+            offset,
+            length,
+        ):
+            raise self.fail("describes a part of a storage in two ways")
+        return StorageInfo(length, length * storage.itemsize)
+
+
+def _check_stream(path: str | Path, handle: BinaryIO, size: int) -> None:
+    """A file from before PyTorch 1.6: five pickles, then each storage behind the number of its values."""
+    head = handle.read(min(size, MAX_PICKLE_BYTES))
+    pickles, place = [], 0
+    for _ in range(5):
+        try:
+            end = check_instructions(path, head, size // 9, place)
+        except CheckpointError:
+            raise
+        except ValueError:
+            if size > len(head):
+                raise CheckpointError(path, f"has more than {len(head):,} bytes of description") from None
+            raise CheckpointError(path, "is cut off, or damaged; download it again") from None
+        pickles.append(head[place:end])
+        place = end
+    if pickles[0] != OLD_MAGIC or pickles[1] != _PROTOCOL:
+        raise CheckpointError(path, "is not the format that PyTorch wrote before version 1.6")
+    machine = Inspector(path, pickles[2], {}).load()
+    if not isinstance(machine, dict) or machine.get("little_endian") is False:
+        raise CheckpointError(path, "was written on a big-endian machine")
+    inspector = _StreamInspector(path, pickles[3])
+    _check_pickle(path, inspector, size)
+    keys = Inspector(path, pickles[4], {}).load()
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise CheckpointError(path, "has no list of its storages")
+    if len(keys) > MAX_ENTRIES or sorted(keys) != sorted(inspector.roots):
+        raise CheckpointError(path, "lists other storages than those that its tensors refer to")
+    if any(name in inspector.roots for name in inspector.views):
+        raise CheckpointError(path, "describes a part of a storage as a whole one")
+    for key in keys:
+        root = inspector.roots[key]
+        handle.seek(place)
+        if handle.read(8) != root.numel.to_bytes(8, "little"):
+            raise CheckpointError(
+                path,
+                f"claims {root.numel:,} numbers in the storage {plain_words(repr(key))}, which has others",
+            )
+        place += 8 + root.nbytes
+    if place != size:
+        raise CheckpointError(path, "is cut off, or has bytes after its end; download it again")
+
+
 # -- the result --------------------------------------------------------------------------------
 
 
-def _own(value: Any, seen: dict[int, Any]) -> Any:
+def _own(value: Any, seen: dict[int, Any], depth: int = 0) -> Any:
     """``value`` with every tensor contiguous and in memory of its own; each object is visited once."""
     if id(value) in seen:
         return seen[id(value)]
+    if depth > MAX_DEPTH:
+        raise ValueError(f"dictionaries and lists inside each other, more than {MAX_DEPTH} of them")
     result: Any
     if isinstance(value, torch.Tensor):
-        if value.layout is not torch.strided or value.device.type != "cpu":
+        if value.layout is not torch.strided or value.device.type != "cpu" or value.is_quantized:
             raise ValueError(f"a tensor of layout {value.layout} on {value.device}")
-        result = value.detach().clone(memory_format=torch.contiguous_format)
+        plain = value.detach().resolve_conj().resolve_neg()
+        result = plain.clone(memory_format=torch.contiguous_format)
     elif isinstance(value, dict):
         result = seen[id(value)] = {}
         for key, entry in value.items():
-            if not isinstance(key, str | int):
-                raise ValueError(f"a key that is neither text nor a number: {key!r:.80}")
-            result[key] = _own(entry, seen)
+            result[key if isinstance(key, str | int) else _text_of(key)] = _own(entry, seen, depth + 1)
     elif isinstance(value, list):
         result = seen[id(value)] = []
-        result.extend(_own(entry, seen) for entry in value)
+        result.extend(_own(entry, seen, depth + 1) for entry in value)
     elif isinstance(value, tuple):
-        result = tuple(_own(entry, seen) for entry in value)
-    elif value is None or isinstance(value, str | int | float | torch.device | torch.dtype):
+        result = tuple(_own(entry, seen, depth + 1) for entry in value)
+    elif value is None or isinstance(value, str | int | float | complex | bytes | torch.device | torch.dtype):
         result = value
+    elif isinstance(value, bytearray):
+        result = bytes(value)
+    elif isinstance(value, set):
+        result = {entry if isinstance(entry, str | int | float) else _text_of(entry) for entry in value}
     else:
         raise ValueError(f"a {type(value).__name__}")
     seen[id(value)] = result
     return result
+
+
+def _text_of(key: Any) -> str:
+    """A key that is no text as text; nothing is looked up by it."""
+    return type(key).__name__ if isinstance(key, torch.Tensor) else plain_words(repr(key), 80)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -18,7 +18,16 @@ import torch
 from weightloom.errors import CheckpointError, InputError
 from weightloom.io.atomic import atomic_folder
 from weightloom.io.documents import read_json, write_json
-from weightloom.io.tensors import Expected, header_bytes, load_rows, load_tensors, read_header, value_fault
+from weightloom.io.tensors import (
+    Expected,
+    Header,
+    TensorInfo,
+    header_bytes,
+    load_rows,
+    load_tensors,
+    read_header,
+    value_fault,
+)
 
 ONE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -97,8 +106,10 @@ def write_shards(
     return names
 
 
-def read_shards(folder: str | Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of a folder in the hub's layout one after another, file by file.
+def read_shards(
+    folder: str | Path, *, only: Collection[str] | None = None, allow_nonfinite: bool = False
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of a folder in the hub's layout one after another, file by file; ``only`` those, if given.
 
     Where there is a ``model.safetensors``, as in the hub's own libraries, an index beside it is not read.
 
@@ -106,17 +117,32 @@ def read_shards(folder: str | Path) -> Iterator[tuple[str, torch.Tensor]]:
         CheckpointError: the index or a file is broken, or they do not fit each other.
     """
     folder = Path(folder)
+    for name, header in _headers(folder):
+        for tensor, info in header.tensors.items():
+            if only is not None and tensor not in only:
+                continue
+            if not info.shape:
+                held, _ = load_tensors(folder / name, only={tensor}, allow_nonfinite=allow_nonfinite)
+                yield tensor, held[tensor]
+                continue
+            entry = {tensor: (info.shape[1:], info.dtype)}
+            rows = range(info.shape[0])
+            yield tensor, load_rows(folder / name, rows, entry, allow_nonfinite=allow_nonfinite)[tensor]
+
+
+def shards_header(folder: str | Path) -> dict[str, TensorInfo]:
+    """Shapes and types of a folder's tensors; no number is read. Raises :class:`CheckpointError`."""
+    return {tensor: info for _, header in _headers(Path(folder)) for tensor, info in header.tensors.items()}
+
+
+def _headers(folder: Path) -> Iterator[tuple[str, Header]]:
+    """The name of each file, and its header, which says what the index says."""
     for name, tensors in _files(folder).items():
         header = read_header(folder / name)
         if tensors is not None and set(header.tensors) != tensors:
             odd = sorted(set(header.tensors) ^ tensors)[0]
             raise CheckpointError(folder / name, f"tensor {odd!r} is in the index or in the file only")
-        for tensor, info in header.tensors.items():
-            if not info.shape:
-                yield tensor, load_tensors(folder / name)[0][tensor]
-                continue
-            entry = {tensor: (info.shape[1:], info.dtype)}
-            yield tensor, load_rows(folder / name, range(info.shape[0]), entry)[tensor]
+        yield name, header
 
 
 def shards_metadata(folder: str | Path) -> dict[str, object]:

@@ -14,7 +14,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -170,7 +170,11 @@ def header_bytes(path: str | Path, plan: Expected, metadata: Mapping[str, str] |
 
 
 def load_tensors(
-    path: str | Path, *, expected: Expected | None = None, allow_nonfinite: bool = False
+    path: str | Path,
+    *,
+    expected: Expected | None = None,
+    only: Collection[str] | None = None,
+    allow_nonfinite: bool = False,
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Read a safetensors file onto the CPU, each tensor with memory of its own.
 
@@ -178,6 +182,7 @@ def load_tensors(
         path: the file.
         expected: names with shapes and types that the file must hold, all of them and no other
             (:func:`shapes_of` makes it from a state dict). Checked before any number is read.
+        only: names to read; the values of others are neither read nor checked.
         allow_nonfinite: accept infinities and NaN, to look at a file that is known to be bad.
 
     Returns:
@@ -193,15 +198,19 @@ def load_tensors(
                 _compare(path, header, expected)
             tensors: dict[str, torch.Tensor] = {}
             for name, info in sorted(header.tensors.items(), key=lambda item: item[1].offset):
+                if only is not None and name not in only:
+                    continue
                 data = torch.empty(info.nbytes, dtype=torch.uint8, device="cpu")
                 _fill(path, name, handle, start + info.offset, data.numpy().data)
                 tensors[name] = _checked(path, name, info.dtype, info.shape, data, allow_nonfinite)
     except (RuntimeError, MemoryError) as error:
         raise CheckpointError(path, f"cannot be read into memory ({_first_line(error)})") from error
-    return {name: tensors[name] for name in header.tensors}, header.metadata
+    return {name: tensors[name] for name in header.tensors if name in tensors}, header.metadata
 
 
-def load_rows(path: str | Path, rows: Sequence[int], entries: Expected) -> dict[str, torch.Tensor]:
+def load_rows(
+    path: str | Path, rows: Sequence[int], entries: Expected, *, allow_nonfinite: bool = False
+) -> dict[str, torch.Tensor]:
     """Some entries of the first dimension of a file's tensors; the others are not read.
 
     Args:
@@ -209,6 +218,7 @@ def load_rows(path: str | Path, rows: Sequence[int], entries: Expected) -> dict[
         rows: R positions along the first dimension, in the order wanted.
         entries: the tensors to read, each with the shape of one entry and its type; what else the file holds
             is passed over.
+        allow_nonfinite: as for :func:`load_tensors`.
 
     Returns:
         (R, ...) for each name of ``entries``.
@@ -249,7 +259,7 @@ def load_rows(path: str | Path, rows: Sequence[int], entries: Expected) -> dict[
                         end += 1
                     _fill(path, name, handle, first + rows[at] * width, view[at * width : end * width])
                     at = end
-                tensors[name] = _checked(path, name, dtype, (len(rows), *shape), data, False)
+                tensors[name] = _checked(path, name, dtype, (len(rows), *shape), data, allow_nonfinite)
     except (RuntimeError, MemoryError) as error:
         raise CheckpointError(path, f"cannot be read into memory ({_first_line(error)})") from error
     return tensors
