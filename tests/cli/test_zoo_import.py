@@ -91,7 +91,7 @@ def test_a_published_model_zoo(call, published, tmp_path):
     ).sentence(2)
     assert "epochs are" in call("zoo", "import", new, published, "--epochs", "soon").sentence(2)
     assert "no weights of epoch 3" in call("zoo", "import", new, published, "--epochs", "3").sentence(2)
-    assert "holds no file" in call("zoo", "import", new, published, "--format", "folder").sentence(2)
+    assert "give it with --arch" in call("zoo", "import", new, published, "--format", "folder").sentence(2)
     assert "no address" in call("zoo", "import", new, "hf://../x").sentence(2)
 
 

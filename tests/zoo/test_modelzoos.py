@@ -94,7 +94,7 @@ def test_trials_that_are_skipped(tmp_path, zoo):
     said = {name.split("_")[4]: reason for name, reason in reasons(plan).items()}
     for number, words in enumerate(
         ("activation 'sigmoid'", "'Resnet18'", "shape", "1000000000 channels", "'seed' twice", "too deeply",
-         "not a PyTorch zip file", "names", "not finite"), start=1,
+         "is a pickle", "names", "not finite"), start=1,
     ):  # fmt: skip
         assert words in said[f"{number:05d}"], number
     assert not (tmp_path / "ran").exists()

@@ -28,7 +28,11 @@ def test_a_folder(tmp_path, zoo):
     (tmp_path / "in" / "notes.txt").write_text("x")
     (tmp_path / "in" / ".hidden.safetensors").write_text("x")
     found = find_networks(tmp_path / "in")
-    assert found.format == "folder" and found.skipped == []
+    assert found.format == "folder"
+    assert [(entry.name, entry.reason, entry.weights) for entry in found.skipped] == [
+        (".hidden.safetensors", "is hidden", False),
+        ("notes.txt", "is a text, not a file of weights", False),
+    ]
     plan = plan_import([found], zoo=zoo, architecture=SPEC)
     records = carry_out(zoo, plan)
     assert [r.provenance["file"] for r in records] == ["a.safetensors", "c.pth", "b/a.safetensors"]
@@ -100,7 +104,7 @@ def test_what_does_not_fit_is_skipped_and_said(tmp_path, zoo):
         "more.pt": "extra",
         "twice.pt": "two tensors of one name",
         "code.pt": "names",
-        "old.pt": "not a PyTorch zip file",
+        "old.pt": "is a pickle of the class posix.mkdir",
         "names.pt": "",
         "pipe.pt": "not a regular file",
     }.items():
@@ -143,7 +147,10 @@ def test_names_cannot_talk_to_the_terminal(tmp_path):
 def test_what_a_source_is(tmp_path, built):
     (tmp_path / "empty").mkdir()
     write(tmp_path / "a.safetensors", 0)
-    with pytest.raises(InputError, match="holds no file that ends in"):
+    with pytest.raises(InputError, match="holds no file of weights"):
+        find_networks(tmp_path / "empty")
+    (tmp_path / "empty" / "notes.txt").write_text("x")
+    with pytest.raises(InputError, match=r"holds no file of weights \(but 1 of other kinds"):
         find_networks(tmp_path / "empty")
     with pytest.raises(InputError, match="holds no trial"):
         find_networks(tmp_path, format="modelzoos")

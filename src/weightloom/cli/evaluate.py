@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from weightloom.cli.info_file import short_list
 from weightloom.cli.inputs import (
     Address,
     DataFolder,
     EngineName,
     Json,
+    Key,
     Network,
     TaskName,
     Workers,
@@ -38,7 +40,7 @@ def evaluate(
         list[Path],
         typer.Argument(
             metavar="FILE...",
-            help="Networks: .safetensors, folders in the hub's layout, or PyTorch state dicts with --arch.",
+            help="Networks: safetensors, folders in the hub's layout, or PyTorch checkpoints with --arch.",
         ),
     ],
     task: TaskName = None,
@@ -49,6 +51,7 @@ def evaluate(
             "--arch", metavar="SPEC", help="The architecture, for files that do not say it themselves."
         ),
     ] = None,
+    key: Key = None,
     workers: Workers = 1,
     engine: EngineName = "local",
     address: Address = None,
@@ -63,11 +66,12 @@ def evaluate(
         weightloom evaluate digits.safetensors --task digits
         weightloom evaluate clothing.safetensors --task fashion-mnist+rot90 --json
         weightloom evaluate other.pt --arch 'mlp(depth=1,width=8,classes=10,input=3x16x16)' --task mnist
+        weightloom evaluate last.ckpt --key model_ema --arch 'mlp(depth=1,width=8)' --task mnist
         weightloom evaluate runs/*.safetensors --task digits --workers 2
     """
     started = time.perf_counter()
     check_engine(engine, workers, address)
-    networks = [load_network(file, arch) for file in files]
+    networks = [load_network(file, arch, key) for file in files]
     targets = [_target(file, net, task, data) for file, net in zip(files, networks, strict=True)]
     calm_threads(max(network.spec.num_parameters() for network in networks))
     from weightloom.evaluation.accuracy import confusions
@@ -114,6 +118,8 @@ def _result(file: Path, network: Network, target: Task, confusion: list[list[int
         "file": file,
         "architecture": network.spec.full_text(),
         "num_parameters": network.spec.num_parameters(),
+        "read_from": network.key,
+        "left_out": list(network.left_out),
         "task": str(target),
         "images": sum(totals),
         "accuracy": sum(right) / sum(totals),
@@ -131,6 +137,8 @@ def _show(result: dict[str, Any], target: Task) -> None:
         [
             ("file", result["file"]),
             ("architecture", result["architecture"]),
+            ("read from", result["read_from"] if result["read_from"] != "." else None),
+            ("left out", short_list(result["left_out"])),
             ("task", f"{target}: {target.describe()}"),
         ]
     )

@@ -9,9 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
+from weightloom.cli.info_file import short_list
 from weightloom.cli.inputs import (
     DataFolder,
     Json,
+    Key,
     TaskName,
     calm_threads,
     check_out,
@@ -27,7 +29,7 @@ from weightloom.errors import InputError
 def finetune(
     file: Annotated[
         Path,
-        typer.Argument(metavar="FILE", help="A network: .safetensors, or a PyTorch state dict with --arch."),
+        typer.Argument(metavar="FILE", help="A network: safetensors, or a PyTorch checkpoint with --arch."),
     ],
     task: TaskName = None,
     data: DataFolder = None,
@@ -37,6 +39,7 @@ def finetune(
             "--arch", metavar="SPEC", help="The architecture, for files that do not say it themselves."
         ),
     ] = None,
+    key: Key = None,
     steps: Annotated[int, typer.Option("--steps", help="Optimiser steps.")] = 200,
     lr: Annotated[float, typer.Option("--lr", help="Highest learning rate of AdamW.")] = 1e-3,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Images a step.")] = 64,
@@ -74,7 +77,7 @@ def finetune(
     from weightloom.generators import Sample
     from weightloom.seeding import seed_for
 
-    network = load_network(file, arch)
+    network = load_network(file, arch, key)
     calm_threads(network.spec.num_parameters())
     target = fitting_task(network, task, data)
     starts = [network.flat]
@@ -113,6 +116,8 @@ def finetune(
     result: dict[str, Any] = {
         "file": file,
         "architecture": network.spec.full_text(),
+        "read_from": network.key,
+        "left_out": list(network.left_out),
         "task": str(target),
         "steps": steps,
         "learning_rate": lr,
@@ -131,7 +136,13 @@ def finetune(
         return
     say(f"{percent(lines[0][0])} before, {percent(lines[0][-1])} after {steps:,} steps", style="bold")
     facts(
-        [("file", file), ("architecture", result["architecture"]), ("task", f"{target}: {target.describe()}")]
+        [
+            ("file", file),
+            ("architecture", result["architecture"]),
+            ("read from", network.key if network.key != "." else None),
+            ("left out", short_list(result["left_out"])),
+            ("task", f"{target}: {target.describe()}"),
+        ]
     )
     say()
     columns = ["steps", "this network"] + (["random initialisation"] if random else [])

@@ -10,9 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
-from weightloom.cli.inputs import Json, find_recipe, plain_text, provenance, recipe_names, short_text
+from weightloom.cli.info_file import describe_weights, is_network_folder
+from weightloom.cli.inputs import Json, Key, find_recipe, plain_text, recipe_names, short_text
 from weightloom.cli.output import emit, facts, percent, say, table
-from weightloom.errors import CheckpointError, InputError, UnknownNameError
+from weightloom.errors import InputError, UnknownNameError
 
 
 def info(
@@ -20,17 +21,29 @@ def info(
         str | None,
         typer.Argument(metavar="X", help="A file, a zoo, a generator, a recipe, a task or an architecture."),
     ] = None,
+    arch: Annotated[
+        str | None,
+        typer.Option("--arch", metavar="SPEC", help="Of a file of weights: the architecture to look for."),
+    ] = None,
+    key: Key = None,
     as_json: Json = False,
 ) -> None:
     """Say what something is: a file, a folder or a name. Without anything: what there is on this machine.
 
+    Of a file of weights it says which tensors it holds and whether all of their values are finite; of a
+    network in it, where it stands and which tensors are left out.
+
     Examples:
         weightloom info clothing.safetensors
+        weightloom info model_best.pth.tar --arch 'mlp(depth=1,width=8,classes=10,input=3x16x16)'
         weightloom info igpg-tiny
         weightloom info 'resnet(depth=8,width=8)'
         weightloom info 'mnist[3,1,7]+rot90'
     """
-    described, show = _everything() if thing is None else _describe(plain_text(thing, "name"))
+    if thing is None:
+        described, show = _everything()
+    else:
+        described, show = _describe(plain_text(thing, "name"), arch, key)
     if as_json:
         emit(described)
     else:
@@ -40,7 +53,7 @@ def info(
 Answer = tuple[dict[str, Any], Callable[[dict[str, Any]], None]]
 
 
-def _describe(text: str) -> Answer:
+def _describe(text: str, arch: str | None = None, key: str | None = None) -> Answer:
     from weightloom.architectures import architecture_families
     from weightloom.generators.load import bundled_names
     from weightloom.tasks import dataset_names
@@ -52,7 +65,11 @@ def _describe(text: str) -> Answer:
     if text in bundled_names():
         return _generator(text)
     if "\0" not in text and len(text) < 4096 and _exists(path):
-        return _folder(path) if path.is_dir() else _file(path)
+        if path.suffix.lower() in (".yaml", ".yml"):
+            return _recipe(path)
+        if not path.is_dir() or is_network_folder(path):
+            return describe_weights(path, arch, key)
+        return _folder(path)
     if head.lower() in architecture_families():
         return _architecture(text)
     if head in dataset_names():
@@ -61,7 +78,16 @@ def _describe(text: str) -> Answer:
         return _recipe(find_recipe(text))
     if "(" in text:
         return _architecture(text)  # whose error offers the nearest families
-    if path.suffix in (".safetensors", ".pt", ".pth", ".yaml", ".png") or text.startswith((".", "/", "~")):
+    if path.suffix in (
+        ".safetensors",
+        ".pt",
+        ".pth",
+        ".tar",
+        ".ckpt",
+        ".bin",
+        ".yaml",
+        ".png",
+    ) or text.startswith((".", "/", "~")):
         raise InputError(f"{text}: no such file or folder")
     known = [*bundled_names(), *architecture_families(), *dataset_names(), *recipe_names()]
     raise UnknownNameError("file, generator, task or architecture", head or text, set(known))
@@ -313,101 +339,6 @@ def _tokenizer(path: Path) -> Answer:
         )
 
     return described, show
-
-
-def _file(path: Path) -> Answer:
-    from weightloom.zoo.importing import LEGACY_SUFFIXES
-
-    suffix = path.suffix.lower()
-    if suffix in (".yaml", ".yml"):
-        return _recipe(path)
-    if suffix in LEGACY_SUFFIXES:
-        return _legacy(path)
-    return _safetensors(path)
-
-
-def _safetensors(path: Path) -> Answer:
-    from weightloom.architectures import parse_architecture
-    from weightloom.io import read_header
-    from weightloom.zoo.importing import read_network
-
-    header = read_header(path)
-    tensors = [
-        {"name": name, "shape": list(entry.shape), "type": str(entry.dtype).removeprefix("torch.")}
-        for name, entry in header.tensors.items()
-    ]
-    described: dict[str, Any] = {
-        "kind": "tensors",
-        "file": path,
-        "values": header.num_elements,
-        "tensors": tensors,
-    }
-    described["metadata"] = dict(header.metadata)
-    if "architecture" in header.metadata:
-        architecture = header.metadata["architecture"]
-        try:
-            spec = parse_architecture(architecture)
-            read_network(path)
-            problem = None
-        except CheckpointError as error:
-            spec, problem = None, error.reason
-        except InputError as error:
-            spec, problem = None, str(error)
-        described |= {
-            "kind": "network",
-            "architecture": architecture if spec is None else spec.full_text(),
-            "num_parameters": None if spec is None else spec.num_parameters(),
-            "report": provenance(header.metadata),
-            "problem": problem,
-        }
-        del described["metadata"]
-    return described, _show_file
-
-
-def _legacy(path: Path) -> Answer:
-    import torch
-
-    from weightloom.io import load_legacy
-
-    value = load_legacy(path)
-    tensors = []
-    for name, entry in value.items():
-        inner = entry.items() if isinstance(entry, dict) else ((None, entry),)
-        for part, tensor in inner:
-            if isinstance(tensor, torch.Tensor):
-                full = str(name) if part is None else f"{name}: {part}"
-                kind = str(tensor.dtype).removeprefix("torch.")
-                tensors.append({"name": full, "shape": list(tensor.shape), "type": kind})
-    return {
-        "kind": "pytorch checkpoint",
-        "file": path,
-        "keys": [str(k) for k in value],
-        "tensors": tensors,
-    }, _show_file
-
-
-def _show_file(d: dict[str, Any]) -> None:
-    a = "a network" if d["kind"] == "network" else f"a file of {len(d['tensors'])} tensors ({d['kind']})"
-    say(f"{d['file']}: {a}", style="bold")
-    report = d.get("report") or {}
-    facts(
-        [
-            ("architecture", d.get("architecture")),
-            ("parameters", f"{d['num_parameters']:,}" if d.get("num_parameters") else None),
-            ("made by", report.get("generator")),
-            ("instruction", report.get("instruction")),
-            ("task", report.get("task")),
-            ("accuracy", percent(report.get("accuracy"))),
-            ("seed", report.get("seed")),
-            ("problem", d.get("problem")),
-            *(d.get("metadata") or {}).items(),
-        ]
-    )
-    say()
-    table(
-        ["tensor", "shape", "type"],
-        [(t["name"], " x ".join(map(str, t["shape"])), t["type"]) for t in d["tensors"]],
-    )
 
 
 def _recipe(path: Path) -> Answer:

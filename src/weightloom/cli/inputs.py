@@ -40,6 +40,14 @@ Instruction = Annotated[
 GeneratorName = Annotated[
     str, typer.Option("--generator", metavar="NAME", help="A bundled name, a local folder, or a hub id.")
 ]
+Key = Annotated[
+    str | None,
+    typer.Option(
+        "--key",
+        metavar="NAME",
+        help="Which network of a file, where several fit: a dictionary (model_ema), or a prefix of names.",
+    ),
+]
 Workers = Annotated[int, typer.Option("--workers", help="Processes that work side by side.")]
 EngineName = Annotated[
     Literal["local", "ray"],
@@ -201,25 +209,31 @@ def findable(generator: str) -> str:
 
 
 class Network(NamedTuple):
-    """A network from a file: its architecture, weights (P,), and what the file says of itself."""
+    """A network from a file: its architecture, weights (P,), and what the file says of itself.
+
+    ``key`` is where in the file it is, ``left_out`` which tensors are none of it.
+    """
 
     spec: ArchitectureSpec
     flat: Tensor
     metadata: dict[str, str]
+    key: str = "."
+    left_out: tuple[str, ...] = ()
 
 
-def load_network(path: Path, architecture: str | None = None) -> Network:
-    """Read a network that Weightloom wrote, or any state dict when its ``architecture`` is given.
+def load_network(path: Path, architecture: str | None = None, key: str | None = None) -> Network:
+    """Read a network that Weightloom wrote, or any checkpoint when its ``architecture`` is given.
 
     Raises:
         CheckpointError: the file is broken, or does not hold exactly that architecture's tensors.
         SpecError: the architecture does not say its classes or input.
     """
     from weightloom.architectures import parse_architecture
-    from weightloom.zoo.importing import read_network
+    from weightloom.zoo.reading import read_checked
 
     spec = None if architecture is None else parse_architecture(plain_text(architecture, "architecture"))
-    return Network(*read_network(path, spec))
+    reading = read_checked(path, spec, key=None if key is None else plain_text(key, "key"))
+    return Network(reading.spec, reading.flat, reading.metadata, reading.key, reading.left_out)
 
 
 def provenance(metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from weightloom.cli.failures import Interrupted
-from weightloom.cli.inputs import Json, check_place, plain_text, short_text
+from weightloom.cli.info_file import short_list
+from weightloom.cli.inputs import Json, Key, check_place, plain_text, short_text
 from weightloom.cli.output import emit, note, percent, progress, table
 from weightloom.errors import InputError
 
@@ -43,6 +44,7 @@ def import_networks(
         Literal["auto", "file", "folder", "modelzoos", "hub"],
         typer.Option("--format", help="What the sources are; by default each is looked at."),
     ] = "auto",
+    key: Key = None,
     epochs: Annotated[
         str,
         typer.Option("--epochs", metavar="WHICH", help="Of model zoos: last, all, or epochs such as 5,25."),
@@ -66,11 +68,11 @@ def import_networks(
 ) -> None:
     """Add networks from elsewhere to a zoo, which is made if it is missing.
 
-    A source is a file (safetensors, or a PyTorch state dict: .pt, .pth, .bin, .ckpt), a folder of such files,
+    A source is a file (safetensors, or a PyTorch checkpoint, whatever it is called), a folder of such files,
     a published model zoo (folders of trials with params.json), or a repository on a hub, of which only
     safetensors are taken. Everything is checked before anything is added. A file that is named must fit; what
-    does not fit in a folder is skipped and said. What the zoo holds already is passed over, so that an
-    interrupted import goes on when it is given again.
+    does not fit in a folder, or is of another kind, is skipped and said. What the zoo holds already is passed
+    over, so that an interrupted import goes on when it is given again.
 
     Examples:
         weightloom zoo import zoos/mine clothing.safetensors --task fashion-mnist
@@ -92,7 +94,11 @@ def import_networks(
     if not dry_run:
         check_place(zoo, "DIR")
     wanted = parse_epochs(plain_text(epochs, "epochs"))
-    found = [find_networks(plain_text(source, "source"), format=format, epochs=wanted) for source in sources]
+    chosen = None if key is None else plain_text(key, "key")
+    found = [
+        find_networks(plain_text(source, "source"), format=format, epochs=wanted, key=chosen)
+        for source in sources
+    ]
     if task is not None and target is not None and "@" not in task:
         shape = input_of(found, spec)
         if shape is not None and shape[1] == shape[2]:
@@ -116,7 +122,14 @@ def import_networks(
     }
     if dry_run:
         planned: list[dict[str, Any]] = [
-            {"file": n.candidate.name, "architecture": n.spec.full_text(), **n.facts} for n in plan.networks
+            {
+                "file": n.candidate.name,
+                "architecture": n.spec.full_text(),
+                "read_from": n.key,
+                "left_out": list(n.left_out),
+                **n.facts,
+            }
+            for n in plan.networks
         ]
         if as_json:
             emit({**result, "planned": planned})
@@ -165,6 +178,12 @@ def _show(columns: tuple[str, ...], rows: Sequence[tuple[Any, ...]], plan: Plan)
     )
     if len(rows) > SHOWN:
         note(f"{SHOWN} of {len(rows):,} networks; --json has all")
+    wrapped = [network for network in plan.networks if network.left_out]
+    for network in wrapped[:SHOWN]:
+        where = "" if network.key == "." else f", and read from {network.key}"
+        note(f"{network.candidate.name}: left out {short_list(list(network.left_out))}{where}")
+    if len(wrapped) > SHOWN:
+        note(f"and {len(wrapped) - SHOWN:,} more files with tensors that were left out; --json has all")
     if plan.held:
         note(f"{len(plan.held):,} files were in the zoo already")
     reasons: dict[str, list[str]] = {}

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from weightloom.errors import CheckpointError, DataUnavailableError, UnknownNameError
 from weightloom.finite import all_finite
-from weightloom.io import load_pinned, load_tensors, read_bytes, sha256_of
+from weightloom.io import file_kind, load_pinned, load_tensors, read_bytes, sha256_of
 
 MAX_BYTES = 1 << 28
 
@@ -89,12 +89,13 @@ class Published:
 
 
 def read_state(path: Path, sha256: str, keys: tuple[str, ...] = (), prefix: str = "") -> dict[str, Tensor]:
-    """The tensors of a known file: safetensors, PyTorch of any age, or NumPy's archive."""
+    """The tensors of a known file: safetensors, PyTorch of any age, or NumPy's; its bytes say which."""
     value: Any
-    if path.suffix == ".safetensors":
+    kind = file_kind(path)
+    if kind.name == "safetensors":
         _check(path, sha256)
         value = load_tensors(path)[0]
-    elif path.suffix == ".npz":
+    elif "NumPy arrays" in kind.reason:
         _check(path, sha256)
         value = _read_npz(path)
     else:

@@ -161,7 +161,7 @@ def _folder_of(path: Path) -> Path:
 
 
 def _flattened(path: Path, value: Any, places: dict[str, Place]) -> Iterator[tuple[str, str, Tensor]]:
-    """Full name, dictionary and tensor, of each tensor in dictionaries, lists and tuples; fills ``places``."""
+    """Full name, dictionary and tensor, of each tensor in dictionaries and lists; fills ``places``."""
     waiting: list[tuple[str, str, int, Any]] = [("", "", 0, value)]  # name, parent, depth, value
     visits, letters, found = 0, 0, 0
     while waiting:

@@ -24,25 +24,17 @@ from weightloom.architectures import ArchitectureSpec
 from weightloom.errors import CheckpointError, InputError, SpecError
 from weightloom.fitting import accuracy
 from weightloom.io import sha256_of
-from weightloom.io.shards import INDEX_FILE, SHARD_NAME
+from weightloom.io.legacy import BIN_INDEX, BIN_NAME, ONE_BIN
+from weightloom.io.shards import INDEX_FILE, ONE_FILE, SHARD_NAME
 from weightloom.seeding import torch_generator
 from weightloom.tasks import DatasetTask, TaskSampler
 from weightloom.weights import layout_of
 from weightloom.zoo.index import Record
-from weightloom.zoo.reading import (
-    LEGACY_SUFFIXES,
-    Match,
-    Reading,
-    agreed,
-    load_network,
-    read_checked,
-    read_network,
-)
+from weightloom.zoo.reading import Match, Reading, agreed, load_network, read_checked, read_network
 from weightloom.zoo.sources import Candidate, Found, Skipped, find_networks
 from weightloom.zoo.store import Zoo
 
 __all__ = [
-    "LEGACY_SUFFIXES",
     "Plan",
     "Planned",
     "Skipped",
@@ -61,6 +53,9 @@ TEST_IMAGES = 2000
 SHARD_NETWORKS, SHARD_VALUES = 256, 1 << 26
 """The most networks, and values, of one shard: so much is held in memory."""
 
+LEFT_OUT = 20
+"""Names of tensors that were left out, which a checkpoint's provenance keeps."""
+
 _AT_ONCE = 8  # networks that are measured together
 Source = Literal["auto", "reported", "measured"]
 Progress = Callable[[str, int, int], None]
@@ -68,12 +63,19 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Planned:
-    """A network that was read, checked, and would be added."""
+    """A network that was read, checked, and would be added.
+
+    Attributes:
+        key: where in its file it is; ``.`` where nothing wraps it.
+        left_out: tensors of the file that are none of the network's.
+    """
 
     candidate: Candidate
     spec: ArchitectureSpec
     sha256: str
     facts: dict[str, int | float]
+    key: str = "."
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -175,8 +177,8 @@ def plan_import(
     if architecture is not None and task is not None:
         architecture = architecture.resolve(classes=task.num_classes, input=task.input_shape)
     skipped = [entry for each in found for entry in each.skipped]
-    if strict and skipped:
-        raise CheckpointError(skipped[0].name, skipped[0].reason)
+    if strict and (odd := next((entry for entry in skipped if entry.weights), None)) is not None:
+        raise CheckpointError(odd.name, odd.reason)
     held: list[str] = []
     networks: list[Planned] = []
     there = _held(zoo)
@@ -208,9 +210,11 @@ def plan_import(
             skipped.append(Skipped(candidate.name, f"has the same bytes as {first[key]}"))
         else:
             first[key] = candidate.name
-            networks.append(Planned(candidate, spec, digest, {**reading.facts, **candidate.facts}))
+            facts = {**reading.facts, **candidate.facts}
+            networks.append(Planned(candidate, spec, digest, facts, reading.key, reading.left_out))
     if not networks and not held:
-        odd = skipped[0] if skipped else Skipped("import", "nothing was found")
+        nearest = sorted(skipped, key=lambda entry: not entry.weights)
+        odd = nearest[0] if nearest else Skipped("import", "nothing was found")
         more = f" (and {len(skipped) - 1} more)" if len(skipped) > 1 else ""
         raise CheckpointError(odd.name, f"nothing can be imported: it {odd.reason}{more}")
     return Plan(tuple(each.format for each in found), tuple(networks), tuple(held), tuple(skipped))
@@ -324,7 +328,7 @@ def _wanted(candidate: Candidate, architecture: ArchitectureSpec | None) -> Arch
 
 
 def _read(candidate: Candidate, wanted: ArchitectureSpec | None, match: Match) -> Reading:
-    return read_checked(candidate.path, wanted, match=candidate.match or match, kind=candidate.kind)
+    return read_checked(candidate.path, wanted, match=candidate.match or match, key=candidate.key)
 
 
 def _plausible(candidate: Candidate, wanted: ArchitectureSpec | None) -> bool:
@@ -346,7 +350,8 @@ def _digest(candidate: Candidate) -> str:
     except OSError as error:
         raise CheckpointError(candidate.path, f"cannot be read ({error.strerror})") from None
     for name in names:
-        if name == INDEX_FILE or SHARD_NAME.fullmatch(name):
+        known = name in (INDEX_FILE, ONE_FILE, BIN_INDEX, ONE_BIN)
+        if known or SHARD_NAME.fullmatch(name) or BIN_NAME.fullmatch(name):
             whole.update(f"{name} {sha256_of(candidate.path / name)}\n".encode())
     return whole.hexdigest()
 
@@ -390,6 +395,10 @@ def _measured(member: Planned, source: Source) -> bool:
 def _provenance(member: Planned, measured: bool) -> dict[str, Any]:
     held: dict[str, Any] = {"file": member.candidate.name, "sha256": member.sha256, "imported": True}
     held |= member.candidate.provenance
+    if member.key != ".":
+        held["read_from"] = member.key
+    if member.left_out:
+        held["left_out"] = list(member.left_out[:LEFT_OUT])
     held |= {name: member.facts[name] for name in ("epoch", "seed") if name in member.facts}
     if "accuracy" in member.facts:
         held["reported_accuracy"] = member.facts["accuracy"]

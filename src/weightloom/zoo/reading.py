@@ -1,4 +1,4 @@
-"""One network from one file: Weightloom's own, safetensors and PyTorch state dicts from elsewhere.
+"""One network from one file: Weightloom's own, safetensors and PyTorch files from elsewhere.
 
 Knows files and architectures; nothing of zoos, or of how the networks were trained.
 
@@ -8,7 +8,6 @@ Shapes: P values of a network.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,15 +19,13 @@ from torch import Tensor, nn
 from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.errors import CheckpointError, InputError, SpecError
 from weightloom.finite import all_finite
-from weightloom.io import load_legacy, load_tensors, parse_json, read_header, read_shards, shards_metadata
-from weightloom.io.shards import INDEX_FILE, ONE_FILE
+from weightloom.io import parse_json
+from weightloom.io.kinds import plain_words
 from weightloom.weights import layout_of
+from weightloom.zoo.contents import Contents, contents_of
+from weightloom.zoo.unwrapping import Network, left_out, unwrap
 
-LEGACY_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 Match = Literal["names", "order"]
-Kind = Literal["safetensors", "pytorch", "shards"]
-_CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "weights")
-_PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 
 # What files from elsewhere call the same thing. "best" accuracies are of another moment, and left out.
 _FACTS = {
@@ -44,24 +41,38 @@ _FACTS = {
 class Reading:
     """What was read: the resolved architecture, weights (P,), the header's text, and what else is told.
 
-    ``facts`` has some of ``accuracy`` (in [0, 1]), ``loss``, ``epoch``, ``step`` and ``seed``.
+    Attributes:
+        facts: some of ``accuracy`` (in [0, 1]), ``loss``, ``epoch``, ``step`` and ``seed``.
+        key: where in the file it is: a dictionary's path or a prefix of names; ``.`` is the outermost.
+        left_out: tensors of the file that are none of the network's.
+        folded: weights that are made of others, and how: ``head.weight (weight norm)``.
     """
 
     spec: ArchitectureSpec
     flat: Tensor
     metadata: dict[str, str]
     facts: dict[str, int | float] = field(default_factory=dict)
+    key: str = "."
+    left_out: tuple[str, ...] = ()
+    folded: tuple[str, ...] = ()
 
 
-def load_network(path: str | Path, architecture: str | ArchitectureSpec | None = None) -> nn.Module:
+def load_network(
+    path: str | Path, architecture: str | ArchitectureSpec | None = None, *, key: str | None = None
+) -> nn.Module:
     """The network of a file as an ordinary module in eval mode: what ``generate``, ``finetune`` and
-    :meth:`weightloom.Sample.save` wrote, or any state dict whose ``architecture`` is given.
+    :meth:`weightloom.Sample.save` wrote, or any checkpoint whose ``architecture`` is given.
+
+    A checkpoint may wrap the network as it likes: what lies under one prefix and fits exactly is taken, and
+    the rest is left out; ``weightloom info`` and :func:`weightloom.zoo.reading.read_checked` say what that
+    is. ``key`` chooses where several networks fit and differ (``key="model_ema"``).
 
     It takes images (B, channels, height, width) in [-1, 1] and gives logits (B, classes), the classes in the
     order of the task that it was made for.
 
     Raises:
-        CheckpointError: the file is broken, or does not hold exactly the architecture's tensors.
+        CheckpointError: the file is broken or of another kind, or does not hold exactly the architecture's
+            tensors under one prefix.
         SpecError: the architecture is undecided, or is not the one that the file names.
 
     Example:
@@ -77,9 +88,9 @@ def load_network(path: str | Path, architecture: str | ArchitectureSpec | None =
         (False, True)
     """
     wanted = parse_architecture(architecture) if isinstance(architecture, str) else architecture
-    spec, flat, _ = read_network(path, wanted)
-    module = spec.build()
-    module.load_state_dict(layout_of(spec).unflatten(flat))
+    reading = read_checked(path, wanted, key=key)
+    module = reading.spec.build()
+    module.load_state_dict(layout_of(reading.spec).unflatten(reading.flat))
     return module.eval()
 
 
@@ -89,7 +100,8 @@ def read_network(
     """One network: its resolved architecture, weights (P,) and the file's metadata.
 
     Args:
-        path: safetensors, or a PyTorch state dict (``.pt``, ``.pth``, ``.bin``, ``.ckpt``).
+        path: safetensors, or a PyTorch checkpoint, whatever it is called; or the folder of one network in the
+            hub's layout.
         spec: the architecture; may be left out for files that Weightloom wrote.
         match: ``names`` (tensors must be called as ours are), or ``order`` (a PyTorch file whose tensors
             have other names but come in the same order with the same shapes).
@@ -102,20 +114,12 @@ def read_network(
     return reading.spec, reading.flat, reading.metadata
 
 
-def kind_of(path: str | Path) -> Kind:
-    """How a file is read, by its suffix; a folder is one network in the hub's layout."""
-    path = Path(path)
-    if path.suffix.lower() in LEGACY_SUFFIXES:
-        return "pytorch"
-    return "shards" if any((path / name).is_file() for name in (INDEX_FILE, ONE_FILE)) else "safetensors"
-
-
 def read_checked(
     path: str | Path,
     spec: ArchitectureSpec | None = None,
     *,
     match: Match = "names",
-    kind: Kind | None = None,
+    key: str | None = None,
 ) -> Reading:
     """As :func:`read_network`, with what else the file tells of the network.
 
@@ -123,49 +127,44 @@ def read_checked(
         path: the file, or the folder of one network in the hub's layout.
         spec: the architecture; may be left out for files that say it.
         match: see :func:`read_network`.
-        kind: how the file is read, whatever it is called; by its suffix if left out.
+        key: where in the file the network is, if several fit and differ: a dictionary's path or a prefix of
+            names (``"model_ema"``, ``"student.module"``), or ``"."`` for the outermost.
 
     Raises:
-        CheckpointError: the file is broken, or does not hold exactly the architecture's tensors.
+        CheckpointError: the file is broken or of another kind, or does not hold exactly the architecture's
+            tensors under one prefix.
         SpecError: the architecture is undecided, or is not the one that the file names.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> spec = parse_architecture("mlp(depth=1,width=4,classes=2,input=1x4x4)")
+        >>> state = {f"module.{name}": value for name, value in spec.initialise(0).state_dict().items()}
+        >>> path = Path(tempfile.mkdtemp()) / "model_best.pth.tar"
+        >>> torch.save({"epoch": 3, "state_dict": {"n_averaged": torch.tensor(1), **state}}, path)
+        >>> reading = read_checked(path, spec)
+        >>> reading.key, reading.left_out, reading.facts
+        ('state_dict.module', ('state_dict.n_averaged',), {'epoch': 3})
     """
     path = Path(path)
-    kind = kind or kind_of(path)
-    if kind != "pytorch" and match == "order":
+    contents = contents_of(path)
+    if match == "order" and contents.format == "safetensors":
         raise CheckpointError(path, "tensors can be matched by order in PyTorch files only")
-    state: Mapping[str, Any]  # of tensors, or at first of what the header says of them
-    metadata: dict[str, str] = {}
-    if kind == "pytorch":
-        held = load_legacy(path)
-        state, facts = _plain_state(path, held), _facts(held)
-    else:
-        if kind == "shards":
-            metadata = {k: v for k, v in shards_metadata(path).items() if isinstance(v, str)}
-        else:
-            header = read_header(path)
-            state, metadata = dict[str, Any](header.tensors), header.metadata
-        facts = _told(metadata)
-    spec = _agreed_spec(path, spec, metadata)
-    layout = layout_of(spec)
-    if kind == "shards":
-        state = dict(read_shards(path))
-    elif match == "order":
-        state = _in_order(path, spec, state)
-    try:
-        layout.check(state)  # shapes alone, before any number is read
-    except InputError as error:
-        raise CheckpointError(path, str(error).removeprefix("state dict: ") + f" ({spec})") from None
-    if kind == "safetensors":
-        state, _ = load_tensors(path)
-    floats = {}
-    for slot in layout.slots:
-        tensor = state[slot.name]
-        if not tensor.is_floating_point():
-            raise CheckpointError(path, f"tensor {slot.name!r} holds {tensor.dtype}, not floats")
-        floats[slot.name] = tensor.float()
-        if not all_finite(floats[slot.name]):
-            raise CheckpointError(path, f"tensor {slot.name!r} has values that are not finite")
-    return Reading(spec, layout.flatten(floats), metadata, facts)
+    spec = _agreed_spec(path, spec, contents.metadata)
+    network, tensors = unwrap(contents, spec, in_order=match == "order", key=key)
+    for name, tensor in tensors.items():
+        if not all_finite(tensor):
+            own = plain_words(network.entries[name].names()[0])
+            raise CheckpointError(path, f"tensor {own!r} has values that are not finite")
+    return Reading(
+        spec,
+        layout_of(spec).flatten(tensors),
+        contents.metadata,
+        _facts(contents, network) if contents.places else _told(contents.metadata),
+        network.key,
+        tuple(left_out(contents, network)),
+        tuple(network.folded()),
+    )
 
 
 def plain_facts(values: Mapping[Any, Any]) -> dict[str, int | float]:
@@ -197,10 +196,21 @@ def plain_facts(values: Mapping[Any, Any]) -> dict[str, int | float]:
     return found
 
 
-def _facts(held: Mapping[Any, Any]) -> dict[str, int | float]:
-    if any(isinstance(value, torch.Tensor) and value.dim() > 0 for value in held.values()):
-        return {}  # a bare state dict: what is called "loss" there is a weight
-    return plain_facts(held)
+def _facts(contents: Contents, network: Network) -> dict[str, int | float]:
+    """What the dictionaries around a network tell; the outermost has the last word."""
+    facts: dict[str, int | float] = {}
+    used, path = network.names(), network.container
+    while True:
+        place = contents.places.get(path)
+        if place is None:
+            return facts
+        before = f"{path}." if path else ""
+        # What is called "loss" in the network's own dictionary may be one of its weights.
+        notes = {key: value for key, value in place.entries.items() if f"{before}{key}" not in used}
+        facts |= plain_facts(notes)
+        if not path:
+            return facts
+        path = place.parent
 
 
 def _told(metadata: Mapping[str, str]) -> dict[str, int | float]:
@@ -253,38 +263,3 @@ def _agreed_spec(path: Path, spec: ArchitectureSpec | None, metadata: Mapping[st
     if not spec.resolved:
         raise SpecError(f"{spec} does not say its classes and input; add them, or give the task")
     return spec
-
-
-def _plain_state(path: Path, value: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """The state dict in a foreign checkpoint, without its wrapping."""
-    for key in _CONTAINERS:
-        inner = value.get(key)
-        if isinstance(inner, dict) and any(isinstance(entry, torch.Tensor) for entry in inner.values()):
-            value = inner
-            break
-    tensors = [(str(name), tensor) for name, tensor in value.items() if isinstance(tensor, torch.Tensor)]
-    state = dict(tensors)
-    if not state:
-        raise CheckpointError(path, "holds no tensors by name")
-    if len(state) != len(tensors):  # 1 and "1"
-        raise CheckpointError(path, "has two tensors of one name")
-    for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    return state
-
-
-def _in_order(path: Path, spec: ArchitectureSpec, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of ``state`` under our names, one after another."""
-    counters = {slot.name for slot in layout_of(spec).counters}
-    with torch.device("meta"):
-        wanted = {n: tuple(t.shape) for n, t in spec.build().state_dict().items() if n not in counters}
-    given = {n: t for n, t in state.items() if not re.search(r"num_batches_tracked$", n)}
-    if len(given) != len(wanted):
-        raise CheckpointError(path, f"holds {len(given)} tensors, {spec} has {len(wanted)}")
-    for (name, tensor), (own, shape) in zip(given.items(), wanted.items(), strict=True):
-        if tuple(tensor.shape) != shape:
-            raise CheckpointError(
-                path, f"tensor {name!r} has shape {tuple(tensor.shape)}, but {own!r} of {spec} has {shape}"
-            )
-    return dict(zip(wanted, given.values(), strict=True))

@@ -1,6 +1,7 @@
 """Where networks from elsewhere lie: a file, a folder, a published model zoo, a repository on a hub.
 
-Finds files that may be networks, and what is told of them beside their weights; opens no file of weights.
+Finds files that may be networks, and what is told of them beside their weights; of a file of weights only the
+first bytes are read, which say what it is.
 """
 
 from __future__ import annotations
@@ -13,15 +14,19 @@ from typing import Any, Literal, get_args
 
 from weightloom.architectures import ArchitectureSpec
 from weightloom.errors import CheckpointError, InputError
+from weightloom.io import file_kind
+from weightloom.io.kinds import plain_words
+from weightloom.io.legacy import BIN_INDEX, BIN_NAME
 from weightloom.io.shards import INDEX_FILE, SHARD_NAME
 from weightloom.zoo import hub
+from weightloom.zoo.contents import Format as Kind
+from weightloom.zoo.contents import format_of
 from weightloom.zoo.index import INDEX
 from weightloom.zoo.modelzoos import PARAMS, RESULTS, WEIGHTS, Epochs, Trial, has_trials, read_trial, trials
-from weightloom.zoo.reading import LEGACY_SUFFIXES, Kind, Match, kind_of
+from weightloom.zoo.reading import Match
 
 Format = Literal["auto", "file", "folder", "modelzoos", "hub"]
 MAX_FILES = 1_000_000
-_SUFFIXES = (".safetensors", *LEGACY_SUFFIXES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +45,7 @@ class Candidate:
         provenance: what else is kept in the zoo.
         figures: whether the format's own accuracies are to be used.
         named: whether somebody named this very file, so that passing it over would be wrong.
+        key: where in the file the network is, if several fit.
     """
 
     path: Path
@@ -53,14 +59,20 @@ class Candidate:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     figures: bool = False
     named: bool = False
+    key: str | None = None
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file that is not imported, and why."""
+    """A file that is not imported, and why.
+
+    Attributes:
+        weights: whether it may hold a network; false of texts, pictures and what is hidden.
+    """
 
     name: str
     reason: str
+    weights: bool = True
 
 
 @dataclass(frozen=True)
@@ -72,37 +84,50 @@ class Found:
     skipped: list[Skipped]
 
 
-def find_networks(source: str | Path, *, format: Format = "auto", epochs: Epochs = "last") -> Found:
-    """The files at ``source`` that may be networks.
+def find_networks(
+    source: str | Path, *, format: Format = "auto", epochs: Epochs = "last", key: str | None = None
+) -> Found:
+    """The files at ``source`` that may be networks: their first bytes decide, not their names.
 
     In a folder nothing is read that lies outside it: links out of it and links to folders are passed over.
+    What is passed over is named, with what it is.
 
     Args:
         source: a file, a folder, or ``hf://owner/name``.
         format: what it is; ``auto`` looks.
         epochs: which checkpoints of each trial of a published model zoo.
+        key: where in each file the network is, if several fit.
 
     Raises:
+        CheckpointError: the source is a file of another kind.
         InputError: there is nothing, or something else than ``format`` says.
         DataUnavailableError: the hub does not answer.
 
     Example:
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
-        >>> _ = (folder / "a.safetensors").write_bytes(b""), (folder / "notes.txt").write_text("")
+        >>> torch.save({"w": torch.ones(2)}, folder / "model_best.pth.tar")
+        >>> _ = (folder / "notes.txt").write_text("accuracy: 0.9")
         >>> found = find_networks(folder)
         >>> found.format, [candidate.name for candidate in found.candidates]
-        ('folder', ['a.safetensors'])
+        ('folder', ['model_best.pth.tar'])
+        >>> found.skipped
+        [Skipped(name='notes.txt', reason='is a text, not a file of weights', weights=False)]
     """
+    found = _found(source, format, epochs)
+    return replace(found, candidates=[replace(candidate, key=key) for candidate in found.candidates])
+
+
+def _found(source: str | Path, format: Format, epochs: Epochs) -> Found:
     if format not in get_args(Format):
         raise InputError(f"a format is one of {', '.join(get_args(Format))}, not {str(format)[:80]!r}")
     if str(source).startswith(hub.PREFIX) or format == "hub":
         return _repository(str(source), format)
     path = Path(source).expanduser()
-    if not path.is_dir():  # a file that is missing is found when it is read
+    if not path.is_dir():
         if format not in ("auto", "file"):
             raise InputError(f"{path}: is no folder, so it is no {format!r}")
-        candidate = Candidate(path=path, name=plain_name(path.name), kind=kind_of(path), named=True)
+        candidate = Candidate(path=path, name=plain_name(path.name), kind=format_of(path), named=True)
         return Found("file", [candidate], [])
     if format == "file":
         raise InputError(f"{path}: is a folder, not a file")
@@ -120,7 +145,7 @@ def plain_name(name: str) -> str:
         >>> plain_name("a\x1b[2J.pt")
         'a\\x1b[2J.pt'
     """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+    return plain_words(name, limit=4096)
 
 
 # -- a folder ----------------------------------------------------------------------------------
@@ -129,23 +154,26 @@ def plain_name(name: str) -> str:
 def _folder(root: Path, fence: Path, format: Format, provenance: Mapping[str, Any]) -> Found:
     candidates: list[Candidate] = []
     skipped: list[Skipped] = []
-    suffixes = _SUFFIXES if format == "folder" else (".safetensors",)
     for place, files in _places(root, skipped):
-        shards = INDEX_FILE in files
-        parts = [name for name in files if shards and (name == INDEX_FILE or SHARD_NAME.fullmatch(name))]
-        if shards:
-            found = _checked(root, fence, place, [place / name for name in parts], "shards", skipped)
-            candidates += [replace(candidate, provenance=provenance) for candidate in found]
+        parts: set[str] = set()
+        for index, part in ((INDEX_FILE, SHARD_NAME), (BIN_INDEX, BIN_NAME)):
+            if index in files:
+                own = [name for name in files if name == index or part.fullmatch(name)]
+                candidates += _checked(root, fence, place, [place / name for name in own], skipped)
+                parts |= set(own)
+                break  # of two layouts in one folder the hub's libraries read safetensors
         for name in files:
-            if name not in parts and Path(name).suffix.lower() in suffixes:
-                path = place / name
-                found = _checked(root, fence, path, [path], kind_of(path), skipped)
-                candidates += [replace(candidate, provenance=provenance) for candidate in found]
+            if name not in parts:
+                candidates += _checked(root, fence, place / name, [place / name], skipped)
         if len(candidates) + len(skipped) > MAX_FILES:
             raise InputError(f"{root}: holds more than {MAX_FILES:,} files")
-    if not candidates and not skipped:
-        raise InputError(f"{root}: holds no file that ends in {', '.join(suffixes)}")
-    return Found(format, candidates, skipped)
+    if format == "hub":
+        skipped += [Skipped(c.name, "is no safetensors file") for c in candidates if c.kind == "pytorch"]
+        candidates = [candidate for candidate in candidates if candidate.kind != "pytorch"]
+    if not candidates and not any(entry.weights for entry in skipped):
+        others = f" (but {len(skipped):,} of other kinds)" if skipped else ""
+        raise InputError(f"{root}: holds no file of weights{others}: safetensors, or PyTorch checkpoints")
+    return Found(format, [replace(candidate, provenance=provenance) for candidate in candidates], skipped)
 
 
 def _places(root: Path, skipped: list[Skipped]) -> Iterator[tuple[Path, list[str]]]:
@@ -160,25 +188,41 @@ def _places(root: Path, skipped: list[Skipped]) -> Iterator[tuple[Path, list[str
         kept = []
         for name in sorted(folders):
             if name.startswith("."):
-                continue
-            if (here / name).is_symlink():
+                skipped.append(Skipped(_name(root, here / name), "is a hidden folder", weights=False))
+            elif (here / name).is_symlink():
                 skipped.append(Skipped(_name(root, here / name), "is a link to a folder"))
             elif (here / name / INDEX).exists():
                 skipped.append(Skipped(_name(root, here / name), "is a zoo already"))
             else:
                 kept.append(name)
         folders[:] = kept
+        skipped += [
+            Skipped(_name(root, here / name), "is hidden", weights=False)
+            for name in sorted(files)
+            if name.startswith(".")
+        ]
         yield here, sorted(name for name in files if not name.startswith("."))
 
 
 def _checked(
-    root: Path, fence: Path, path: Path, files: list[Path], kind: Kind, skipped: list[Skipped]
+    root: Path, fence: Path, path: Path, files: list[Path], skipped: list[Skipped]
 ) -> list[Candidate]:
+    """The candidate at ``path``, made of ``files``; none if it is of another kind, which is noted."""
     name = _name(root, path)
     if not all(_inside(file, fence) for file in files):
         skipped.append(Skipped(name, "is a link that leads out of the folder"))
         return []
-    return [Candidate(path=path, name=name, kind=kind)]
+    if path.is_dir():
+        return [Candidate(path=path, name=name, kind="shards")]
+    try:
+        kind = file_kind(path)
+    except CheckpointError as error:
+        skipped.append(Skipped(name, error.reason))
+        return []
+    if kind.name == "other":
+        skipped.append(Skipped(name, kind.reason, kind.weights))
+        return []
+    return [Candidate(path=path, name=name, kind="safetensors" if kind.name == "safetensors" else "pytorch")]
 
 
 def _inside(path: Path, fence: Path) -> bool:

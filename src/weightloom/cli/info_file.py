@@ -1,0 +1,148 @@
+"""What ``weightloom info`` says of a file of weights: tensors, values that are not finite, the network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weightloom.cli.inputs import plain_text, provenance
+from weightloom.cli.output import facts, percent, say, table
+from weightloom.errors import CheckpointError, InputError
+
+if TYPE_CHECKING:
+    from weightloom.architectures import ArchitectureSpec
+    from weightloom.zoo.contents import Contents
+    from weightloom.zoo.reading import Reading
+
+SHOWN = 6
+"""Names that people are shown in one line; ``--json`` has all."""
+
+
+def is_network_folder(path: Path) -> bool:
+    """Whether a folder is one network in the hub's layout, and no generator or tokenizer of ours."""
+    from weightloom.io import read_json
+    from weightloom.zoo.contents import format_of
+
+    try:
+        format_of(path)
+    except CheckpointError:
+        return False
+    if not (path / "config.json").is_file():
+        return not (path / "zoo.sqlite3").exists()
+    try:
+        config = read_json(path / "config.json")
+    except CheckpointError:
+        return False
+    return not (isinstance(config, dict) and isinstance(config.get("kind"), str))
+
+
+def describe_weights(
+    path: Path, architecture: str | None = None, key: str | None = None
+) -> tuple[dict[str, Any], Callable[[dict[str, Any]], None]]:
+    """What a file of weights holds, whatever wrote it; and of a network, what was read from where.
+
+    Args:
+        path: the file, or a folder in the hub's layout.
+        architecture: what the network is, where the file does not say it.
+        key: where in the file it is, if several fit.
+
+    Raises:
+        CheckpointError: the file is broken or of another kind.
+    """
+    from weightloom.zoo.contents import contents_of
+
+    contents = contents_of(path)
+    broken = list(contents.not_finite())
+    described: dict[str, Any] = {
+        "kind": "pytorch checkpoint" if contents.places else "tensors",
+        "file": path,
+        "format": contents.format,
+        "values": sum(math.prod(held.shape) for held in contents.tensors.values()),
+        "finite": not broken,
+        "not_finite": broken,
+        "dictionaries": contents.dictionaries(),
+        "tensors": [
+            {"name": name, "shape": list(held.shape), "type": str(held.dtype).removeprefix("torch.")}
+            for name, held in contents.tensors.items()
+        ],
+    }
+    if contents.places:
+        described["keys"] = [str(key) for key in contents.places[""].entries]
+    named = contents.metadata.get("architecture", architecture)
+    if named is None and key is None:
+        return described | {"metadata": dict(contents.metadata)}, _show
+    return described | {"kind": "network", **_network(contents, named, architecture, key)}, _show
+
+
+def _network(
+    contents: Contents, named: str | None, architecture: str | None, key: str | None
+) -> dict[str, Any]:
+    """What the file's network is, or why it has none."""
+    from weightloom.architectures import parse_architecture
+    from weightloom.zoo.reading import read_checked
+
+    spec: ArchitectureSpec | None = None
+    reading: Reading | None = None
+    problem: str | None = None
+    try:
+        wanted = (
+            None if architecture is None else parse_architecture(plain_text(architecture, "architecture"))
+        )
+        spec = wanted or (None if named is None else parse_architecture(named))
+        reading = read_checked(contents.path, wanted, key=key)
+    except InputError as error:
+        problem = error.reason if isinstance(error, CheckpointError) else str(error)
+    else:
+        spec = reading.spec
+    return {
+        "architecture": named if spec is None else spec.full_text(),
+        "num_parameters": spec.num_parameters() if spec is not None and spec.resolved else None,
+        "report": provenance(contents.metadata),
+        "read_from": None if reading is None else reading.key,
+        "left_out": [] if reading is None else list(reading.left_out),
+        "folded": [] if reading is None else list(reading.folded),
+        "problem": problem,
+    }
+
+
+def short_list(names: list[str]) -> str | None:
+    """The first names in one line, and how many more there are; None if there are none."""
+    from weightloom.io.kinds import plain_words
+
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return ", ".join(plain_words(name) for name in names[:SHOWN]) + more if names else None
+
+
+def _show(d: dict[str, Any]) -> None:
+    from weightloom.io.kinds import plain_words
+
+    a = "a network" if d["kind"] == "network" else f"a file of {len(d['tensors'])} tensors ({d['kind']})"
+    say(f"{d['file']}: {a}", style="bold")
+    report = d.get("report") or {}
+    places = [f"{plain_words(path)} ({count})" for path, count in d["dictionaries"].items()]
+    facts(
+        [
+            ("architecture", d.get("architecture")),
+            ("parameters", f"{d['num_parameters']:,}" if d.get("num_parameters") else None),
+            ("values", f"{d['values']:,}, all finite" if d["finite"] else f"{d['values']:,}"),
+            ("not finite", short_list(d["not_finite"])),
+            ("read from", d.get("read_from") if d.get("read_from") != "." else None),
+            ("left out", short_list(d.get("left_out") or [])),
+            ("made of others", short_list(d.get("folded") or [])),
+            ("dictionaries", short_list(places) if len(places) > 1 else None),
+            ("made by", report.get("generator")),
+            ("instruction", report.get("instruction")),
+            ("task", report.get("task")),
+            ("accuracy", percent(report.get("accuracy"))),
+            ("seed", report.get("seed")),
+            ("problem", d.get("problem")),
+            *(d.get("metadata") or {}).items(),
+        ]
+    )
+    say()
+    table(
+        ["tensor", "shape", "type"],
+        [(plain_words(t["name"]), " x ".join(map(str, t["shape"])), t["type"]) for t in d["tensors"]],
+    )
