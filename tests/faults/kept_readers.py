@@ -29,7 +29,15 @@ from weightloom.generators import Sample, Sampling, Validity
 from weightloom.generators.base import ANY_ARCHITECTURE
 from weightloom.generators.load import load_generator
 from weightloom.generators.random_init import RandomInit
-from weightloom.io import dump_json, read_shards, read_yaml, shards_metadata, write_json, write_shards
+from weightloom.io import (
+    dump_json,
+    read_shards,
+    read_yaml,
+    save_tensors,
+    shards_metadata,
+    write_json,
+    write_shards,
+)
 from weightloom.tasks import FolderTask, parse_task
 from weightloom.tasks.store import fetch_dataset, read_split
 from weightloom.training.memories import MemorySettings, keep_memories
@@ -44,8 +52,10 @@ from weightloom.training.recipe import (
 from weightloom.training.reward import RewardSettings, steer
 from weightloom.training.tokenizer import Population
 from weightloom.weights import layout_of
+from weightloom.zoo.importing import plan_import
 from weightloom.zoo.modelzoos import read_trial
 from weightloom.zoo.reading import read_checked
+from weightloom.zoo.sources import find_networks
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 SAVED = tuple(kind for kind, promise in GENERATORS.items() if promise.saves)
@@ -62,6 +72,8 @@ KEPT = (
     "fingerprint", "memories of tasks", "tokenizer",
     *(f"recipe of {name}" for name in RECIPE_KINDS),
     "parts of a network", "state dict in order", "what a file is", "trial", "results of a trial",
+    "wrapped checkpoint", "checkpoint before 1.6", "weight norm in safetensors", "what a checkpoint is",
+    "parts of PyTorch", "NumPy's archive", "file without a name", "bytes of other kinds",
     "cell", "selection", "steering", "kept memories", "picture", "images of a dataset",
 )  # fmt: skip
 
@@ -98,6 +110,32 @@ def recipes_of(root: Path) -> dict[str, Reader]:
     return found
 
 
+def wrapped(state: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """A checkpoint as a training leaves it: a prefix, an optimizer, plain values of every kind."""
+    moments = {
+        n: {"step": torch.tensor(3.0), "exp_avg": value * 0.5} for n, value in enumerate(state.values())
+    }
+    groups = [{"lr": 0.1, "betas": (0.9, 0.999), "params": [0, 1]}]
+    return {
+        "epoch": 3,
+        "state_dict": {"n_averaged": torch.tensor(1), **{f"module.{k}": v for k, v in state.items()}},
+        "optimizer": {"state": moments, "param_groups": groups},
+        "names": {"a", "b"}, "size": torch.Size([1, 2]), "half": torch.ones(2).half(), "z": 1j, "raw": b"ab",
+    }  # fmt: skip
+
+
+def with_norms(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same network, its weights in parts."""
+    parts = {}
+    for name, value in state.items():
+        if name.endswith("weight"):
+            lengths = value.flatten(1).norm(dim=1).reshape(-1, *[1] * (value.dim() - 1))
+            parts |= {f"{name}_v": value.contiguous(), f"{name}_g": lengths}
+        else:
+            parts[name] = value.contiguous()
+    return parts
+
+
 def files_of_others(root: Path) -> dict[str, Reader]:
     flat = initial_flats(SPEC, [0])[0]
     state = layout_of(SPEC).unflatten(flat)
@@ -118,7 +156,39 @@ def files_of_others(root: Path) -> dict[str, Reader]:
         dict(read_shards(path.parent))
         read_checked(path.parent)
 
+    torch.save(wrapped(state), root / "wrapped.tar")
+    torch.save(wrapped(state), root / "old.ckpt", _use_new_zipfile_serialization=False)
+    save_tensors(root / "norm.safetensors", {f"module.{k}": v for k, v in with_norms(state).items()})
+    torch.save({**wrapped(state), "odd": torch.tensor([torch.nan])}, root / "described.ckpt")
+    (root / "bin").mkdir()
+    name = "pytorch_model-00001-of-00001.bin"
+    torch.save(state, root / "bin" / name)
+    write_json(root / "bin" / "pytorch_model.bin.index.json", {"weight_map": dict.fromkeys(state, name)})
+    np.savez(root / "arrays.npz", **{name: value.numpy() for name, value in state.items()})
+    torch.save(state, root / "nameless")
+    (root / "model.onnx").write_bytes(b"\x08\x08\x12\x07pytorch\x1a\x052.1.0:\x04\n\x02ab")
+
+    def as_network(path: Path) -> None:
+        read_checked(path, SPEC)
+
     return {
+        "wrapped checkpoint": Reader(root / "wrapped.tar", as_network, 60, 0.03),
+        "checkpoint before 1.6": Reader(root / "old.ckpt", as_network, 60, 0.03),
+        "weight norm in safetensors": Reader(root / "norm.safetensors", as_network, 40, 0.02),
+        "what a checkpoint is": Reader(
+            root / "described.ckpt", lambda path: dump_json(_describe(str(path))[0]), 40, 0.01
+        ),
+        "parts of PyTorch": Reader(
+            root / "bin" / "pytorch_model.bin.index.json",
+            lambda path: read_checked(path.parent, SPEC),
+            40,
+            0.02,
+        ),
+        "NumPy's archive": Reader(root / "arrays.npz", as_network, 40, 0.02),
+        "file without a name": Reader(
+            root / "nameless", lambda path: plan_import([find_networks(path)], architecture=SPEC), 40, 0.02
+        ),
+        "bytes of other kinds": Reader(root / "model.onnx", as_network, 40, 0.05),
         "parts of a network": Reader(root / "parts" / "model.safetensors.index.json", parts, 40, 0.01),
         "state dict in order": Reader(
             root / "order.pt", lambda path: read_checked(path, SPEC, match="order"), 40, 0.02

@@ -8,6 +8,7 @@ import re
 
 import pytest
 import torch
+from tests.faults import checkpoint_tensors
 from tests.faults.checkpoints import FORMS, state_of
 from tests.faults.foreign_files import KINDS
 from typer.testing import CliRunner
@@ -20,6 +21,7 @@ from weightloom.zoo.importing import load_network, plan_import
 from weightloom.zoo.reading import read_checked
 from weightloom.zoo.sources import find_networks
 
+assert checkpoint_tensors  # whose forms are among FORMS
 QUICK = ("cnn(depth=1,width=4,classes=3,input=1x8x8)",)
 FULL_SIZE = (
     *QUICK,

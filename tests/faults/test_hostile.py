@@ -14,6 +14,7 @@ import pytest
 import torch
 from tests.faults.writers import SPEC, record_of, tiny_generator
 
+from weightloom.cli.info import _describe
 from weightloom.errors import CheckpointError, WeightloomError
 from weightloom.fitting import initial_flats
 from weightloom.generators.load import load_generator, save_generator
@@ -79,6 +80,117 @@ def test_a_tensor_without_strides(tmp_path, bounded):
     torch.save({"w": torch.zeros(1).expand(10**6, 10**6)}, path)
     with bounded(), pytest.raises(CheckpointError, match="in a storage of 4 bytes"):
         load_legacy(path)
+
+
+def with_pickle(path, pickled, storages=1):
+    """A PyTorch file of a pickle of one's own."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/data.pkl", pickled)
+        for number in range(storages):
+            archive.writestr(f"x/data/{number}", bytes(4))
+    return path
+
+
+def saved(path, value):
+    torch.save(value, path)
+    return path
+
+
+def branches(value, times, pair):
+    """A value that 2^times paths lead to."""
+    for _ in range(times):
+        value = pair(value)
+    return value
+
+
+def copies(times):
+    """A list of 30,000 entries that is made a set again and again."""
+    begin = b"\x80\x02c__builtin__\nset\n](" + b"N" * 30_000 + b"eq\0\x85R("
+    return begin + b"c__builtin__\nset\nh\0\x85R" * times + b"t."
+
+
+PICKLES = {
+    "two million lists": b"\x80\x02(" + b"]" * 2_000_000 + b"t.",
+    "two million values": b"\x80\x02(" + b"N" * 2_000_000 + b"t.",
+    "half a million texts": b"\x80\x02(" + b"X\0\0\0\0" * 400_000 + b"t.",
+    "lists inside each other": b"\x80\x02" + b"]" * 60_000 + b"a" * 59_999 + b".",
+    "keys that collide": b"\x80\x02}("
+    + b"".join(b"\x8a\x0a" + ((2**61 - 1) * n).to_bytes(10, "little") + b"N" for n in range(20_000)) + b"u.",
+    "copies": copies(5_000),
+    "a gigabyte of bytes": b"\x80\x02c__builtin__\nbytearray\nJ\0\0\0\x40\x85R.",
+    "an index of the memo": b"\x80\x02}r\xff\xff\xff\x7f.",
+    "a text that is not there": b"\x80\x02X\xff\xff\xff\x7f.",
+    "a tensor without a storage": b"\x80\x02ctorch\nTensor\nJ\0\0\0\x40\x85R.",
+    "a class of ours": b"\x80\x02cweightloom.io\nsweep\nX\1\0\0\0/\x85R.",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PICKLES)
+def test_pickles_that_ask_for_much(tmp_path, bounded, name):
+    path = with_pickle(tmp_path / "x.pt", PICKLES[name])
+    with bounded(), pytest.raises(CheckpointError):
+        read_network(path, SPEC)
+
+
+VALUES = {
+    "2^60 lists": lambda: branches(torch.ones(1), 60, lambda value: [value, value]),
+    "2^60 dictionaries": lambda: branches({"w": torch.ones(1)}, 60, lambda value: {"l": value, "r": value}),
+    "2^60 without tensors": lambda: branches({"w": 1}, 60, lambda value: {"l": value, "r": value}),
+    "a hundred gigabytes of names": lambda: {"x" * 1_000_000: {str(n): torch.ones(1) for n in range(300)}},
+    "200 lists inside each other": lambda: branches(torch.ones(1), 200, lambda value: [value]),
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_dictionaries_that_lead_everywhere(tmp_path, bounded, name):
+    path = saved(tmp_path / "x.pt", VALUES[name]())
+    for read in (lambda: read_network(path, SPEC), lambda: _describe(str(path))):
+        with bounded(), pytest.raises(CheckpointError):
+            read()
+
+
+def test_a_dictionary_that_holds_itself(tmp_path, bounded):
+    ring = {"w": torch.ones(1)}
+    ring["again"] = ring
+    path = saved(tmp_path / "x.pt", ring)
+    with bounded(), pytest.raises(CheckpointError):
+        read_network(path, SPEC)
+
+
+def test_an_old_file_that_claims_terabytes(tmp_path, bounded):
+    path = tmp_path / "x.pt"
+    torch.save({"w": torch.arange(4.0)}, path, _use_new_zipfile_serialization=False)
+    good = path.read_bytes()
+    for claim in (b"\x8a\x07" + (1 << 48).to_bytes(7, "little"), b"J\xff\xff\xff\x7f", b"J\xff\xff\xff\xff"):
+        path.write_bytes(good.replace(b"K\x04Nt", claim + b"Nt"))
+        with bounded(), pytest.raises(CheckpointError):
+            read_network(path, SPEC)
+    path.write_bytes(good)
+    os.truncate(path, 1 << 40)
+    with bounded(), pytest.raises(CheckpointError, match="cut off, or has bytes after its end"):
+        read_network(path, SPEC)
+
+
+def test_a_zip_directory_of_a_gigabyte(tmp_path, bounded):
+    path = with_pickle(tmp_path / "x.pt", b"\x80\x02}.")
+    data = path.read_bytes()
+    end = data.rindex(b"PK\x05\x06")
+    path.write_bytes(data[: end + 12] + (1 << 30).to_bytes(4, "little") + data[end + 16 :])
+    with bounded(), pytest.raises(CheckpointError, match="a directory of 1,073,741,824 bytes"):
+        read_network(path, SPEC)
+
+
+@pytest.mark.parametrize(
+    "begin", [b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", b"{", b"GGUF", b"\x80\x04", b""]
+)
+def test_a_terabyte_of_nothing(tmp_path, bounded, begin):
+    path = tmp_path / "x.pt"
+    path.write_bytes(begin)
+    os.truncate(path, 1 << 40)
+    for read in (lambda: read_network(path, SPEC), lambda: _describe(str(path)), lambda: find_networks(path)):
+        with bounded(), pytest.raises(CheckpointError):
+            read()
+            raise CheckpointError(path, "found, and not read yet")
 
 
 # -- model zoos from elsewhere ------------------------------------------------------------------

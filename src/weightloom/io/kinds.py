@@ -239,7 +239,10 @@ def _plain_kind(head: bytes, tail: bytes, name: str, size: int) -> FileKind:
                 head.startswith(part) for part in (b"sys_info\0", b"pickle\0", b"storages\0")
             ):
                 return _other("torch tar")
-            if kind == "hdf5" and any(word in head for word in (b"keras", b"layer_names", b"model_weights")):
+            words = (b"keras", b"layer_names", b"model_weights")
+            if kind == "hdf5" and (
+                name.lower().endswith(".weights.h5") or any(word in head for word in words)
+            ):
                 return _other("keras h5")
             return _other(kind)
     if tail == bytes.fromhex("57fb808b247547db"):
@@ -351,6 +354,17 @@ def plain_words(text: str, limit: int = 100) -> str:
     )
 
 
+def quoted(text: object, limit: int = 100) -> str:
+    r"""A name from a file in quotes, cut to ``limit`` letters, without characters that a terminal would obey.
+
+    Example:
+        >>> print(quoted("a\x1b[2J"))
+        'a\x1b[2J'
+    """
+    shown = text if not isinstance(text, str) or len(text) <= limit else text[: limit - 3] + "..."
+    return plain_words(repr(shown), limit + 20)
+
+
 # -- zip archives ------------------------------------------------------------------------------
 
 
@@ -425,6 +439,6 @@ def _kind_of_entries(names: list[str]) -> FileKind:
     ):  # fmt: skip
         if any(sign in name for name in names):
             return _other(kind)
-    shown = ", ".join(plain_words(repr(name), 60) for name in sorted(names)[:3])
+    shown = ", ".join(quoted(name, 60) for name in sorted(names)[:3])
     more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
     return FileKind("other", f"is a zip archive of other files ({shown}{more}), with no data.pkl; {_UNPACK}")

@@ -21,7 +21,7 @@ import torch
 from weightloom.errors import CheckpointError
 from weightloom.io.documents import read_json
 from weightloom.io.files import open_regular
-from weightloom.io.kinds import MAX_ENTRIES, OLD_MAGIC, check_directory, file_kind, plain_words
+from weightloom.io.kinds import MAX_ENTRIES, OLD_MAGIC, check_directory, file_kind, plain_words, quoted
 from weightloom.io.pickles import MAX_PICKLE_BYTES, Inspector, StorageInfo, StorageKind, check_instructions
 
 # Tied weights share a storage, so the tensors may add up to more than the file; but not to any amount.
@@ -89,17 +89,13 @@ def load_parts(folder: str | Path) -> Any:
     state: dict[str, Any] = {}
     for tensor, name in where.items():
         if not isinstance(name, str) or not BIN_NAME.fullmatch(name):
-            shown = plain_words(str(name), 80)
-            raise CheckpointError(
-                folder / BIN_INDEX, f"names a file {shown!r}, which is no part of a network"
-            )
+            shown = quoted(str(name))
+            raise CheckpointError(folder / BIN_INDEX, f"names a file {shown}, which is no part of a network")
         if name not in parts:
             parts[name] = load_legacy(folder / name)
         held = parts[name]
         if not isinstance(held, dict) or not isinstance(held.get(tensor), torch.Tensor):
-            raise CheckpointError(
-                folder / name, f"lacks tensor {plain_words(tensor)!r}, which the index names"
-            )
+            raise CheckpointError(folder / name, f"lacks tensor {quoted(tensor)}, which the index names")
         state[tensor] = held[tensor]
     return state
 
@@ -206,6 +202,8 @@ def _check_archive(path: str | Path, handle: BinaryIO, size: int) -> tuple[dict[
 
 def _check_pickle(path: str | Path, inspector: Inspector, size: int) -> None:
     inspector.load()
+    if not inspector.tensors:
+        raise CheckpointError(path, "holds no tensors")
     if inspector.claimed > MAX_SHARING * size:
         raise CheckpointError(path, f"has {size:,} bytes but tensors that claim {inspector.claimed:,}")
 
@@ -234,12 +232,12 @@ class _StreamInspector(Inspector):
             raise self.fail("has a storage whose size cannot be")
         root = StorageInfo(numel, numel * storage.itemsize)
         if self.roots.setdefault(key, root) != root or self.kinds.setdefault(key, storage) != storage:
-            raise self.fail(f"describes the storage {plain_words(repr(key))} in two ways")
+            raise self.fail(f"describes the storage {quoted(key)} in two ways")
         if view is None:
             return root
         name, offset, length = view
         if type(offset) is not int or type(length) is not int or not 0 <= offset <= offset + length <= numel:
-            raise self.fail(f"has a part of the storage {plain_words(repr(key))} that is not in it")
+            raise self.fail(f"has a part of the storage {quoted(key)} that is not in it")
         if not isinstance(name, str) or self.views.setdefault(name, (key, offset, length)) != (
             key,
             offset,
@@ -284,7 +282,7 @@ def _check_stream(path: str | Path, handle: BinaryIO, size: int) -> None:
         if handle.read(8) != root.numel.to_bytes(8, "little"):
             raise CheckpointError(
                 path,
-                f"claims {root.numel:,} numbers in the storage {plain_words(repr(key))}, which has others",
+                f"claims {root.numel:,} numbers in the storage {quoted(key)}, which has others",
             )
         place += 8 + root.nbytes
     if place != size:

@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 import torch
 
 from weightloom.errors import CheckpointError
-from weightloom.io.kinds import STATE_DICT, plain_words
+from weightloom.io.kinds import STATE_DICT, plain_words, quoted
 
 MAX_PICKLE_BYTES = 8 << 20
 MAX_INSTRUCTIONS = 1 << 19
 """Pickle instructions of a file without tensors; each tensor may have :data:`EACH_TENSOR` more."""
-MAX_CONTAINERS = 1 << 17
+MAX_CONTAINERS = 1 << 16
 """Lists, tuples and dictionaries that are made, beside those that describe tensors."""
 EACH_TENSOR = 64  # about 25 instructions, of which 10 make a list, a tuple or a dictionary
 MAX_COPIED = 16 << 20
@@ -32,6 +32,8 @@ MAX_COPIED = 16 << 20
 MAX_RANK = 8
 MAX_ATTRIBUTES = 64
 
+MAX_TEXTS = 1 << 16
+"""Texts and names of classes."""
 MAX_LONG = 4096
 """Whole numbers beyond 64 bits; as keys of a dictionary they can be chosen so that all collide."""
 
@@ -134,7 +136,7 @@ def check_instructions(path: str | Path, pickled: bytes, storages: int, start: i
         CheckpointError: there are too many, or one that no checkpoint needs.
         ValueError: it does not end.
     """
-    place, count, made, tensors, long, named = start, 0, 0, 0, 0, b""
+    place, count, made, tensors, texts, long, named = start, 0, 0, 0, 0, 0, b""
     while True:
         if run := _RUN.match(pickled, place):
             parts = _ONE.findall(pickled, place, run.end())
@@ -142,7 +144,7 @@ def check_instructions(path: str | Path, pickled: bytes, storages: int, start: i
             referred = parts.count(b"Q")
             tensors, made = tensors + referred, made + len(parts) - parts.count(b"") - referred
         else:
-            code, count = pickled[place : place + 1], count + 1
+            code, count, texts = pickled[place : place + 1], count + 1, texts + 1
             if code == b".":
                 return place + 1
             if not code or place + 1 + _LENGTHS.get(code, 0) > len(pickled):
@@ -162,9 +164,9 @@ def check_instructions(path: str | Path, pickled: bytes, storages: int, start: i
         room = EACH_TENSOR * min(tensors, storages)
         if count > MAX_INSTRUCTIONS + room:
             raise CheckpointError(path, f"has more than {MAX_INSTRUCTIONS + room:,} pickle instructions")
-        if made > MAX_CONTAINERS + room or long > MAX_LONG:
+        if made > MAX_CONTAINERS + room or texts > MAX_TEXTS + room or long > MAX_LONG:
             raise CheckpointError(
-                path, "has more lists, tuples, dictionaries and long numbers than are read here"
+                path, "has more lists, dictionaries, texts or long numbers than are read here"
             )
 
 
@@ -210,12 +212,14 @@ class Inspector(pickle.Unpickler):
     """Reads a checkpoint's pickle without making anything of it but dictionaries, lists and numbers.
 
     Attributes:
-        claimed: bytes of all tensors together.
+        tensors: how many there are.
+        claimed: bytes of all of them together.
     """
 
     def __init__(self, path: str | Path, pickled: bytes, storages: Mapping[str, int]) -> None:
         super().__init__(io.BytesIO(pickled), encoding="utf-8")
-        self.path, self.storages, self.claimed, self.copied = path, storages, 0, 0
+        self.path, self.storages, self.copied = path, storages, 0
+        self.tensors, self.claimed = 0, 0
         self.pickled = pickled
         self.rebuilds: dict[str, Callable[..., Any]] = {
             "torch._utils _rebuild_tensor": self._tensor,
@@ -311,11 +315,11 @@ class Inspector(pickle.Unpickler):
         kind, storage, key, _, numel = address
         nbytes = self.storages.get(key)
         if kind != "storage" or not isinstance(storage, StorageKind) or nbytes is None:
-            raise self.fail(f"refers to a storage {plain_words(repr(key))} that it does not hold")
+            raise self.fail(f"refers to a storage {quoted(key)} that it does not hold")
         if type(numel) is not int or numel * storage.itemsize != nbytes:
             raise self.fail(
                 f"claims {plain_words(repr(numel), 40)} numbers in the {nbytes:,} bytes of storage "
-                f"{plain_words(repr(key))}"
+                f"{quoted(key)}"
             )
         return StorageInfo(numel, nbytes)
 
@@ -335,6 +339,7 @@ class Inspector(pickle.Unpickler):
             raise self.fail(f"has a tensor of {len(shape)} dimensions and {len(strides)} strides")
         if any(type(number) is not int or number < 0 for number in (offset, *shape, *strides)):
             raise self.fail("has a tensor whose shape cannot be")
+        self.tensors += 1
         if 0 not in shape:
             last = offset + sum((extent - 1) * stride for extent, stride in zip(shape, strides, strict=True))
             nbytes = math.prod(shape) * itemsize
@@ -367,4 +372,4 @@ class Inspector(pickle.Unpickler):
         self._count(64 * len(state))
         for name in state:
             if not isinstance(name, str) or not name.isidentifier() or hasattr(torch.nn.Parameter, name):
-                raise self.fail(f"has a tensor with the attribute {plain_words(repr(name))}; {STATE_DICT}")
+                raise self.fail(f"has a tensor with the attribute {quoted(name)}; {STATE_DICT}")

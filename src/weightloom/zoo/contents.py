@@ -27,16 +27,18 @@ from weightloom.io import (
     shards_header,
     shards_metadata,
 )
-from weightloom.io.kinds import folder_reason, plain_words
-from weightloom.io.legacy import BIN_INDEX, MAX_DEPTH, ONE_BIN
+from weightloom.io.kinds import folder_reason, quoted
+from weightloom.io.legacy import BIN_INDEX, ONE_BIN
 from weightloom.io.shards import INDEX_FILE, ONE_FILE
 from weightloom.io.tensors import MAX_TENSORS
 
 Format = Literal["safetensors", "pytorch", "shards"]
 
-MAX_VISITS = 1 << 19
-"""Entries of dictionaries and lists that are looked at; a file may name one dictionary in many places."""
-MAX_NAMES = 16 << 20
+MAX_PLACES = 1 << 15
+"""Dictionaries and lists with tensors."""
+MAX_AGAIN = 1 << 10
+"""How often a file may name such a dictionary in another place, all of them together."""
+MAX_NAMES = 8 << 20
 """Letters of all names together, with the keys that lead to them."""
 
 
@@ -149,7 +151,7 @@ def contents_of(path: str | Path) -> Contents:
     places: dict[str, Place] = {}
     for name, container, tensor in _flattened(path, value, places):
         if name in flat:  # 1 and "1", or "a.b" and b in a
-            raise CheckpointError(path, f"has two tensors of one name, {plain_words(name)!r}")
+            raise CheckpointError(path, f"has two tensors of one name, {quoted(name)}")
         flat[name] = tensor
         tensors[name] = Held(tuple(tensor.shape), tensor.dtype, container)
     return Contents(path, kind, tensors, lambda names: {name: flat[name] for name in names}, places=places)
@@ -162,10 +164,13 @@ def _folder_of(path: Path) -> Path:
 
 def _flattened(path: Path, value: Any, places: dict[str, Place]) -> Iterator[tuple[str, str, Tensor]]:
     """Full name, dictionary and tensor, of each tensor in dictionaries and lists; fills ``places``."""
-    waiting: list[tuple[str, str, int, Any]] = [("", "", 0, value)]  # name, parent, depth, value
-    visits, letters, found = 0, 0, 0
+    leads: dict[int, bool] = {}
+    _leads(value, leads)
+    waiting: list[tuple[str, str, Any]] = [("", "", value)]  # name, parent, value
+    letters, found, again = 0, 0, 0
+    visited: set[int] = set()
     while waiting:
-        name, parent, depth, entry = waiting.pop()
+        name, parent, entry = waiting.pop()
         if isinstance(entry, Tensor):
             found += 1
             if found > MAX_TENSORS:
@@ -174,16 +179,32 @@ def _flattened(path: Path, value: Any, places: dict[str, Place]) -> Iterator[tup
             continue
         named = isinstance(entry, dict)
         places[name] = Place(entry if named else {}, parent)
-        inner = list(entry.items() if named else enumerate(entry))
-        visits += len(inner)
-        if visits > MAX_VISITS or depth > MAX_DEPTH:
+        again += id(entry) in visited
+        visited.add(id(entry))
+        if len(visited) > MAX_PLACES or again > MAX_AGAIN:
             raise CheckpointError(
-                path, f"has more than {MAX_VISITS:,} entries, or dictionaries more than {MAX_DEPTH} deep"
+                path,
+                f"has more than {MAX_PLACES:,} dictionaries with tensors, or {MAX_AGAIN:,} of them twice",
             )
+        inner = list(entry.items() if named else enumerate(entry))
         for key, part in reversed(inner):  # what is put last comes first: the file's order
-            if isinstance(part, Tensor | dict | list | tuple):
+            if isinstance(part, Tensor) or leads.get(id(part)):
                 full = f"{name}.{key}" if name else str(key)
                 letters += len(full)
                 if letters > MAX_NAMES:
                     raise CheckpointError(path, f"has names of more than {MAX_NAMES:,} letters together")
-                waiting.append((full, name, depth + 1, part))
+                waiting.append((full, name, part))
+
+
+def _leads(value: Any, known: dict[int, bool]) -> bool:
+    """Whether there is a tensor in a dictionary, list or tuple; each is looked at once."""
+    if isinstance(value, Tensor):
+        return True
+    if not isinstance(value, dict | list | tuple):
+        return False
+    if id(value) not in known:
+        known[id(value)] = False  # of one that holds itself
+        for part in value.values() if isinstance(value, dict) else value:
+            if _leads(part, known):  # and on, so that all are known
+                known[id(value)] = True
+    return known[id(value)]

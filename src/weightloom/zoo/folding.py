@@ -27,7 +27,7 @@ _WRAPPERS = re.compile(
     r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
 )
 _BASE = "parametrizations."
-_UNFOLDED = re.compile(r"\.parametrizations\.|_orig$|_mask$|weight_[uvg]$")
+_UNFOLDED = re.compile(r"(?:^|\.)parametrizations\.|_orig$|_mask$|weight_[uvg]$")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.errors import CheckpointError, InputError, SpecError
 from weightloom.finite import all_finite
 from weightloom.io import parse_json
-from weightloom.io.kinds import plain_words
+from weightloom.io.kinds import quoted
 from weightloom.weights import layout_of
 from weightloom.zoo.contents import Contents, contents_of
 from weightloom.zoo.unwrapping import Network, left_out, unwrap
@@ -154,8 +154,8 @@ def read_checked(
     network, tensors = unwrap(contents, spec, in_order=match == "order", key=key)
     for name, tensor in tensors.items():
         if not all_finite(tensor):
-            own = plain_words(network.entries[name].names()[0])
-            raise CheckpointError(path, f"tensor {own!r} has values that are not finite")
+            own = quoted(network.entries[name].names()[0])
+            raise CheckpointError(path, f"tensor {own} has values that are not finite")
     return Reading(
         spec,
         layout_of(spec).flatten(tensors),

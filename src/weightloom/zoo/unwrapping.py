@@ -9,6 +9,7 @@ nobody can know which is meant, and the caller has to say it. Knows layouts; no 
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from bisect import bisect_left
@@ -21,7 +22,9 @@ from torch import Tensor
 
 from weightloom.architectures import ArchitectureSpec
 from weightloom.errors import CheckpointError
-from weightloom.io.kinds import plain_words
+from weightloom.io.kinds import plain_words, quoted
+from weightloom.io.legacy import BIN_NAME
+from weightloom.io.shards import SHARD_NAME
 from weightloom.weights import Layout, layout_of
 from weightloom.zoo.contents import Contents
 from weightloom.zoo.folding import Entry, folded_entries, plain_entries, unfolded
@@ -102,21 +105,23 @@ def unwrap(
     found = [network for network in networks_in(contents, spec, in_order=in_order) if _chosen(network, key)]
     if not found:
         raise CheckpointError(contents.path, _why_none(contents, spec, in_order, key))
-    first = _values(contents, found[0], layout_of(spec))
-    differing = [found[0]]
+    layout = layout_of(spec)
+    values = _values(contents, found[0], layout)
+    if len(found) == 1:
+        return found[0], values
+    by_values = {_digest(values): found[0]}
     for network in found[1:]:
-        other = _values(contents, network, layout_of(spec))
-        if not all(torch.equal(first[name], other[name]) for name in first):
-            differing.append(network)
-    if len(differing) > 1:
-        shown = ", ".join(repr(plain_words(network.key)) for network in differing[:SHOWN])
-        more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
+        by_values.setdefault(_digest(_values(contents, network, layout)), network)
+    if len(by_values) > 1:
+        keys = [network.key for network in by_values.values()]
+        shown = ", ".join(map(quoted, keys[:SHOWN]))
+        more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
         raise CheckpointError(
             contents.path,
-            f"holds {len(differing)} networks of {spec} that differ: {shown}{more}; choose one with --key "
-            f"(key= in Python), such as --key {plain_words(differing[0].key)}",
+            f"holds {len(keys)} networks of {spec} that differ: {shown}{more}; choose one with --key, for "
+            f"example --key {plain_words(keys[0])} (key= in Python)",
         )
-    return found[0], first
+    return found[0], values
 
 
 def left_out(contents: Contents, network: Network) -> list[str]:
@@ -140,6 +145,13 @@ def _values(contents: Contents, network: Network, layout: Layout) -> dict[str, T
     names = {name for slot in slots for name in network.entries[slot].names()}
     tensors = contents.load(names)
     return {slot: network.entries[slot].value(tensors).float() for slot in slots}
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> bytes:
+    digest = hashlib.sha256()
+    for tensor in tensors.values():
+        digest.update(tensor.contiguous().numpy().data)
+    return digest.digest()
 
 
 # -- by name -----------------------------------------------------------------------------------
@@ -269,14 +281,14 @@ def _why_none(contents: Contents, spec: ArchitectureSpec, in_order: bool, key: s
     else:
         reason = _nearest(contents, layout, key) + f" ({spec})"
     if key is not None:
-        reason += f"; looked for below {plain_words(key)!r}"
+        reason += f"; looked for below {quoted(key)}"
     dictionaries = contents.dictionaries()
     if len(dictionaries) > 1 or key is not None:
-        shown = ", ".join(
-            f"{plain_words(path)!r} ({count})" for path, count in list(dictionaries.items())[:SHOWN]
-        )
+        shown = ", ".join(f"{quoted(path)} ({count})" for path, count in list(dictionaries.items())[:SHOWN])
         more = f" and {len(dictionaries) - SHOWN} more" if len(dictionaries) > SHOWN else ""
         reason += f"; its dictionaries with tensors are {shown}{more}, and --key chooses one (key= in Python)"
+    if SHARD_NAME.fullmatch(contents.path.name) or BIN_NAME.fullmatch(contents.path.name):
+        reason += "; the file is one part of a network in several files: name the folder of all of them"
     if not in_order and contents.format != "safetensors" and networks_in(contents, spec, in_order=True):
         reason += "; one after another its tensors fit (--match order of zoo import, match='order' in Python)"
     return reason
@@ -294,29 +306,28 @@ def _nearest(contents: Contents, layout: Layout, key: str | None) -> str:
             if prefix is not None and (key is None or _chosen(Network(prefix, {}, ""), key)):
                 counts[prefix] += 1
     if not counts:
-        held = ", ".join(repr(plain_words(name)) for name in list(contents.tensors)[:3])
+        held = ", ".join(quoted(name) for name in list(contents.tensors)[:3])
         more = ", ..." if len(contents.tensors) > 3 else ""
         return f"tensor {next(iter(slots))!r} is missing, as are all others; it holds {held}{more}"
     prefix = max(counts, key=lambda prefix: counts[prefix])
-    shown = plain_words(prefix)
     missing = [slot.name for slot in layout.slots if prefix + slot.name not in entries]
     others = [name for name in _below(sorted(entries), prefix) if name.removeprefix(prefix) not in slots]
     if missing:
         odd = unfolded(others)
         of = (
-            f"; {plain_words(odd)!r} is part of a parametrization that cannot be folded: remove it where it "
+            f"; {quoted(odd)} is part of a parametrization that cannot be folded: remove it where it "
             "was made (torch.nn.utils.parametrize.remove_parametrizations), and save again"
             if odd
             else ""
         )
-        return f"tensor {shown + missing[0]!r} is missing{_and_more(missing)}{of}"
+        return f"tensor {quoted(prefix + missing[0])} is missing{_and_more(missing)}{of}"
     for slot in layout.slots:
         found = entries[prefix + slot.name].held
         if found.shape != slot.shape:
-            return f"tensor {shown + slot.name!r} has shape {found.shape}, wanted {slot.shape}"
+            return f"tensor {quoted(prefix + slot.name)} has shape {found.shape}, wanted {slot.shape}"
         if not found.dtype.is_floating_point:
-            return f"tensor {shown + slot.name!r} holds {found.dtype}, not floats"
-    return f"tensor {plain_words(others[0])!r} does not belong to this architecture{_and_more(others)}"
+            return f"tensor {quoted(prefix + slot.name)} holds {found.dtype}, not floats"
+    return f"tensor {quoted(others[0])} does not belong to this architecture{_and_more(others)}"
 
 
 def _nearest_in_order(contents: Contents, spec: ArchitectureSpec) -> str:
@@ -327,7 +338,7 @@ def _nearest_in_order(contents: Contents, spec: ArchitectureSpec) -> str:
             found = contents.tensors[name].shape
             if found != shape:
                 return (
-                    f"tensor {plain_words(name)!r} has shape {found}, but {own!r} of {spec}, which stands "
+                    f"tensor {quoted(name)} has shape {found}, but {own!r} of {spec}, which stands "
                     f"there, has {shape}"
                 )
     count = sum(not _COUNTER.search(name) for name in contents.tensors)
