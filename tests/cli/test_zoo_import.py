@@ -115,3 +115,37 @@ def test_an_interrupt_keeps_what_is_there(call, published, tmp_path, monkeypatch
     assert len(Zoo(new).records()) == 1 and Zoo(new).verify() == []
     answer = call("zoo", "import", new, published, "--json").json
     assert len(answer["imported"]) == 1 and answer["passed_over"] == 1
+
+
+def test_whatever_wraps_and_lies_beside(call, network, tmp_path):
+    """Of a folder every file that is passed over is named; of a file, what is left out."""
+    tensors, metadata = load_tensors(network)
+    place = tmp_path / "in"
+    place.mkdir()
+    two = {"model": tensors, "ema": {name: value * 2 for name, value in tensors.items()}}
+    torch.save({"epoch": 4, **two}, place / "model_best.pth.tar")
+    averaged = {"n_averaged": torch.tensor(1), **{f"module.{k}": v for k, v in tensors.items()}}
+    torch.save({"state_dict": averaged}, place / "swa.ckpt")
+    (place / "README.md").write_text("weights")
+    (place / "arrays.npz").write_bytes(b"PK\x05\x06" + bytes(18))
+    arguments = ("--arch", metadata["architecture"], "--task", "digits")
+    shown = call("zoo", "import", tmp_path / "new", place, *arguments, "--dry-run")
+    assert "swa.ckpt: left out state_dict.n_averaged, and read from state_dict.module" in shown.err
+    assert "skipped README.md: is a text" in shown.err and "skipped model_best.pth.tar: holds 2" in shown.err
+    planned = call("zoo", "import", tmp_path / "new", place, *arguments, "--dry-run", "--json").json[
+        "planned"
+    ]
+    assert [(p["file"], p["read_from"], p["left_out"]) for p in planned] == [
+        ("swa.ckpt", "state_dict.module", ["state_dict.n_averaged"])
+    ]
+    assert "arrays.npz" in call("zoo", "import", tmp_path / "new", place, *arguments, "--strict").sentence(2)
+    (place / "arrays.npz").unlink()
+    file = place / "model_best.pth.tar"
+    record = call("zoo", "import", tmp_path / "new", file, *arguments, "--key", "ema", "--json").json[
+        "imported"
+    ][0]
+    assert record["provenance"]["read_from"] == "ema" and len(record["provenance"]["left_out"]) == 4
+    assert record["step"] == 4
+    (place / "model_best.pth.tar").unlink()
+    answer = call("zoo", "import", tmp_path / "strict", place, *arguments, "--strict", "--json").json
+    assert len(answer["imported"]) == 1, "a text beside the networks is no reason to refuse them"
