@@ -27,7 +27,7 @@ def test_one_form_for_every_format(tmp_path):
     (tmp_path / "e" / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": where}))
     for name in ("a", "b", "c", "d", "e", "d/model.safetensors.index.json", "e/pytorch_model.bin.index.json"):
         contents = contents_of(tmp_path / name)
-        assert {n: held.shape for n, held in contents.tensors.items()} == {
+        assert {n: stored.shape for n, stored in contents.tensors.items()} == {
             n: tuple(value.shape) for n, value in tensors.items()
         }
         assert torch.equal(contents.load(["head.bias"])["head.bias"], tensors["head.bias"]), name
@@ -52,7 +52,7 @@ def test_dictionaries_become_parts_of_names(tmp_path):
     }
     torch.save(value, tmp_path / "x")
     contents = contents_of(tmp_path / "x")
-    assert {name: (held.shape, held.container) for name, held in contents.tensors.items()} == {
+    assert {name: (stored.shape, stored.container) for name, stored in contents.tensors.items()} == {
         "a.b.c": ((2,), "a.b"), "list.1.d": ((3,), "list.1"), "list.2.0": ((4,), "list.2"),
         "7.exp_avg": ((1,), "7"),
     }  # fmt: skip

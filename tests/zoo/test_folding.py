@@ -7,12 +7,12 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from weightloom.zoo.contents import Held
+from weightloom.zoo.contents import StoredTensor
 from weightloom.zoo.folding import folded_entries, unfolded
 
 
 def folded(state):
-    entries = folded_entries({name: Held(tuple(v.shape), v.dtype) for name, v in state.items()})
+    entries = folded_entries({name: StoredTensor(tuple(v.shape), v.dtype) for name, v in state.items()})
     return {name: entry.value(state) for name, entry in entries.items()}
 
 

@@ -91,6 +91,20 @@ def test_two_that_differ_have_to_be_chosen_from(save, state):
         assert "'student' (4), 'teacher' (4), 'copy' (4)" in caught.value.reason
 
 
+def test_a_folded_one_beside_a_plain_one(save, state):
+    pruned = {}
+    for name, value in state.items():
+        pruned |= {f"{name}_orig": value, f"{name}_mask": torch.ones_like(value)}
+    assert read_checked(save({"model": pruned, "ema": state}), SPEC).key == "ema", "they are alike"
+    path = save({"model": other(pruned), "ema": state})
+    with pytest.raises(CheckpointError, match=r"differ: 'ema', 'model'"):
+        read_checked(path, SPEC)
+    reading = read_checked(path, SPEC, key="model")
+    assert reading.folded[0] == "body.1.weight (pruning)" and len(reading.left_out) == 4
+    compiled = under("_orig_mod.", state)
+    assert read_checked(save(compiled), SPEC).key == "_orig_mod", "one network, and not two"
+
+
 def test_many_that_differ(save, state):
     path = save([other(state, n) for n in range(20)])
     with pytest.raises(CheckpointError, match=r"20 networks .* '7' and 12 more"):

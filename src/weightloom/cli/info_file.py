@@ -59,13 +59,13 @@ def describe_weights(
         "kind": "pytorch checkpoint" if contents.places else "tensors",
         "file": path,
         "format": contents.format,
-        "values": sum(math.prod(held.shape) for held in contents.tensors.values()),
+        "values": sum(math.prod(stored.shape) for stored in contents.tensors.values()),
         "finite": not broken,
         "not_finite": broken,
         "dictionaries": contents.dictionaries(),
         "tensors": [
-            {"name": name, "shape": list(held.shape), "type": str(held.dtype).removeprefix("torch.")}
-            for name, held in contents.tensors.items()
+            {"name": name, "shape": list(stored.shape), "type": str(stored.dtype).removeprefix("torch.")}
+            for name, stored in contents.tensors.items()
         ],
     }
     if contents.places:

@@ -95,7 +95,7 @@ def read_state(path: Path, sha256: str, keys: tuple[str, ...] = (), prefix: str 
     if kind.name == "safetensors":
         _check(path, sha256)
         value = load_tensors(path)[0]
-    elif "NumPy arrays" in kind.reason:
+    elif kind.what == "npz":
         _check(path, sha256)
         value = _read_npz(path)
     else:

@@ -29,14 +29,19 @@ _END_OF_DIRECTORY, _ZIP64_LOCATOR, _ZIP64_END = b"PK\x05\x06", b"PK\x06\x07", b"
 
 
 class FileKind(NamedTuple):
-    """What a file is; ``reason`` says of ``other`` ones what they are and what to do.
+    """What a file is.
 
-    ``weights`` is false where nobody would take the file for weights (a text, a picture).
+    Attributes:
+        name: how it is read, or ``other``.
+        reason: of ``other`` ones a sentence: what it is, and how to save its weights to be read.
+        weights: false where nobody would take the file for weights (a text, a picture).
+        what: of ``other`` ones that are known the kind in a word, such as ``npz``.
     """
 
     name: Name
     reason: str = ""
     weights: bool = True
+    what: str = ""
 
 
 # -- sentences: what a file is, and how to save its weights so that they can be read -------------
@@ -218,7 +223,7 @@ def folder_reason(path: Path) -> str:
 
 
 def _other(kind: str) -> FileKind:
-    return FileKind("other", _SENTENCES[kind], kind not in _NO_WEIGHTS)
+    return FileKind("other", _SENTENCES[kind], kind not in _NO_WEIGHTS, kind)
 
 
 def _plain_kind(head: bytes, tail: bytes, name: str, size: int) -> FileKind:

@@ -93,10 +93,10 @@ def load_parts(folder: str | Path) -> Any:
             raise CheckpointError(folder / BIN_INDEX, f"names a file {shown}, which is no part of a network")
         if name not in parts:
             parts[name] = load_legacy(folder / name)
-        held = parts[name]
-        if not isinstance(held, dict) or not isinstance(held.get(tensor), torch.Tensor):
+        part = parts[name]
+        if not isinstance(part, dict) or not isinstance(part.get(tensor), torch.Tensor):
             raise CheckpointError(folder / name, f"lacks tensor {quoted(tensor)}, which the index names")
-        state[tensor] = held[tensor]
+        state[tensor] = part[tensor]
     return state
 
 

@@ -122,8 +122,8 @@ def read_shards(
             if only is not None and tensor not in only:
                 continue
             if not info.shape:
-                held, _ = load_tensors(folder / name, only={tensor}, allow_nonfinite=allow_nonfinite)
-                yield tensor, held[tensor]
+                scalar, _ = load_tensors(folder / name, only={tensor}, allow_nonfinite=allow_nonfinite)
+                yield tensor, scalar[tensor]
                 continue
             entry = {tensor: (info.shape[1:], info.dtype)}
             rows = range(info.shape[0])

@@ -42,7 +42,7 @@ MAX_NAMES = 8 << 20
 """Letters of all names together, with the keys that lead to them."""
 
 
-class Held(NamedTuple):
+class StoredTensor(NamedTuple):
     """A tensor of a file: its shape and type, and the path of the dictionary that it stands in."""
 
     shape: tuple[int, ...]
@@ -72,7 +72,7 @@ class Contents:
 
     path: Path
     format: Format
-    tensors: dict[str, Held]
+    tensors: dict[str, StoredTensor]
     load: Callable[[Collection[str]], Mapping[str, Tensor]] = field(repr=False)
     metadata: dict[str, str] = field(default_factory=dict)
     places: dict[str, Place] = field(default_factory=dict, repr=False)
@@ -80,14 +80,14 @@ class Contents:
     def dictionaries(self) -> dict[str, int]:
         """How many tensors stand in each dictionary, by its path; ``.`` is the outermost."""
         counts: dict[str, int] = {}
-        for held in self.tensors.values():
-            counts[held.container or "."] = counts.get(held.container or ".", 0) + 1
+        for stored in self.tensors.values():
+            counts[stored.container or "."] = counts.get(stored.container or ".", 0) + 1
         return counts
 
     def not_finite(self) -> Iterator[str]:
         """Names of tensors with a value that is NaN or infinite; one tensor is read at a time."""
-        for name, held in self.tensors.items():
-            if (held.dtype.is_floating_point or held.dtype.is_complex) and not all_finite(
+        for name, stored in self.tensors.items():
+            if (stored.dtype.is_floating_point or stored.dtype.is_complex) and not all_finite(
                 self.load([name])[name]
             ):
                 yield name
@@ -131,7 +131,7 @@ def contents_of(path: str | Path) -> Contents:
         return Contents(
             path,
             kind,
-            {name: Held(info.shape, info.dtype) for name, info in header.tensors.items()},
+            {name: StoredTensor(info.shape, info.dtype) for name, info in header.tensors.items()},
             lambda names: load_tensors(path, only=set(names), allow_nonfinite=True)[0],
             header.metadata,
         )
@@ -139,7 +139,7 @@ def contents_of(path: str | Path) -> Contents:
         return Contents(
             path,
             kind,
-            {name: Held(info.shape, info.dtype) for name, info in shards_header(path).items()},
+            {name: StoredTensor(info.shape, info.dtype) for name, info in shards_header(path).items()},
             lambda names: dict(read_shards(path, only=set(names), allow_nonfinite=True)),
             {key: value for key, value in shards_metadata(path).items() if isinstance(value, str)},
         )
@@ -147,13 +147,13 @@ def contents_of(path: str | Path) -> Contents:
     if not isinstance(value, Tensor | dict | list | tuple):
         raise CheckpointError(path, f"holds {type(value).__name__} and no tensors")
     flat: dict[str, Tensor] = {}
-    tensors: dict[str, Held] = {}
+    tensors: dict[str, StoredTensor] = {}
     places: dict[str, Place] = {}
     for name, container, tensor in _flattened(path, value, places):
         if name in flat:  # 1 and "1", or "a.b" and b in a
             raise CheckpointError(path, f"has two tensors of one name, {quoted(name)}")
         flat[name] = tensor
-        tensors[name] = Held(tuple(tensor.shape), tensor.dtype, container)
+        tensors[name] = StoredTensor(tuple(tensor.shape), tensor.dtype, container)
     return Contents(path, kind, tensors, lambda names: {name: flat[name] for name in names}, places=places)
 
 
@@ -167,13 +167,13 @@ def _flattened(path: Path, value: Any, places: dict[str, Place]) -> Iterator[tup
     leads: dict[int, bool] = {}
     _leads(value, leads)
     waiting: list[tuple[str, str, Any]] = [("", "", value)]  # name, parent, value
-    letters, found, again = 0, 0, 0
+    letters, count, again = 0, 0, 0
     visited: set[int] = set()
     while waiting:
         name, parent, entry = waiting.pop()
         if isinstance(entry, Tensor):
-            found += 1
-            if found > MAX_TENSORS:
+            count += 1
+            if count > MAX_TENSORS:
                 raise CheckpointError(path, f"names more than {MAX_TENSORS:,} tensors")
             yield name or "tensor", parent, entry
             continue

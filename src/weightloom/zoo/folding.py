@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from weightloom.zoo.contents import Held
+from weightloom.zoo.contents import StoredTensor
 
 Rule = Callable[[Sequence[Tensor]], Tensor]
 
@@ -35,13 +35,13 @@ class Entry:
     """A tensor under the name that a network knows, and what it is made of.
 
     Attributes:
-        held: its shape and type.
+        stored: its shape and type.
         parts: what it is made of: its name in the file, or other entries.
         rule: how it is made of ``parts``; None where it is one of the file's.
         what: the rule's name, for reports.
     """
 
-    held: Held
+    stored: StoredTensor
     parts: tuple[Entry | str, ...]
     rule: Rule | None = None
     what: str = ""
@@ -56,28 +56,29 @@ class Entry:
         return values[0] if self.rule is None else self.rule(values)
 
 
-def plain_entries(tensors: Mapping[str, Held]) -> dict[str, Entry]:
+def plain_entries(tensors: Mapping[str, StoredTensor]) -> dict[str, Entry]:
     """Every tensor as it is."""
-    return {name: Entry(held, (name,)) for name, held in tensors.items()}
+    return {name: Entry(stored, (name,)) for name, stored in tensors.items()}
 
 
-def folded_entries(tensors: Mapping[str, Held]) -> dict[str, Entry]:
+def folded_entries(tensors: Mapping[str, StoredTensor]) -> dict[str, Entry]:
     """The tensors without names of wrappers, and with weights in place of what these are made of.
 
     Example:
         >>> norm = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(3, 2))
         >>> state = norm.state_dict()
-        >>> entries = folded_entries({name: Held(tuple(v.shape), v.dtype) for name, v in state.items()})
+        >>> stored = {name: StoredTensor(tuple(v.shape), v.dtype) for name, v in state.items()}
+        >>> entries = folded_entries(stored)
         >>> list(entries), entries["weight"].what
         (['bias', 'weight'], 'weight norm')
         >>> torch.equal(entries["weight"].value(state), norm.weight)
         True
     """
     entries: dict[str, Entry] = {}
-    for name, held in tensors.items():
+    for name, stored in tensors.items():
         short = _WRAPPERS.sub("", name)
         taken = short in tensors or short in entries
-        entries[name if short != name and taken else short] = Entry(held, (name,))
+        entries[name if short != name and taken else short] = Entry(stored, (name,))
     for _ in range(MAX_FOLDS):
         folded = _folded_once(entries)
         if len(folded) == len(entries):  # each fold makes one of two
@@ -105,16 +106,16 @@ def _folded_once(entries: dict[str, Entry]) -> dict[str, Entry]:
             partner = entries.get(stem + other)
             target = stem
             if base:
-                head, found, last = stem.rpartition(base)
+                head, middle, last = stem.rpartition(base)
                 target = head + last
-                if not found or members[stem] != 2:  # a second parametrization has tensors, too
+                if not middle or members[stem] != 2:  # a second parametrization has tensors, too
                     continue
             if stem == name or partner is None or target in entries or {name, stem + other} & gone:
                 continue
-            rule = make(entry.held, partner.held)
+            rule = make(entry.stored, partner.stored)
             if rule is not None:
                 gone |= {name, stem + other}
-                made[name] = (target, Entry(entry.held, (entry, partner), rule, what))
+                made[name] = (target, Entry(entry.stored, (entry, partner), rule, what))
                 break
     result: dict[str, Entry] = {}
     for name, entry in entries.items():
@@ -128,17 +129,17 @@ def _folded_once(entries: dict[str, Entry]) -> dict[str, Entry]:
 
 def _parametrization(name: str) -> str:
     """The parametrization that a tensor belongs to; ``""`` if to none."""
-    head, found, last = name.rpartition(_BASE)
-    return head + found + last.partition(".")[0] if found else ""
+    head, middle, last = name.rpartition(_BASE)
+    return head + middle + last.partition(".")[0] if middle else ""
 
 
-def _pruning(weight: Held, mask: Held) -> Rule | None:
+def _pruning(weight: StoredTensor, mask: StoredTensor) -> Rule | None:
     if weight.shape != mask.shape:
         return None
     return lambda parts: parts[1].to(parts[0].dtype) * parts[0]
 
 
-def _weight_norm(direction: Held, length: Held) -> Rule | None:
+def _weight_norm(direction: StoredTensor, length: StoredTensor) -> Rule | None:
     """The rule of a weight norm of these shapes, or None where they are not such."""
     if not (direction.dtype.is_floating_point and length.dtype.is_floating_point and direction.shape):
         return None

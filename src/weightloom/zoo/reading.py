@@ -95,7 +95,11 @@ def load_network(
 
 
 def read_network(
-    path: str | Path, spec: ArchitectureSpec | None = None, *, match: Match = "names"
+    path: str | Path,
+    spec: ArchitectureSpec | None = None,
+    *,
+    match: Match = "names",
+    key: str | None = None,
 ) -> tuple[ArchitectureSpec, Tensor, dict[str, str]]:
     """One network: its resolved architecture, weights (P,) and the file's metadata.
 
@@ -105,12 +109,13 @@ def read_network(
         spec: the architecture; may be left out for files that Weightloom wrote.
         match: ``names`` (tensors must be called as ours are), or ``order`` (a PyTorch file whose tensors
             have other names but come in the same order with the same shapes).
+        key: see :func:`read_checked`.
 
     Raises:
         CheckpointError: the file is broken, or does not hold exactly the architecture's tensors.
         SpecError: the architecture is undecided, or is not the one that the file names.
     """
-    reading = read_checked(path, spec, match=match)
+    reading = read_checked(path, spec, match=match, key=key)
     return reading.spec, reading.flat, reading.metadata
 
 

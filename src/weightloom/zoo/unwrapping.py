@@ -81,11 +81,12 @@ def networks_in(contents: Contents, spec: ArchitectureSpec, *, in_order: bool = 
     plain = plain_entries(contents.tensors)
     if in_order:
         return list(_fitting_in_order(plain, spec))
-    found = list(_fitting(plain, layout))
-    if found:
-        return found
+    fitting = list(_fitting(plain, layout))
     folded = folded_entries(contents.tensors)
-    return list(_fitting(folded, layout)) if folded.keys() != plain.keys() else []
+    if folded.keys() != plain.keys():  # the same network may fit with a wrapper's name and without it
+        seen = {frozenset(network.names()) for network in fitting}
+        fitting += [network for network in _fitting(folded, layout) if frozenset(network.names()) not in seen]
+    return fitting
 
 
 def unwrap(
@@ -102,15 +103,15 @@ def unwrap(
     Raises:
         CheckpointError: none fits, several fit and differ, or values are not floats or not finite.
     """
-    found = [network for network in networks_in(contents, spec, in_order=in_order) if _chosen(network, key)]
-    if not found:
+    fitting = [network for network in networks_in(contents, spec, in_order=in_order) if _chosen(network, key)]
+    if not fitting:
         raise CheckpointError(contents.path, _why_none(contents, spec, in_order, key))
     layout = layout_of(spec)
-    values = _values(contents, found[0], layout)
-    if len(found) == 1:
-        return found[0], values
-    by_values = {_digest(values): found[0]}
-    for network in found[1:]:
+    values = _values(contents, fitting[0], layout)
+    if len(fitting) == 1:
+        return fitting[0], values
+    by_values = {_digest(values): fitting[0]}
+    for network in fitting[1:]:
         by_values.setdefault(_digest(_values(contents, network, layout)), network)
     if len(by_values) > 1:
         keys = [network.key for network in by_values.values()]
@@ -121,7 +122,7 @@ def unwrap(
             f"holds {len(keys)} networks of {spec} that differ: {shown}{more}; choose one with --key, for "
             f"example --key {plain_words(keys[0])} (key= in Python)",
         )
-    return found[0], values
+    return fitting[0], values
 
 
 def left_out(contents: Contents, network: Network) -> list[str]:
@@ -168,11 +169,11 @@ def _fitting(entries: Mapping[str, Entry], layout: Layout) -> Iterator[Network]:
         members: dict[str, Entry] = {}
         for slot in slots:
             entry = entries.get(prefix + slot.name)
-            if entry is None or entry.held.shape != slot.shape or not entry.held.dtype.is_floating_point:
+            if entry is None or entry.stored.shape != slot.shape or not entry.stored.dtype.is_floating_point:
                 break
             members[slot.name] = entry
         else:
-            containers = {entry.held.container for entry in members.values()}
+            containers = {entry.stored.container for entry in members.values()}
             container = containers.pop() if len(containers) == 1 else None
             others = (other for other in _below(ordered, prefix) if other.removeprefix(prefix) not in wanted)
             if not any(_belongs(entries[other], other.removeprefix(prefix), container) for other in others):
@@ -201,10 +202,10 @@ def _belongs(entry: Entry, name: str, container: str | None) -> bool:
     """
     if _LOSSES.match(name):
         return False
-    if container is not None and entry.held.container != container:
+    if container is not None and entry.stored.container != container:
         return False
-    return math.prod(entry.held.shape) != 1 or (
-        entry.held.dtype.is_floating_point and not _NOTES.search(name)
+    return math.prod(entry.stored.shape) != 1 or (
+        entry.stored.dtype.is_floating_point and not _NOTES.search(name)
     )
 
 
@@ -216,7 +217,7 @@ def _fitting_in_order(entries: Mapping[str, Entry], spec: ArchitectureSpec) -> I
     seen: set[str] = set()
     for container, prefix, group in _candidates_in_order(entries, len(wanted)):
         if group[0] not in seen and all(
-            entries[name].held.shape == shape for name, shape in zip(group, wanted.values(), strict=True)
+            entries[name].stored.shape == shape for name, shape in zip(group, wanted.values(), strict=True)
         ):
             seen.add(group[0])
             members = dict(zip(wanted, (entries[name] for name in group), strict=True))
@@ -236,7 +237,7 @@ def _candidates_in_order(entries: Mapping[str, Entry], size: int) -> Iterator[tu
     lists: dict[str, list[str]] = {}
     for name, entry in entries.items():
         if not _COUNTER.search(name):
-            lists.setdefault(entry.held.container, []).append(name)
+            lists.setdefault(entry.stored.container, []).append(name)
     everything = [name for name in entries if not _COUNTER.search(name)]
     for container, names in (*lists.items(), *([("", everything)] if len(lists) > 1 else [])):
         for start, prefix in _groups(names, size):
@@ -306,9 +307,9 @@ def _nearest(contents: Contents, layout: Layout, key: str | None) -> str:
             if prefix is not None and (key is None or _chosen(Network(prefix, {}, ""), key)):
                 counts[prefix] += 1
     if not counts:
-        held = ", ".join(quoted(name) for name in list(contents.tensors)[:3])
+        names_in_file = ", ".join(quoted(name) for name in list(contents.tensors)[:3])
         more = ", ..." if len(contents.tensors) > 3 else ""
-        return f"tensor {next(iter(slots))!r} is missing, as are all others; it holds {held}{more}"
+        return f"tensor {next(iter(slots))!r} is missing, as are all others; it holds {names_in_file}{more}"
     prefix = max(counts, key=lambda prefix: counts[prefix])
     missing = [slot.name for slot in layout.slots if prefix + slot.name not in entries]
     others = [name for name in _below(sorted(entries), prefix) if name.removeprefix(prefix) not in slots]
@@ -322,11 +323,11 @@ def _nearest(contents: Contents, layout: Layout, key: str | None) -> str:
         )
         return f"tensor {quoted(prefix + missing[0])} is missing{_and_more(missing)}{of}"
     for slot in layout.slots:
-        found = entries[prefix + slot.name].held
-        if found.shape != slot.shape:
-            return f"tensor {quoted(prefix + slot.name)} has shape {found.shape}, wanted {slot.shape}"
-        if not found.dtype.is_floating_point:
-            return f"tensor {quoted(prefix + slot.name)} holds {found.dtype}, not floats"
+        stored = entries[prefix + slot.name].stored
+        if stored.shape != slot.shape:
+            return f"tensor {quoted(prefix + slot.name)} has shape {stored.shape}, wanted {slot.shape}"
+        if not stored.dtype.is_floating_point:
+            return f"tensor {quoted(prefix + slot.name)} holds {stored.dtype}, not floats"
     return f"tensor {quoted(others[0])} does not belong to this architecture{_and_more(others)}"
 
 
@@ -335,10 +336,10 @@ def _nearest_in_order(contents: Contents, spec: ArchitectureSpec) -> str:
     wanted = _in_order(spec)
     for _, _, group in _candidates_in_order(plain_entries(contents.tensors), len(wanted)):
         for name, (own, shape) in zip(group, wanted.items(), strict=True):
-            found = contents.tensors[name].shape
-            if found != shape:
+            given = contents.tensors[name].shape
+            if given != shape:
                 return (
-                    f"tensor {quoted(name)} has shape {found}, but {own!r} of {spec}, which stands "
+                    f"tensor {quoted(name)} has shape {given}, but {own!r} of {spec}, which stands "
                     f"there, has {shape}"
                 )
     count = sum(not _COUNTER.search(name) for name in contents.tensors)
