@@ -57,7 +57,7 @@ def test_a_dry_run_writes_nothing(call, folder, tmp_path):
     assert "--arch" in answer["skipped"][1]["reason"]
     shown = call("zoo", "import", new, folder, "--dry-run")
     assert shown.code == 0 and "good.safetensors" in shown.out and "nothing was written" in shown.err
-    assert "skipped cut.safetensors and 1 more: " in shown.err and "skipped foreign.pt: " in shown.err
+    assert "skipped cut.safetensors, short.safetensors: " in shown.err and "skipped foreign.pt: " in shown.err
     assert not new.exists()
 
 
@@ -146,6 +146,14 @@ def test_whatever_wraps_and_lies_beside(call, network, tmp_path):
     ][0]
     assert record["provenance"]["read_from"] == "ema" and len(record["provenance"]["left_out"]) == 4
     assert record["step"] == 4
+    again = ("zoo", "import", tmp_path / "new", file, *arguments, "--key")
+    assert call(*again, "ema", "--json").json["passed_over"] == 1
+    assert [r["provenance"]["read_from"] for r in call(*again, "model", "--json").json["imported"]] == [
+        "model"
+    ]
+    assert call(*again, "model", "--json").json["passed_over"] == 1
+    zoo = Zoo(tmp_path / "new")
+    assert zoo.verify() == [] and len(zoo.records()) == 2, "two networks of one file are two"
     (place / "model_best.pth.tar").unlink()
     answer = call("zoo", "import", tmp_path / "strict", place, *arguments, "--strict", "--json").json
     assert len(answer["imported"]) == 1, "a text beside the networks is no reason to refuse them"

@@ -107,12 +107,12 @@ def _network(
     }
 
 
-def short_list(names: list[str]) -> str | None:
+def short_list(names: list[str], most: int = SHOWN) -> str | None:
     """The first names in one line, and how many more there are; None if there are none."""
     from weightloom.io.kinds import plain_words
 
-    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-    return ", ".join(plain_words(name) for name in names[:SHOWN]) + more if names else None
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(plain_words(name) for name in names[:most]) + more if names else None
 
 
 def _show(d: dict[str, Any]) -> None:

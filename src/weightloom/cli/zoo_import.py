@@ -193,5 +193,4 @@ def _show(columns: tuple[str, ...], rows: Sequence[tuple[Any, ...]], plan: Plan)
         if number == SHOWN:
             note(f"and {len(reasons) - SHOWN:,} more reasons; --json has all")
             break
-        more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
-        note(f"skipped {names[0]}{more}: {reason}")
+        note(f"skipped {short_list(names, SHOWN)}: {reason}")

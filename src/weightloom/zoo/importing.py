@@ -182,14 +182,14 @@ def plan_import(
     held: list[str] = []
     networks: list[Planned] = []
     there = _held(zoo)
-    first: dict[tuple[str, str], str] = {}
+    first: dict[tuple[str, str, str], str] = {}
     candidates = [candidate for each in found for candidate in each.candidates]
     for number, candidate in enumerate(candidates):
         try:
             wanted = _wanted(candidate, architecture)
             if there and _plausible(candidate, wanted):
                 assert wanted is not None
-                if (wanted.full_text(), _digest(candidate)) in there:
+                if _is_one_of(there.get((wanted.full_text(), _digest(candidate)), set()), candidate.key):
                     held.append(candidate.name)  # read once, and not again
                     continue
             reading = _read(candidate, wanted, match)  # before its checksum: it may be a terabyte of nothing
@@ -203,8 +203,8 @@ def plan_import(
             continue
         finally:
             progress(candidate.name, number + 1, len(candidates))
-        key = (spec.full_text(), digest)
-        if key in there:
+        key = (spec.full_text(), digest, reading.key)
+        if reading.key in there.get(key[:2], ()):
             held.append(candidate.name)
         elif key in first:
             skipped.append(Skipped(candidate.name, f"has the same bytes as {first[key]}"))
@@ -356,12 +356,24 @@ def _digest(candidate: Candidate) -> str:
     return whole.hexdigest()
 
 
-def _held(zoo: Zoo | None) -> set[tuple[str, str]]:
-    """Architecture and checksum of every file that was imported before."""
-    if zoo is None:
-        return set()
-    sums = ((record.architecture, record.provenance.get("sha256")) for record in zoo.records())
-    return {(text, digest) for text, digest in sums if isinstance(digest, str)}
+def _held(zoo: Zoo | None) -> dict[tuple[str, str], set[str]]:
+    """By architecture and checksum of every file that was imported before: where in it the networks were."""
+    places: dict[tuple[str, str], set[str]] = {}
+    for record in () if zoo is None else zoo.records():
+        digest = record.provenance.get("sha256")
+        if isinstance(digest, str):
+            place = str(record.provenance.get("read_from", "."))
+            places.setdefault((record.architecture, digest), set()).add(place)
+    return places
+
+
+def _is_one_of(places: set[str], key: str | None) -> bool:
+    """Whether one of these places in a file is what ``key`` chooses; without one, whether there is any."""
+    wanted = None if key is None else key.rstrip("./") or "."
+    return any(
+        wanted is None or place == wanted or place.startswith((f"{wanted}.", f"{wanted}/"))
+        for place in places
+    )
 
 
 def _reason(error: Exception, candidate: Candidate) -> str:
@@ -382,7 +394,8 @@ def _shards(networks: Sequence[Planned]) -> Iterator[tuple[ArchitectureSpec, lis
 
 
 def _shard_name(spec: ArchitectureSpec, members: Sequence[Planned]) -> str:
-    text = spec.full_text() + "".join(member.sha256 for member in members)
+    places = (member.sha256 + ("" if member.key == "." else f" {member.key} ") for member in members)
+    text = spec.full_text() + "".join(places)
     return f"import-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
