@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import zipfile
 
 import pytest
@@ -83,6 +84,23 @@ def test_letters_that_are_cut_in_two_are_text(tmp_path):
     assert "is a text" in file_kind(tmp_path / "x").reason
     (tmp_path / "x").write_bytes(b"x" * 4000 + b"\xff" + b"x" * 200)
     assert "is no file of weights" in file_kind(tmp_path / "x").reason
+
+
+@pytest.mark.parametrize(
+    "text", ["class\nants\nbees\n", "colour\nred\ngreen.", "(a) one\n(b) two\n", "}", "c"]
+)
+def test_a_text_is_no_pickle(tmp_path, text):
+    (tmp_path / "x").write_text(text)
+    assert "is a text" in file_kind(tmp_path / "x").reason
+    (tmp_path / "x").write_text("class\nants\n" + "bees\n" * 2000)
+    assert "is a text" in file_kind(tmp_path / "x").reason
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("size", [1, 3000])
+def test_a_pickle_of_any_protocol_is_one(tmp_path, protocol, size):
+    (tmp_path / "x").write_bytes(pickle.dumps({"w": list(range(size)), "b": 0.5}, protocol=protocol))
+    assert "is a pickle" in file_kind(tmp_path / "x").reason
 
 
 def test_names_in_a_file_cannot_talk_to_the_terminal(tmp_path):

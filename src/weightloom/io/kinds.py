@@ -19,7 +19,7 @@ from weightloom.io.files import open_regular
 
 Name = Literal["safetensors", "pytorch", "pytorch before 1.6", "other"]
 
-MAX_ENTRIES = 131_072
+MAX_ENTRIES = 65_600  # each tensor is one, and there are at most 65,536
 MAX_DIRECTORY_BYTES = 32 << 20
 OLD_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """The pickle that files of ``torch.save`` began with before PyTorch 1.6."""
@@ -252,8 +252,8 @@ def _plain_kind(head: bytes, tail: bytes, name: str, size: int) -> FileKind:
             return _other(kind)
     if tail == bytes.fromhex("57fb808b247547db"):
         return _other("tensorflow index")
-    if (pickled := _pickle_reason(head)) is not None:
-        return FileKind("other", pickled)
+    if _is_pickle(head, size):
+        return FileKind("other", _pickle_reason(head))
     if (kind_of_message := _message_kind(head, name)) is not None:
         return _other(kind_of_message)
     if head[0] in (0xDE, 0xDF, *range(0x81, 0x90)) and 0xA1 <= (head[1:2] or b"\0")[0] <= 0xDB:
@@ -291,8 +291,8 @@ def _text_kind(head: bytes, size: int) -> str | None:
         return "index" if '"weight_map"' in text else "json"
     if begin.startswith("model_checkpoint_path"):
         return "tensorflow index"
-    if re.match(r"\(dp?\d|\(lp?\d|c[\w.]+\n\w+\n|\(i[\w.]+\n", text):
-        return None  # a pickle of protocol 0 is text, too
+    if _is_pickle(head, size):  # that of protocol 0 is text, too
+        return None
     return "yaml or text"
 
 
@@ -310,12 +310,23 @@ def _message_kind(head: bytes, name: str) -> str | None:
     return None
 
 
-def _pickle_reason(head: bytes) -> str | None:
-    """Of a pickle: that it is one, and whose class it names first; None where it is none."""
-    if not (head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")) and not re.match(
-        rb"\(dp?\d|\(lp?\d|c[\w.]+\n\w+\n|\(i[\w.]+\n|[}\])]q\x00", head
-    ):
-        return None
+def _is_pickle(head: bytes, size: int) -> bool:
+    """Whether a file is a pickle; older protocols have no sign, and their instructions have to make sense."""
+    if head[:1] == b"\x80":
+        return head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
+    if head[:1] not in (b"(", b"c", b"}", b"]", b")"):
+        return False
+    place = 0
+    try:
+        for _, _, at in pickletools.genops(io.BytesIO(head)):
+            place = at or place
+    except Exception:  # half an instruction, or none
+        return size > len(head) and place > len(head) // 2
+    return True
+
+
+def _pickle_reason(head: bytes) -> str:
+    """That a file is a pickle, and whose class it names first."""
     named = first_class(head)
     of = f" of the class {named}" if named else ""
     return (

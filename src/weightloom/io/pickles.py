@@ -266,7 +266,9 @@ class Inspector(pickle.Unpickler):
         """Stands for what is a plain value to torch, and nothing here."""
 
     def _complex(self, real: Any, imaginary: Any) -> complex:
-        return complex(float(real), float(imaginary))
+        if not isinstance(real, int | float) or not isinstance(imaginary, int | float):  # a text may be long
+            raise ValueError("a complex number of something else than numbers")
+        return complex(real, imaginary)
 
     def _count(self, number: int) -> None:
         self.copied += number
