@@ -85,6 +85,11 @@ def _(net, folder):
     return folder / "x.bin"
 
 
+@kind("TorchScript of the first releases", "is a TorchScript program")
+def _(net, folder):
+    return _zipped(folder / "x.pt", {"x/model.json": b"{}", "x/code/x.py": b"", "x/tensors/0": bytes(8)})
+
+
 @kind("exported program", f"is an exported program.*{SAVE}")
 def _(net, folder):
     with warnings.catch_warnings():

@@ -437,7 +437,7 @@ def _kind_of_entries(names: list[str]) -> FileKind:
         return _other("empty zip")
     folder = names[0].partition("/")[0] + "/"
     inside = {name.removeprefix(folder) for name in names}
-    if "constants.pkl" in inside or "bytecode.pkl" in inside:
+    if "constants.pkl" in inside or "bytecode.pkl" in inside or any(n.startswith("code/") for n in inside):
         return _other("torchscript")
     if "archive_format" in inside or "serialized_exported_program.json" in inside | set(names):
         return _other("exported")
