@@ -23,10 +23,12 @@ FACE = {
         "--batch-norm", "--out", "--plot", "--steps", "--compare",
         "--no-compare", "--explain", "--json",
     },
-    "evaluate": {"FILE...", "--task", "--data", "--arch", "--workers", "--engine", "--address", "--json"},
+    "evaluate": {
+        "FILE...", "--task", "--data", "--arch", "--key", "--workers", "--engine", "--address", "--json",
+    },
     "finetune": {
-        "FILE", "--task", "--data", "--arch", "--steps", "--lr", "--batch-size", "--seed", "--out", "--plot",
-        "--from-random", "--json",
+        "FILE", "--task", "--data", "--arch", "--key", "--steps", "--lr", "--batch-size", "--seed", "--out",
+        "--plot", "--from-random", "--json",
     },
     "stream": {
         "--arch", "--out", "--task", "--data", "--generator", "--shots", "--seed", "--shard-mb",
@@ -45,8 +47,8 @@ FACE = {
     "zoo verify": {"DIR", "--json"},
     "zoo repair": {"DIR", "--json"},
     "zoo import": {
-        "DIR", "SOURCES...", "--task", "--arch", "--match", "--format", "--epochs", "--accuracy", "--strict",
-        "--dry-run", "--json",
+        "DIR", "SOURCES...", "--task", "--arch", "--match", "--format", "--key", "--epochs", "--accuracy",
+        "--strict", "--dry-run", "--json",
     },
     "zoo export": {"DIR", "ID", "--out", "--json"},
     "train": {
@@ -67,7 +69,7 @@ FACE = {
     "data list": {"--json"},
     "data fetch": {"NAMES...", "--all", "--json"},
     "data show": {"TASK", "--data", "--out", "--shots", "--json"},
-    "info": {"X", "--json"},
+    "info": {"X", "--arch", "--key", "--json"},
 }  # fmt: skip
 
 
