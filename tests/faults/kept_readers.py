@@ -172,23 +172,23 @@ def files_of_others(root: Path) -> dict[str, Reader]:
         read_checked(path, SPEC)
 
     return {
-        "wrapped checkpoint": Reader(root / "wrapped.tar", as_network, 60, 0.03),
-        "checkpoint before 1.6": Reader(root / "old.ckpt", as_network, 60, 0.03),
-        "weight norm in safetensors": Reader(root / "norm.safetensors", as_network, 40, 0.02),
+        "wrapped checkpoint": Reader(root / "wrapped.tar", as_network, 60, 0.01),
+        "checkpoint before 1.6": Reader(root / "old.ckpt", as_network, 60, 0.01),
+        "weight norm in safetensors": Reader(root / "norm.safetensors", as_network, 40, 0.01),
         "what a checkpoint is": Reader(
-            root / "described.ckpt", lambda path: dump_json(_describe(str(path))[0]), 40, 0.01
+            root / "described.ckpt", lambda path: dump_json(_describe(str(path))[0]), 40, 0.005
         ),
         "parts of PyTorch": Reader(
             root / "bin" / "pytorch_model.bin.index.json",
             lambda path: read_checked(path.parent, SPEC),
             40,
-            0.02,
+            0.01,
         ),
-        "NumPy's archive": Reader(root / "arrays.npz", as_network, 40, 0.02),
+        "NumPy's archive": Reader(root / "arrays.npz", as_network, 40, 0.01),
         "file without a name": Reader(
-            root / "nameless", lambda path: plan_import([find_networks(path)], architecture=SPEC), 40, 0.02
+            root / "nameless", lambda path: plan_import([find_networks(path)], architecture=SPEC), 40, 0.005
         ),
-        "bytes of other kinds": Reader(root / "model.onnx", as_network, 40, 0.05),
+        "bytes of other kinds": Reader(root / "model.onnx", as_network, 40, 0.02),
         "parts of a network": Reader(root / "parts" / "model.safetensors.index.json", parts, 40, 0.01),
         "state dict in order": Reader(
             root / "order.pt", lambda path: read_checked(path, SPEC, match="order"), 40, 0.02
