@@ -138,6 +138,10 @@ def test_one_of_several_networks(call, network, tmp_path):
 
 
 def test_what_is_no_file_of_weights(call, tmp_path):
+    save_file({"w": torch.ones(2)}, tmp_path / "x.safetensors", metadata={"architecture": "ResNet-18"})
+    assert call("info", tmp_path / "x.safetensors", "--json").json["metadata"] == {
+        "architecture": "ResNet-18"
+    }
     (tmp_path / "x.pt").write_text("version https://git-lfs.github.com/spec/v1\n")
     assert "is a Git LFS pointer" in call("info", tmp_path / "x.pt").sentence(2)
     (tmp_path / "hub").mkdir()

@@ -8,6 +8,7 @@ from tests.zoo.foreign import SPEC, tensors_of
 
 from weightloom.architectures import parse_architecture
 from weightloom.errors import CheckpointError
+from weightloom.io import save_tensors
 from weightloom.weights import layout_of
 from weightloom.zoo.reading import load_network, read_checked
 
@@ -163,6 +164,17 @@ def test_what_is_said_where_nothing_fits(save, state):
             read_checked(save(value), SPEC)
         assert words in caught.value.reason, caught.value.reason
         assert "\x1b" not in str(caught.value)
+
+
+def test_another_librarys_word_for_its_architecture(tmp_path, state):
+    path = tmp_path / "x.safetensors"
+    save_tensors(path, state, {"architecture": "ResNet-18", "format": "pt"})
+    assert read_checked(path, SPEC).spec == SPEC
+    with pytest.raises(CheckpointError, match="names an architecture that is none"):
+        read_checked(path)
+    save_tensors(path, state, {"architecture": "ResNet-18", "weightloom": "0.1.0"})
+    with pytest.raises(CheckpointError, match="names an architecture that is none"):
+        read_checked(path, SPEC)
 
 
 def test_one_part_of_several_files(tmp_path, state):

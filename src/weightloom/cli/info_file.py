@@ -70,10 +70,23 @@ def describe_weights(
     }
     if contents.places:
         described["keys"] = [str(key) for key in contents.places[""].entries]
-    named = contents.metadata.get("architecture", architecture)
+    named = _named(contents) or architecture
     if named is None and key is None:
         return described | {"metadata": dict(contents.metadata)}, _show
     return described | {"kind": "network", **_network(contents, named, architecture, key)}, _show
+
+
+def _named(contents: Contents) -> str | None:
+    """The architecture that a file of ours names, or any file by a name of ours."""
+    from weightloom.architectures import parse_architecture
+
+    named = contents.metadata.get("architecture")
+    if named is not None and "weightloom" not in contents.metadata:
+        try:
+            parse_architecture(named)
+        except InputError:
+            return None
+    return named
 
 
 def _network(

@@ -258,8 +258,10 @@ def _agreed_spec(path: Path, spec: ArchitectureSpec | None, metadata: Mapping[st
         try:
             own = parse_architecture(named)
         except InputError as error:
-            raise CheckpointError(path, f"names an architecture that is none ({error})") from None
-        spec = agreed(path, own, spec)
+            if spec is None or "weightloom" in metadata:
+                raise CheckpointError(path, f"names an architecture that is none ({error})") from None
+        else:  # another library's word may be a name of its own
+            spec = agreed(path, own, spec)
     if spec is None:
         raise CheckpointError(
             path,
