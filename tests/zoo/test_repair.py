@@ -42,6 +42,11 @@ def test_broken_and_missing_shards_and_litter_go_and_a_build_brings_them_back(co
     for words in (f"{shards[0].stem} is not what", f"{shards[1].stem} is missing", "tmp-0123abcd", "stray"):
         assert sum(words in line for line in said) == 1, (words, said)
     assert len(said) == 4 and copy.verify() == []
+    kept = copy.path / "dropped-1"
+    assert sum(str(kept) in line for line in said) == 3
+    assert sorted(file.name for file in (kept / "shards").iterdir()) == [shards[0].name, "stray.safetensors"]
+    assert (kept / "shards" / shards[0].name).read_bytes() == bytes(data)
+    assert (kept / "zoo.sqlite3").read_bytes() == (built.path / "zoo.sqlite3").read_bytes()
     gone = {shards[0].stem, shards[1].stem}
     assert copy.records() == [record for record in built.records() if record.shard not in gone]
     again = build_zoo(recipe(), copy.path)
@@ -99,7 +104,7 @@ def test_a_damaged_index_is_copied_as_far_as_it_can_be_read(copy, built):
     assert any("the index was damaged" in line for line in said)
     held = Zoo(copy.path)
     assert held.records() == built.records() and held.verify() == []
-    assert (copy.path / "zoo.sqlite3.broken").read_bytes() == bytes(data)
+    assert (copy.path / "dropped-1" / "zoo.sqlite3").read_bytes() == bytes(data)
 
 
 def _problems(path):

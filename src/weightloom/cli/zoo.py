@@ -293,7 +293,7 @@ def describe_zoo(zoo: Zoo) -> dict[str, Any]:
     return {
         "kind": "zoo",
         "zoo": zoo.path,
-        "recipe": zoo.about().get("recipe"),
+        "recipe": zoo.recipe(),
         "checkpoints": len(records),
         "networks": sum(record.final for record in records),
         "mean_accuracy": _mean(records),

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from weightloom.architectures import ArchitectureSpec
+from weightloom.engines import one_thread
 from weightloom.errors import CheckpointError, InputError, SpecError
 from weightloom.fitting import accuracy
 from weightloom.io import sha256_of
@@ -179,7 +180,7 @@ def plan_import(
         raise CheckpointError(skipped[0].name, skipped[0].reason)
     held: list[str] = []
     networks: list[Planned] = []
-    there = _held(zoo)
+    there: set[tuple[str, str]] = set() if zoo is None else zoo.imported()
     first: dict[tuple[str, str], str] = {}
     candidates = [candidate for each in found for candidate in each.candidates]
     for number, candidate in enumerate(candidates):
@@ -227,8 +228,10 @@ def carry_out(
 ) -> list[Record]:
     """Add what was planned, shard by shard; each is there as a whole or not at all.
 
+    What another import has added since the plan was made is passed over.
+
     Args:
-        zoo: where to.
+        zoo: where to; one that is planned (:meth:`Zoo.planned`) is made with its first shard.
         plan: from :func:`plan_import`, with the same task.
         task: what the networks were trained for.
         match: as for the plan.
@@ -249,6 +252,7 @@ def carry_out(
         images = _test_images(task)  # before anything is written
     split = _split_of(zoo, task)
     added: list[Record] = []
+    done = 0
     for spec, members in _shards(plan.networks):
         flats = torch.empty(len(members), layout_of(spec).size)
         for row, member in enumerate(members):
@@ -262,14 +266,14 @@ def carry_out(
             for start in range(
                 0, len(members), _AT_ONCE
             ):  # as many pictures as networks are in memory at once
-                found = accuracy(spec, flats[start : start + _AT_ONCE], *images)
+                with one_thread():
+                    found = accuracy(spec, flats[start : start + _AT_ONCE], *images)
                 for row, score in enumerate(found.tolist(), start=start):
                     scores[row] = score if measured[row] else scores[row]
-        shard = _shard_name(spec, members)
         records = [
             Record(
-                id=f"{shard}-{row:03d}",
-                shard=shard,
+                id="",  # the zoo names and numbers what it takes
+                shard="",
                 row=row,
                 architecture=spec.full_text(),
                 task="" if task is None else str(task),
@@ -285,9 +289,9 @@ def carry_out(
             )
             for row, member in enumerate(members)
         ]
-        zoo.add(shard, spec, flats, records)
-        added += records
-        progress("importing", len(added), len(plan.networks))
+        added += zoo.add_new(spec, flats, records)
+        done += len(members)
+        progress("importing", done, len(plan.networks))
     return added
 
 
@@ -351,14 +355,6 @@ def _digest(candidate: Candidate) -> str:
     return whole.hexdigest()
 
 
-def _held(zoo: Zoo | None) -> set[tuple[str, str]]:
-    """Architecture and checksum of every file that was imported before."""
-    if zoo is None:
-        return set()
-    sums = ((record.architecture, record.provenance.get("sha256")) for record in zoo.records())
-    return {(text, digest) for text, digest in sums if isinstance(digest, str)}
-
-
 def _reason(error: Exception, candidate: Candidate) -> str:
     if isinstance(error, CheckpointError):
         return error.reason
@@ -374,11 +370,6 @@ def _shards(networks: Sequence[Planned]) -> Iterator[tuple[ArchitectureSpec, lis
         each = max(1, min(SHARD_NETWORKS, SHARD_VALUES // max(1, layout_of(spec).size)))
         for start in range(0, len(members), each):
             yield spec, members[start : start + each]
-
-
-def _shard_name(spec: ArchitectureSpec, members: Sequence[Planned]) -> str:
-    text = spec.full_text() + "".join(member.sha256 for member in members)
-    return f"import-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def _measured(member: Planned, source: Source) -> bool:
@@ -408,12 +399,12 @@ def _test_images(task: DatasetTask) -> tuple[Tensor, Tensor]:
 
 def _split_of(zoo: Zoo, task: DatasetTask | None) -> str:
     """The split the zoo's own recipe gives this task, so that nothing held out gets in by the back door."""
-    recipe = zoo.about().get("recipe")
-    if task is None or not isinstance(recipe, dict) or task.dataset not in recipe.get("datasets", ()):
+    recipe = zoo.recipe("salt")
+    if task is None or recipe is None or task.dataset not in recipe.get("datasets", ()):
         return "train"
     sampler = TaskSampler(
         datasets=list(recipe["datasets"]),
-        salt=str(recipe["salt"]),
+        salt=recipe["salt"],
         split="train",
         classes=(2, task.num_classes),
         size=task.size,
