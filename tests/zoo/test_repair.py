@@ -76,21 +76,6 @@ def test_rows_that_were_changed_are_found_and_dropped(copy, statement, problem):
     assert Zoo(copy.path).records() is not None and repair(copy.path) == []
 
 
-def test_an_index_of_before_there_were_seals(copy, built):
-    change(copy, "DROP TABLE seals")
-    assert copy.verify() == [] and repair(copy.path) == []
-    record = built.records()[0]
-    spec, flat = record.spec(), built.load([record])
-    copy.add("new", spec, flat, [record.__class__(**{**_plain(record), "id": "new-0"})])
-    assert copy.verify() == []
-    change(copy, "UPDATE checkpoints SET loss = 3 WHERE shard = 'new'")
-    assert len(copy.verify()) == 1
-
-
-def _plain(record):
-    return {name: getattr(record, name) for name in record.__slots__}
-
-
 def test_a_damaged_index_is_copied_as_far_as_it_can_be_read(copy, built):
     index = copy.path / "zoo.sqlite3"
     data = bytearray(index.read_bytes())

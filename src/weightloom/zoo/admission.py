@@ -20,6 +20,7 @@ from contextlib import closing, contextmanager, suppress
 from functools import cache
 from itertools import chain, repeat
 from pathlib import Path
+from typing import BinaryIO
 
 from weightloom.errors import CheckpointError, WeightloomError
 from weightloom.io import open_regular, require_plain
@@ -230,33 +231,64 @@ def keeps_a_log(path: Path) -> bool:
     return versions == (2, 2)
 
 
-def check_journal(path: Path) -> None:
-    """Refuse a journal that must not be taken back.
+def check_replayed(path: Path) -> None:
+    """Refuse a journal or a log that SQLite must not replay when it opens the index for writing.
 
-    It can name another file, which SQLite then removes, and say how large the index is to become.
+    A journal can name another file, which SQLite then removes; both can say how large the index is to become.
+
+    Raises:
+        ForeignIndex: one does.
     """
-    journal = Path(f"{path}-journal")
-    if not os.path.lexists(journal):
-        return
     size = require_plain(path).st_size
-    with open_regular(journal) as (handle, length):
-        head = handle.read(28)
-        handle.seek(max(0, length - 8))
-        names_another = handle.read(8) == _JOURNAL_MAGIC and length >= 16
+    for suffix, refused in (("-journal", _journal_is_foreign), ("-wal", _log_is_foreign)):
+        side = Path(f"{path}{suffix}")
+        if os.path.lexists(side):
+            require_plain(side)
+            with open_regular(side) as (handle, length):
+                if refused(handle, length, size):
+                    raise ForeignIndex(side, "is not what a zoo's writer leaves; without it the zoo can be opened")
+
+
+def _journal_is_foreign(handle: BinaryIO, length: int, size: int) -> bool:
+    """Whether a journal names another one, or an index larger than it is.
+
+    https://www.sqlite.org/fileformat.html, section 3, and ``readSuperJournal`` in SQLite's pager.c.
+    """
+    head = handle.read(28)
+    handle.seek(max(0, length - 8))
+    if handle.read(8) == _JOURNAL_MAGIC and length >= 16:
+        return True
     pages, page = (int.from_bytes(head[start : start + 4], "big") for start in (16, 24))
-    grows = head[:8] == _JOURNAL_MAGIC and len(head) == 28 and pages * page > size
-    if names_another or grows:
-        raise ForeignIndex(journal, "is no journal of a zoo's writer; remove it if the zoo is a stranger's")
+    return head[:8] == _JOURNAL_MAGIC and len(head) == 28 and pages * page > size
 
 
-def connect(path: Path, place: str) -> sqlite3.Connection:
+def _log_is_foreign(handle: BinaryIO, length: int, size: int) -> bool:
+    """Whether a write-ahead log names pages far beyond those that index and log have (section 4, there)."""
+    page = int.from_bytes(handle.read(32)[8:12], "big")
+    if page not in (1 << power for power in range(9, 17)):
+        return False  # SQLite reads no such log
+    most = 2 * (size + length) // page + 1000
+    for start in range(32, length, page + 24):
+        handle.seek(start)
+        head = handle.read(8)
+        if max(int.from_bytes(head[:4], "big"), int.from_bytes(head[4:], "big")) > most:
+            return True
+    return False
+
+
+def connect(path: Path, place: str, *, writes: bool = False) -> sqlite3.Connection:
     """A connection on which nothing of a stranger's is run or replayed, and no statement goes on for ever.
 
     Args:
         path: the index.
         place: ``mode=ro``, ``mode=rw``, or ``mode=ro&immutable=1``.
+        writes: whether it is for more rows than the file has, of our own.
+
+    Raises:
+        ForeignIndex: something lies beside it that SQLite must not replay.
     """
-    writes = place == "mode=rw"
+    if place == "mode=rw":
+        check_replayed(path)
     worth = sum(_worth(file) for file in (str(path), *(f"{path}{suffix}" for suffix in SIDE_FILES)))
     address = f"{path.absolute().as_uri()}?{place}"
     db = sqlite3.connect(address, timeout=_SECONDS, isolation_level=None, uri=True)

@@ -65,6 +65,7 @@ def build_zoo(
     zoo = Zoo.planned(path)
     said = recipe.model_dump(mode="json")
     zoo.check_recipe(said)
+    zoo.tidy()
     jobs = list(_jobs(recipe))
     for text, classes in dict.fromkeys((text, tasks[0].num_classes) for text, _, _, tasks, _ in jobs):
         layout_of(_spec(recipe, text, classes))  # one that does not fit is found before any training

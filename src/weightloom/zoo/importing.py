@@ -250,6 +250,7 @@ def carry_out(
     images: tuple[Tensor, Tensor] | None = None
     if task is not None and to_measure(plan, source):
         images = _test_images(task)  # before anything is written
+    zoo.tidy()
     split = _split_of(zoo, task)
     added: list[Record] = []
     done = 0

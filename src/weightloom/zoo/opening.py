@@ -31,7 +31,6 @@ from weightloom.zoo.admission import (
     SIDE_FILES,
     UnfinishedIndex,
     admit,
-    check_journal,
     code_of,
     connect,
     empty,
@@ -149,13 +148,15 @@ def _continue(
 ) -> T:
     """One transaction on an index that is there."""
     index = folder / INDEX
+    if version == 1:
+        require_sound(index, db, "integrity_check")  # before anything of it is changed
     if keeps_a_log(index) and db.execute("PRAGMA journal_mode=DELETE").fetchone()[0] != "delete":
         raise WeightloomError(f"{index}: the index cannot be used now (another process has it open)")
     db.execute("PRAGMA synchronous=EXTRA")
     db.execute("BEGIN IMMEDIATE")
     try:
         if version == 1:
-            _upgrade(index, db)
+            _upgrade(db)
         _take_back(folder, db)
         result = work(db, folder)
         db.execute("COMMIT")
@@ -233,12 +234,11 @@ def begin(place: Path, work: Callable[[sqlite3.Connection, Path], T]) -> T:
     return result
 
 
-def _upgrade(path: Path, db: sqlite3.Connection) -> None:
+def _upgrade(db: sqlite3.Connection) -> None:
     """An index of version 1 becomes one of version 2: every shard and every key is sealed.
 
-    What has a seal keeps it: an index that is not what was written does not become so by being copied.
+    What has a seal keeps it, so that rows which are not what was written are still found.
     """
-    require_sound(path, db, "integrity_check")
     for statement in SCHEMA.split(";"):
         db.execute(statement)
     seal_the_rest(db)
@@ -260,8 +260,7 @@ def _locked(folder: Path) -> Iterator[None]:
 def _writable(path: Path) -> sqlite3.Connection:
     """A connection that may write, after what a killed writer left has been taken back."""
     keeps_a_log(path)
-    check_journal(path)
-    db = connect(path, "mode=rw")
+    db = connect(path, "mode=rw", writes=True)
     try:
         db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchall()
     except BaseException:

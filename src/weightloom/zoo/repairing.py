@@ -20,7 +20,7 @@ from weightloom.zoo.admission import (
     SIDE_FILES,
     ForeignIndex,
     UnfinishedIndex,
-    check_journal,
+    check_replayed,
     connect,
     empty,
     expected,
@@ -182,7 +182,7 @@ def _rescue(folder: Path) -> Rows:
         for suffix in ("-journal", "-wal") if has_log else ("-journal",):
             with suppress(WeightloomError):
                 require_plain(f"{index}{suffix}")
-                check_journal(index)
+                check_replayed(index)
                 shutil.copyfile(f"{index}{suffix}", f"{copy}{suffix}")
         found = [_readable(copy)]
         with copy.open("r+b") as handle:

@@ -39,7 +39,7 @@ from weightloom.zoo.index import (
     to_row,
 )
 from weightloom.zoo.integrity import find_problems
-from weightloom.zoo.opening import adding, opened, shard_file, shards_folder, transact
+from weightloom.zoo.opening import ADDING, adding, opened, shard_file, shards_folder, transact
 
 _FIELDS: dict[str, type] = {
     "name": str,
@@ -96,6 +96,13 @@ class Zoo:
         with zoo._opened(whole=False):
             pass
         return zoo
+
+    def tidy(self) -> None:
+        """Remove what killed writers left, if this is a zoo and anything is there."""
+        if os.path.lexists(self._index):
+            sweep(shards_folder(self.path))
+            if os.path.lexists(self.path / ADDING):
+                transact(self.path, lambda *_: None)
 
     def _opened(self, *, whole: bool = True) -> AbstractContextManager[sqlite3.Connection]:
         return opened(self._index, planned=self._planned, whole=whole)
