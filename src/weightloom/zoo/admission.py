@@ -246,7 +246,9 @@ def check_replayed(path: Path) -> None:
             require_plain(side)
             with open_regular(side) as (handle, length):
                 if refused(handle, length, size):
-                    raise ForeignIndex(side, "is not what a zoo's writer leaves; without it the zoo can be opened")
+                    raise ForeignIndex(
+                        side, "is not what a zoo's writer leaves; without it the zoo can be opened"
+                    )
 
 
 def _journal_is_foreign(handle: BinaryIO, length: int, size: int) -> bool:

@@ -21,6 +21,7 @@ from weightloom.errors import InputError
 from weightloom.fitting import FitSettings, accuracy, fit_population, initial_flats
 from weightloom.seeding import seed_for, torch_generator
 from weightloom.tasks import DatasetTask, TaskSampler, parse_task
+from weightloom.tasks.store import SPLITS, read_split
 from weightloom.weights import layout_of
 from weightloom.zoo.index import Record
 from weightloom.zoo.recipe import GroupRecipe, ZooRecipe
@@ -83,16 +84,20 @@ def _build(recipe: ZooRecipe, jobs: list[_Job], zoo: Zoo, progress: Progress, en
     said = recipe.model_dump(mode="json")
     total = sum(steps * len(tasks) for *_, tasks, steps in jobs)
     done = 0
+    if not {_shard_name(*each[:3]) for each in jobs} <= zoo.shards():
+        for _ in engine.map(find_data, [{"datasets": list(recipe.datasets)}]):
+            pass  # a dataset that is missing is found before anything is trained
     # Starts come first, then those of the datasets: the shards after them begin where they end.
     for stage in range(3):
         waiting: list[tuple[str, int, int]] = []  # shard, its networks, steps of each
         payloads: list[Payload] = []
+        there = zoo.shards()
         starts: dict[tuple[str, str], Any] = {}
         for text, group, chunk, tasks, steps in jobs:
             if _stage(group) != stage:
                 continue
-            shard = f"{_slug(text)}-{group}-{chunk}"
-            if zoo.has_shard(shard):
+            shard = _shard_name(text, group, chunk)
+            if shard in there:
                 done += steps * len(tasks)
                 progress(shard, done, total)
                 continue
@@ -211,6 +216,19 @@ def _spec(recipe: ZooRecipe, text: str, classes: int) -> ArchitectureSpec:
 
 
 @job
+def find_data(payload: Payload, step: Callable[[int], None]) -> None:
+    """Read every one of ``datasets``, where an engine's jobs run.
+
+    Raises:
+        DataUnavailableError: one is not there.
+        CheckpointError: its file in the cache is broken.
+    """
+    for name in payload["datasets"]:
+        for split in SPLITS:
+            read_split(name, split)
+
+
+@job
 def train_shard(payload: Payload, step: Callable[[int], None]) -> dict[str, Any]:
     """A shard's networks and records, from its recipe, tasks and the networks that it starts from."""
     with one_thread():
@@ -320,6 +338,10 @@ def _record(
         loss=loss,
         provenance={"recipe": recipe.name, "salt": recipe.salt, "initialisation": recipe.initialisation},
     )
+
+
+def _shard_name(text: str, group: str, chunk: int) -> str:
+    return f"{_slug(text)}-{group}-{chunk}"
 
 
 def _slug(text: str) -> str:

@@ -149,6 +149,11 @@ class Zoo:
         """Keep one JSON value under ``key``."""
         transact(self.path, lambda db, _: _put_about(db, key, value), create=self._planned)
 
+    def shards(self) -> set[str]:
+        """The names of the shards that are committed."""
+        with self._opened() as db:
+            return {row[0] for row in db.execute("SELECT name FROM shards")}
+
     def has_shard(self, name: str) -> bool:
         """Whether the shard is committed."""
         with self._opened(whole=False) as db:

@@ -1,0 +1,115 @@
+"""One flipped bit in a zoo: `zoo verify` finds it, or every answer of every reader is what it was."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import Counter
+from contextlib import nullcontext
+
+import pytest
+import torch
+from tests.faults.writers import SPEC, record_of
+from tests.zoo.old import old_zoo
+
+from weightloom.errors import WeightloomError
+from weightloom.fitting import initial_flats
+from weightloom.zoo import Zoo
+from weightloom.zoo.opening import opened
+
+QUICK = 150
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    """A small zoo: two shards, a recipe, a note."""
+    root = tmp_path_factory.mktemp("flips")
+    zoo = Zoo(root / "zoo", create=True)
+    zoo.add("s", SPEC, initial_flats(SPEC, [0, 1]), [record_of(SPEC, "s", n, row=n) for n in range(2)])
+    zoo.add("t", SPEC, initial_flats(SPEC, [2]), [record_of(SPEC, "t", 5)])
+    zoo.set_about("recipe", {"name": "x", "datasets": ["digits"], "salt": "s", "size": 8, "channels": 1})
+    zoo.set_about("note", [1, 2.5, None])
+    old_zoo(root / "zoo", root / "old", "sealed")
+    return root
+
+
+def answers(root):
+    """What every reader says of a zoo: of its rows, through each of its indexes, and what it says of itself."""
+    zoo = Zoo(root)
+    with opened(root / "zoo.sqlite3") as db:
+        zoo._opened = lambda whole=True: nullcontext(db)
+        return (
+            zoo.records(),
+            zoo.about(),
+            zoo.recipe(),
+            zoo.summary(),
+            zoo.imported(),
+            zoo.records(task="digits[3,1,7]@8c1"),
+            zoo.records(dataset="digits", split="train", min_accuracy=0.1),
+            zoo.records(architecture="mlp(depth=1,width=4)", dataset="digits", split="train", final=True),
+            [zoo.record(f"s-{row}") for row in range(2)],
+            [zoo.has_shard(name) for name in ("s", "t", "u")],
+        )
+
+
+def bits(data: bytes, full: bool) -> list[int]:
+    """All bits, or some, most of them where bytes are used."""
+    if full:
+        return list(range(8 * len(data)))
+    draw = random.Random(0)
+    used = [8 * place + bit for place, byte in enumerate(data) if byte for bit in range(8)]
+    return sorted(draw.sample(used, QUICK) + draw.sample(range(8 * len(data)), QUICK // 3))
+
+
+def flipped(root, file, full):
+    """How many flips were found, and how many change no answer; fails for one that is neither."""
+    wanted = answers(root)
+    data = file.read_bytes()
+    counts = Counter()
+    with file.open("r+b", buffering=0) as handle:
+        for bit in bits(data, full):
+            place, byte = bit // 8, data[bit // 8]
+            os.pwrite(handle.fileno(), bytes([byte ^ 1 << bit % 8]), place)
+            try:
+                found = bool(Zoo(root).verify())
+            except WeightloomError:
+                found = True
+            if not found:
+                assert answers(root) == wanted, f"bit {bit % 8} of byte {place} of {file.name}"
+            counts["found" if found else "no answer changes"] += 1
+            os.pwrite(handle.fileno(), bytes([byte]), place)
+    assert file.read_bytes() == data and answers(root) == wanted and Zoo(root).verify() == []
+    return counts
+
+
+@pytest.mark.parametrize("version", ["zoo", "old"])
+def test_every_flipped_bit_of_an_index_that_changes_an_answer_is_found(good, version, full, record_property):
+    root = good / version
+    counts = flipped(root, root / "zoo.sqlite3", full)
+    for name, count in counts.items():
+        record_property(name, count)
+    assert counts["found"] > QUICK // 2
+
+
+def test_every_flipped_bit_of_a_shard_is_found(good, full, record_property):
+    root = good / "zoo"
+    counts = flipped(root, root / "shards" / "s.safetensors", full)
+    assert set(counts) == {"found"}
+    record_property("found", counts["found"])
+
+
+def test_the_row_that_names_the_seals(good, full):
+    """The old finding: one bit here, and a zoo had never had any seals."""
+    root = good / "zoo"
+    index = root / "zoo.sqlite3"
+    data = index.read_bytes()
+    start = data.index(b"tablesealsseals")
+    for place in range(start, start + 15):
+        for bit in range(8):
+            changed = bytearray(data)
+            changed[place] ^= 1 << bit
+            index.write_bytes(changed)
+            with pytest.raises(WeightloomError):
+                Zoo(root)
+    index.write_bytes(data)
+    assert torch.equal(Zoo(root).load(Zoo(root).records()), initial_flats(SPEC, [0, 1, 2]))
