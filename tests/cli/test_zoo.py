@@ -83,6 +83,15 @@ def test_an_interrupt_keeps_what_is_there(call, recipe, tmp_path, monkeypatch):
     assert call("zoo", "build", recipe, "--out", out, "--json").json["networks"] == 5
 
 
+def test_an_interrupt_before_the_first_shard_leaves_nothing(call, recipe, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("weightloom.zoo.build._train_shard", interrupted)
+    sentence = call("zoo", "build", recipe, "--out", tmp_path / "zoo").sentence(1)
+    assert sentence == "interrupted; nothing was written" and list(tmp_path.iterdir()) == []
+
+
 def test_build_refuses(call, recipe, tmp_path):
     assert "unknown recipe 'zoo-tyni'; did you mean 'zoo-tiny'" in call(
         "zoo", "build", "zoo-tyni", "--out", tmp_path / "z"

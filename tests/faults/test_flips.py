@@ -34,7 +34,7 @@ def good(tmp_path_factory):
 
 
 def answers(root):
-    """What every reader says of a zoo: of its rows, through each of its indexes, and what it says of itself."""
+    """What every reader says of a zoo: of its rows, through each of its indexes, and of the zoo itself."""
     zoo = Zoo(root)
     with opened(root / "zoo.sqlite3") as db:
         zoo._opened = lambda whole=True: nullcontext(db)

@@ -191,6 +191,16 @@ def test_a_second_import_that_is_killed_costs_nothing(ask, tmp_path, full, recor
     record_property("kills", len(chosen))
 
 
+def test_imports_at_once_make_one_zoo_with_each_network_once(ask, tmp_path, full):
+    for turn in range(20 if full else 3):
+        place = tmp_path / str(turn)
+        assert ask(place, "sources", 1) == "done"
+        assert ask(place, "imports at once", 1) == "done"
+        names = [record.provenance["file"] for record, _ in whole(place).values()]
+        assert sorted(names) == [f"{number}.safetensors" for number in range(4)] and litter(place) == []
+        assert sorted(entry.name for entry in place.iterdir()) == ["in", "recipe.yaml", "zoo"]
+
+
 @pytest.mark.parametrize("kind", ["first", "sealed"])
 def test_an_old_zoo_whose_first_writing_is_killed(ask, tmp_path, kind, full, record_property):
     start = tmp_path / "start"

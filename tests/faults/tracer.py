@@ -17,9 +17,9 @@ _ORIG_RAX, _RDI, _RSI, _RDX = 8 * 15, 8 * 14, 8 * 13, 8 * 12
 
 # What changes the disk, or takes a lock on it, by its number on x86-64.
 _ALWAYS = {
-    74: "fsync", 75: "fdatasync", 76: "truncate", 77: "ftruncate", 73: "flock", 82: "rename", 83: "mkdir", 84: "rmdir",
-    86: "link", 87: "unlink", 88: "symlink", 258: "mkdirat", 263: "unlinkat", 264: "renameat", 265: "linkat",
-    316: "renameat2",
+    73: "flock", 74: "fsync", 75: "fdatasync", 76: "truncate", 77: "ftruncate", 82: "rename", 83: "mkdir",
+    84: "rmdir", 86: "link", 87: "unlink", 88: "symlink", 258: "mkdirat", 263: "unlinkat", 264: "renameat",
+    265: "linkat", 316: "renameat2",
 }  # fmt: skip
 _TO_A_FILE = {1: "write", 18: "pwrite64", 20: "writev"}  # where the descriptor is none of the first three
 _OPEN, _OPENAT, _WRITES = 2, 257, os.O_WRONLY | os.O_RDWR | os.O_CREAT

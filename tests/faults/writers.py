@@ -130,9 +130,9 @@ def write_crowd(folder: Path, version: int) -> None:
 
 
 RECIPE = {
-    "kind": "zoo", "name": "killed", "salt": "kills", "datasets": ["digits"], "architectures": ["mlp(depth=1,width=4)"],
-    "size": 8, "channels": 1, "initialisation": "independent", "fit": {"steps": 1, "batch_size": 4},
-    "groups": [{"classes": 3, "tasks": 2}], "members_at_once": 1,
+    "kind": "zoo", "name": "killed", "salt": "kills", "datasets": ["digits"],
+    "architectures": ["mlp(depth=1,width=4)"], "size": 8, "channels": 1, "initialisation": "independent",
+    "fit": {"steps": 1, "batch_size": 4}, "groups": [{"classes": 3, "tasks": 2}], "members_at_once": 1,
 }  # fmt: skip
 
 
@@ -162,6 +162,24 @@ def import_networks(folder: Path, version: int) -> None:
     command("zoo", "import", folder / "zoo", *sources, "--task", "digits[3,1,7]@8c1")
 
 
+def import_at_once(folder: Path, version: int) -> None:
+    """Three processes make one zoo at once, of sources of which each has some that another one has too."""
+    sources = sorted((folder / "in").iterdir())
+    children = []
+    for number in range(3):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                command("zoo", "import", folder / "zoo", *sources[number : number + 2])
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+        children.append(pid)
+    states = [os.waitpid(pid, 0)[1] for pid in children]
+    assert states == [0] * 3, states
+
+
 def write_note(folder: Path, version: int) -> None:
     Zoo(folder / "zoo").set_about("note", version)
 
@@ -186,6 +204,7 @@ WRITERS = {
     "sources": write_sources,
     "build": build,
     "import": import_networks,
+    "imports at once": import_at_once,
     "note": write_note,
     "repair": repair_zoo,
     "read-zoo": read_zoo,

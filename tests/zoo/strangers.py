@@ -144,3 +144,34 @@ def hot_journal(zoo: Path, *, names: Path | None = None, pages: int | None = Non
         data += sum(text).to_bytes(4, "big") + bytes.fromhex("d9d505f920a163d7")
     journal.write_bytes(data)
     return journal
+
+
+def shared_pages(zoo: Path, table: str) -> None:
+    """A table whose pages lead to each other so that it has rows for ever."""
+    index = zoo / "zoo.sqlite3"
+    with closing(sqlite3.connect(index, isolation_level=None)) as db:
+        (root,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (table,)).fetchone()
+    data = bytearray(index.read_bytes())
+    leaf = data[(root - 1) * 4096 : root * 4096]
+    assert leaf[0] == 0x0D
+    count = len(data) // 4096
+    levels = 12
+    pages = [root, *range(count + 1, count + levels + 1)]
+    for number, page in enumerate(pages[:-1]):
+        children = 300
+        cells = b"".join(pages[number + 1].to_bytes(4, "big") + b"\x01" for _ in range(children))
+        start = 4096 - len(cells)
+        body = bytearray(4096)
+        body[0] = 5
+        body[3:5], body[5:7] = children.to_bytes(2, "big"), start.to_bytes(2, "big")
+        body[8:12] = pages[number + 1].to_bytes(4, "big")
+        for cell in range(children):
+            body[12 + 2 * cell : 14 + 2 * cell] = (start + 5 * cell).to_bytes(2, "big")
+        body[start:] = cells
+        if page > count:
+            data += body
+        else:
+            data[(page - 1) * 4096 : page * 4096] = body
+    data += leaf
+    data[28:32] = (len(data) // 4096).to_bytes(4, "big")
+    index.write_bytes(data)

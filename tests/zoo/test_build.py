@@ -15,7 +15,6 @@ import torch
 import yaml
 
 import weightloom
-
 from weightloom.architectures import parse_architecture
 from weightloom.errors import InputError, TrainingError, WeightloomError
 from weightloom.fitting import accuracy, initial_flats

@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 import torch
-from tests.zoo.old import KINDS, old_zoo
+from tests.zoo.old import FIRST, KINDS, old_zoo
 
 from weightloom.errors import CheckpointError, InputError
 from weightloom.zoo import Zoo, build_zoo, repair
@@ -157,3 +157,35 @@ def test_a_later_version_is_left_alone(built, tmp_path):
         with pytest.raises(CheckpointError, match="is of format 3"):
             attempt(copy)
     assert (copy / "zoo.sqlite3").read_bytes() == data
+
+
+@pytest.mark.parametrize("tables", [None, 0, 1, 2, 3])
+def test_what_a_killed_making_left_before_is_no_zoo_yet(recipe, tmp_path, tables):
+    """An earlier version made the folder, the file and its tables one after another."""
+    place = tmp_path / "zoo"
+    (place / "shards").mkdir(parents=True)
+    (place / "zoo.sqlite3").touch()
+    if tables is not None:
+        with closing(sqlite3.connect(place / "zoo.sqlite3")) as db:
+            db.execute("PRAGMA journal_mode=WAL")
+            for statement in FIRST.split(";")[:tables]:
+                db.execute(statement)
+            left = {name: (place / name).read_bytes() for name in ("zoo.sqlite3-wal",) if tables}
+        for name, data in left.items():
+            (place / name).write_bytes(data)
+    if tables != 3:
+        with pytest.raises(CheckpointError, match="index cannot be read"):
+            Zoo(place)
+    assert Zoo.planned(place).records() == [] and Zoo.planned(place).recipe() is None
+    small = recipe(architectures=("mlp(depth=1,width=4)",), groups=({"classes": 3, "tasks": 1},))
+    assert build_zoo(small, place).verify() == [] and marks(place)[0] == APPLICATION
+    assert len(Zoo(place).records()) == 3
+
+
+def test_an_index_that_lacks_tables_and_holds_rows_is_broken(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "zoo.sqlite3")) as db, db:
+        db.execute(FIRST.split(";")[0])
+        db.execute("INSERT INTO about VALUES ('recipe', '{}')")
+    for attempt in (Zoo, Zoo.planned, lambda path: Zoo(path, create=True)):
+        with pytest.raises(CheckpointError, match="lacks 'shards'"):
+            attempt(tmp_path)

@@ -75,9 +75,8 @@ def build(
     except KeyboardInterrupt:
         if os.environ.get("WEIGHTLOOM_DEBUG", "") not in ("", "0"):
             raise
-        raise Interrupted(
-            f"what was trained before stays in {out}, and the same command goes on from there"
-        ) from None
+        kept = f"what was trained before stays in {out}, and the same command goes on from there"
+        raise Interrupted(*((kept,) if (out / "zoo.sqlite3").exists() else ())) from None
     records = zoo.records()
     result: dict[str, Any] = {
         "zoo": out,

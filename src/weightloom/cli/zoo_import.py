@@ -133,9 +133,8 @@ def import_networks(
     except KeyboardInterrupt:
         if os.environ.get("WEIGHTLOOM_DEBUG", "") not in ("", "0"):
             raise
-        raise Interrupted(
-            f"what was added before stays in {zoo}, and the same command goes on from there"
-        ) from None
+        kept = f"what was added before stays in {zoo}, and the same command goes on from there"
+        raise Interrupted(*((kept,) if (zoo / "zoo.sqlite3").exists() else ())) from None
     if as_json:
         emit({**result, "imported": [asdict(record) for record in added]})
         return

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weightloom.errors import CheckpointError
-from weightloom.io import require_plain, sha256_of
+from weightloom.io import read_header, require_plain, sha256_of
 from weightloom.zoo.admission import DamagedIndex, require_sound, version_of
 from weightloom.zoo.index import INDEX, check_shard_name, seal_of_key, seal_of_shard, seals, to_record
 from weightloom.zoo.opening import being_added, opened, shard_file, shards_folder
@@ -55,11 +55,14 @@ def _problem_of_shard(folder: Path, name: str, sha256: str, networks: int) -> Pr
         return Problem(f"shard {name} is missing ({networks} networks)", shard=name)
     try:
         require_plain(file)
-        if sha256_of(file) == sha256:
-            return None
     except CheckpointError as error:
         return Problem(f"shard {name} cannot be read ({error.reason})", shard=name, file=file)
-    return Problem(f"shard {name} is not what was written: its checksum differs", shard=name, file=file)
+    changed = f"shard {name} is not what was written: its checksum differs"
+    try:
+        read_header(file)  # which says how long the file is: one that was made longer is not read to its end
+        return None if sha256_of(file) == sha256 else Problem(changed, shard=name, file=file)
+    except CheckpointError as error:
+        return Problem(f"{changed} ({error.reason})", shard=name, file=file)
 
 
 def _problems_of_index(
@@ -116,7 +119,7 @@ def find_strays(folder: Path) -> list[Problem]:
     # In this order no writer is between its file and its row: files, whose is not committed, rows.
     files = sorted(shards_folder(folder).glob("*.safetensors"))
     begun = being_added(folder)
-    with opened(folder / INDEX) as db:
+    with opened(folder / INDEX, whole=False) as db:
         named = {row[0] for row in db.execute("SELECT name FROM shards")}
     return [
         Problem(f"shard {file.stem} is on disk but not in the index", file=file)

@@ -15,7 +15,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -63,6 +63,7 @@ class Zoo:
         self.path = Path(path)
         self._index = self.path / INDEX
         self._planned = False
+        self._sound: tuple[int, ...] | None = None
         if create:
             transact(self.path, lambda *_: None, create=True)
             sweep(shards_folder(self.path))
@@ -91,6 +92,7 @@ class Zoo:
         zoo.path = Path(path)
         zoo._index = zoo.path / INDEX
         zoo._planned = True
+        zoo._sound = None
         if os.path.lexists(zoo.path) and not zoo.path.is_dir():
             raise CheckpointError(zoo.path, "no zoo can be made here (it is no folder)")
         with zoo._opened(whole=False):
@@ -104,8 +106,14 @@ class Zoo:
             if os.path.lexists(self.path / ADDING):
                 transact(self.path, lambda *_: None)
 
-    def _opened(self, *, whole: bool = True) -> AbstractContextManager[sqlite3.Connection]:
-        return opened(self._index, planned=self._planned, whole=whole)
+    @contextmanager
+    def _opened(self, *, whole: bool = True) -> Iterator[sqlite3.Connection]:
+        """The index for reading; for more than a row its pages are checked, once for a state of the file."""
+        state = _state_of(self._index)
+        with opened(self._index, planned=self._planned, whole=whole and state != self._sound) as db:
+            if whole:
+                self._sound = state
+            yield db
 
     def about(self) -> dict[str, Any]:
         """What the zoo says of itself: its recipe and format."""
@@ -391,6 +399,15 @@ class Zoo:
         )
         with self._opened() as db:
             return [dict(row) for row in db.execute(query)]
+
+
+def _state_of(file: Path) -> tuple[int, ...] | None:
+    """What changes when a file is written."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _stacked(shard: str, spec: ArchitectureSpec, flats: Tensor) -> dict[str, Tensor]:
