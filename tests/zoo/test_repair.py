@@ -64,6 +64,8 @@ def test_broken_and_missing_shards_and_litter_go_and_a_build_brings_them_back(co
         ("DELETE FROM checkpoints", "has 0 checkpoints"),
         ("UPDATE checkpoints SET provenance = '['", "cannot be read"),
         ("UPDATE checkpoints SET step = 'many'", "step is no count"),
+        ("UPDATE checkpoints SET accuracy = 9e999", "accuracy is no number"),
+        ("UPDATE checkpoints SET provenance = '{\"a\": NaN}'", "NaN is no number"),
         ("UPDATE about SET value = '{}'", "under 'recipe' is not what was written"),
         ("UPDATE seals SET name = name || 'x'", "has a seal of"),
         ("DELETE FROM shards", "a shard"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import sqlite3
 import sys
@@ -106,17 +107,21 @@ def to_record(path: Path, row: sqlite3.Row) -> Record:
             if type(values[name]) is not int or values[name] < 0:
                 raise ValueError(f"{name} is no count")
         for name in ("accuracy", "loss"):
-            if not (values[name] is None or type(values[name]) is float):
+            if not (values[name] is None or (type(values[name]) is float and math.isfinite(values[name]))):
                 raise ValueError(f"{name} is no number")
         for name in _SHARED:
             values[name] = sys.intern(values[name])
         values["final"] = bool(values["final"])
-        values["provenance"] = json.loads(values["provenance"])
+        values["provenance"] = json.loads(values["provenance"], parse_constant=_no_number)
         if not isinstance(values["provenance"], dict):
             raise ValueError("provenance is no object")
     except (IndexError, RecursionError, ValueError) as error:
         raise CheckpointError(path, f"holds a checkpoint that cannot be read ({error})") from None
     return Record(**values)
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number")
 
 
 # -- seals -------------------------------------------------------------------------------------

@@ -97,7 +97,7 @@ def _reading(path: Path, planned: bool) -> sqlite3.Connection:
         except BaseException:
             db.close()
             raise
-        with _locked(path.parent), closing(_writable(path)):
+        with locked(path.parent), closing(_writable(path)):
             recovered = True  # its first statement took back what a killed writer left
 
 
@@ -130,7 +130,7 @@ def transact(folder: Path, work: Callable[[sqlite3.Connection, Path], T], *, cre
         except InputError:
             if not os.path.lexists(index):
                 raise  # nobody else has made it meanwhile
-    with explained(index), _locked(folder):
+    with explained(index), locked(folder):
         if not (create and _is_absent(index)):
             with closing(_writable(index)) as db:
                 try:
@@ -166,7 +166,8 @@ def _continue(
         with suppress(sqlite3.Error, OSError, WeightloomError):  # the next writer does it otherwise
             _take_back(folder, db)
         raise
-    _take_back(folder, db)
+    with suppress(OSError):
+        _take_back(folder, db)
     return result
 
 
@@ -247,7 +248,8 @@ def _upgrade(db: sqlite3.Connection) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
+    """One writer of the zoo at a time. Raises :class:`CheckpointError` where there is no such folder."""
     with ExitStack() as stack:
         try:
             stack.enter_context(alone(folder))

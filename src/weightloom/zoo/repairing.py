@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from weightloom.errors import CheckpointError, InputError, WeightloomError
-from weightloom.io import alone, require_plain, sweep
+from weightloom.io import require_plain, sweep
 from weightloom.zoo.admission import (
     SIDE_FILES,
     ForeignIndex,
@@ -28,7 +28,7 @@ from weightloom.zoo.admission import (
 )
 from weightloom.zoo.index import COLUMNS, INDEX, drop_seal, drop_shard, seal_the_rest
 from weightloom.zoo.integrity import Problem, find_problems
-from weightloom.zoo.opening import ADDING, begin, shards_folder, transact
+from weightloom.zoo.opening import ADDING, begin, locked, shards_folder, transact
 
 DROPPED = "dropped"
 """``dropped-1`` and so on: what each repair dropped, below the names that it had."""
@@ -63,7 +63,7 @@ def repair(folder: str | Path) -> list[str]:
     if not os.path.lexists(folder / INDEX):
         raise CheckpointError(folder, f"this is not a zoo (it has no {INDEX})")
     shards, backup = shards_folder(folder), _Backup(folder)
-    with alone(folder):
+    with locked(folder):
         litter = sweep(folder) + sweep(shards)
     said = [f"removed {entry.name}, left by a killed writer" for entry in litter]
     try:
@@ -77,7 +77,6 @@ def repair(folder: str | Path) -> list[str]:
         problems = find_problems(folder)
 
     def drop_rows(db: sqlite3.Connection, _: Path) -> None:
-        backup.copy(folder / INDEX)
         for problem in problems:
             if problem.shard is not None:
                 drop_shard(db, problem.shard)
@@ -93,6 +92,8 @@ def repair(folder: str | Path) -> list[str]:
                 backup.move(file)
 
     if problems:
+        with locked(folder):
+            backup.copy(folder / INDEX)
         transact(folder, drop_rows)
         transact(folder, drop_files)
         assert backup.place is not None
@@ -143,7 +144,7 @@ def _salvage(folder: Path, backup: _Backup) -> str:
     """Copy what can be read of a damaged index to a new one, which takes its place."""
     index = folder / INDEX
     require_plain(index)
-    with alone(folder):
+    with locked(folder):
         rows = _rescue(folder)
         backup.copy(index)
         for side in (Path(f"{index}{suffix}") for suffix in SIDE_FILES):
