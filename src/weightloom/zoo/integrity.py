@@ -36,17 +36,27 @@ def find_problems(folder: Path) -> list[Problem]:
     Raises:
         CheckpointError: the index cannot be read at all.
     """
+    # In this order no writer is between its file and its row: files, whose is not committed, rows.
+    files = sorted(shards_folder(folder).glob("*.safetensors"))
+    begun = being_added(folder)
     try:
         with opened(folder / INDEX, whole=False) as db:
             require_sound(folder / INDEX, db, "integrity_check")
             found, shards = _problems_of_index(folder, db)
+            named = {row[0] for row in db.execute("SELECT name FROM shards")}
     except DamagedIndex as error:  # of which nothing that is read can be trusted
         return [Problem(error.reason, index=True)]
     broken = {problem.shard for problem in found}
     for name, sha256, networks in shards:
         if name not in broken and (problem := _problem_of_shard(folder, name, sha256, networks)):
             found.append(problem)
-    return found + find_strays(folder)
+    # The index has lost them, or they are somebody else's.
+    found += [
+        Problem(f"shard {file.stem} is on disk but not in the index", file=file)
+        for file in files
+        if file.stem not in named and file.stem != begun
+    ]
+    return found
 
 
 def _problem_of_shard(folder: Path, name: str, sha256: str, networks: int) -> Problem | None:
@@ -112,17 +122,3 @@ def _problems_of_index(
             Problem(f"the index has a seal of {str(name)[:80]!r}, which it does not hold", seal=name)
         )
     return found, shards
-
-
-def find_strays(folder: Path) -> list[Problem]:
-    """Files among the shards that the index does not name: it has lost them, or they are somebody else's."""
-    # In this order no writer is between its file and its row: files, whose is not committed, rows.
-    files = sorted(shards_folder(folder).glob("*.safetensors"))
-    begun = being_added(folder)
-    with opened(folder / INDEX, whole=False) as db:
-        named = {row[0] for row in db.execute("SELECT name FROM shards")}
-    return [
-        Problem(f"shard {file.stem} is on disk but not in the index", file=file)
-        for file in files
-        if file.stem not in named and file.stem != begun
-    ]
