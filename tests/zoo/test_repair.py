@@ -78,6 +78,15 @@ def test_rows_that_were_changed_are_found_and_dropped(copy, statement, problem):
     assert Zoo(copy.path).records() is not None and repair(copy.path) == []
 
 
+def test_the_shard_of_a_killed_writer_goes_and_is_no_problem_before(copy, built):
+    stray = copy.path / "shards" / "stray.safetensors"
+    stray.write_bytes(sorted((copy.path / "shards").iterdir())[0].read_bytes())
+    (copy.path / "zoo.adding").write_text("stray")
+    assert copy.verify() == []
+    assert repair(copy.path) == ["removed zoo.adding, left by a killed writer"]
+    assert not stray.exists() and copy.verify() == [] and repair(copy.path) == []
+
+
 def test_a_damaged_index_is_copied_as_far_as_it_can_be_read(copy, built):
     index = copy.path / "zoo.sqlite3"
     data = bytearray(index.read_bytes())

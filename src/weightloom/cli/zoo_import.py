@@ -97,11 +97,11 @@ def import_networks(
         shape = input_of(found, spec)
         if shape is not None and shape[1] == shape[2]:
             target = target.resized(shape[1], shape[0])
-    held = Zoo.planned(zoo)
+    target_zoo = Zoo.planned(zoo)
     with progress() as move:
         plan = plan_import(
             found,
-            zoo=held,
+            zoo=target_zoo,
             architecture=spec,
             task=target,
             match=match,
@@ -129,7 +129,7 @@ def import_networks(
         target.data("test")  # a dataset that is missing is found before anything is written
     try:
         with progress() as move:
-            added = carry_out(held, plan, task=target, match=match, source=accuracy, progress=move)
+            added = carry_out(target_zoo, plan, task=target, match=match, source=accuracy, progress=move)
     except KeyboardInterrupt:
         if os.environ.get("WEIGHTLOOM_DEBUG", "") not in ("", "0"):
             raise

@@ -76,6 +76,12 @@ def repair(folder: str | Path) -> list[str]:
         said.append(_salvage(folder, backup))
         problems = find_problems(folder)
 
+    if os.path.lexists(folder / ADDING):
+        transact(
+            folder, lambda *_: None
+        )  # which removes the note, and the shard that it names if no row does
+        said.append(f"removed {ADDING}, left by a killed writer")
+
     def drop_rows(db: sqlite3.Connection, _: Path) -> None:
         for problem in problems:
             if problem.shard is not None:
@@ -185,13 +191,13 @@ def _rescue(folder: Path) -> Rows:
                 require_plain(f"{index}{suffix}")
                 check_replayed(index)
                 shutil.copyfile(f"{index}{suffix}", f"{copy}{suffix}")
-        found = [_readable(copy)]
+        attempts = [_readable(copy)]
         with copy.open("r+b") as handle:
             handle.write(_first_page(place, copy.stat().st_size))
-        found.append(_readable(copy))
+        attempts.append(_readable(copy))
     finally:
         shutil.rmtree(place, ignore_errors=True)
-    rows = max(found, key=lambda rows: sum(map(len, rows.values())))
+    rows = max(attempts, key=lambda attempt: sum(map(len, attempt.values())))
     if not rows["shards"] and not rows["about"]:
         raise CheckpointError(
             index, "nothing of the index can be read; build the zoo again in another folder"
@@ -208,13 +214,13 @@ def _first_page(place: Path, size: int) -> bytes:
 
 def _readable(index: Path) -> Rows:
     """Every row of the tables that are ours, before, and from the other end after, what is damaged."""
-    found: dict[str, dict[tuple[Any, ...], None]] = {table: {} for table in _TABLES}
+    rows: dict[str, dict[tuple[Any, ...], None]] = {table: {} for table in _TABLES}
     for table in _TABLES:
         for order in ("ASC", "DESC"):
             with suppress(WeightloomError):
                 for row in _rows(index, table, order):
-                    found[table][row] = None
-    return {table: list(rows) for table, rows in found.items()}
+                    rows[table][row] = None
+    return {table: list(readable) for table, readable in rows.items()}
 
 
 def _rows(index: Path, table: str, order: str) -> Iterator[tuple[Any, ...]]:

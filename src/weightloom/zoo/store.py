@@ -226,9 +226,9 @@ class Zoo:
         _stacked("import", spec, flats)
 
         def put(db: sqlite3.Connection, place: Path) -> list[Record]:
-            there = self._imported(db, spec.full_text())
+            present = self._imported(db, spec.full_text())
             digests = [record.provenance["sha256"] for record in records]
-            rows = [n for n, digest in enumerate(digests) if digest not in there]
+            rows = [n for n, digest in enumerate(digests) if digest not in present]
             if not rows:
                 return []
             text = spec.full_text() + "".join(digests[n] for n in rows)
@@ -251,7 +251,7 @@ class Zoo:
 
     def _imported(self, db: sqlite3.Connection, architecture: str) -> set[str]:
         query = "SELECT provenance FROM checkpoints WHERE architecture = ?"
-        found = set()
+        digests = set()
         for (text,) in db.execute(query, (architecture,)):
             try:
                 digest = json.loads(text).get("sha256")
@@ -260,8 +260,8 @@ class Zoo:
                     self._index, "holds a checkpoint whose provenance is no object"
                 ) from None
             if isinstance(digest, str):
-                found.add(digest)
-        return found
+                digests.add(digest)
+        return digests
 
     def check_recipe(self, recipe: dict[str, Any]) -> None:
         """Raise :class:`InputError` unless the zoo is of ``recipe``, of none, or still without shards."""
@@ -270,12 +270,12 @@ class Zoo:
 
     def _of_recipe(self, db: sqlite3.Connection, recipe: dict[str, Any]) -> bool:
         """Whether the zoo is of ``recipe`` already. Raises :class:`InputError` if it is of another one."""
-        held = self._recipe(db)
-        if held is None or held == recipe:
-            return held == recipe
+        own = self._recipe(db)
+        if own is None or own == recipe:
+            return own == recipe
         if db.execute("SELECT 1 FROM shards LIMIT 1").fetchone() is not None:
             raise InputError(
-                f"{self.path} holds a zoo of another recipe ({held.get('name')!r}); choose another folder"
+                f"{self.path} holds a zoo of another recipe ({own.get('name')!r}); choose another folder"
             )
         return False
 
