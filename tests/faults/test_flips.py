@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
+from multiprocessing import get_context
 
 import pytest
 import torch
@@ -65,13 +68,14 @@ def bits(data: bytes, size: str) -> list[int]:
     return sorted({*used, *draw.sample(range(8 * len(data)), QUICK // 3)})
 
 
-def flipped(root, file, size):
+def tried(root, name, chosen):
     """How many flips were found, and how many change no answer; fails for one that is neither."""
     wanted = answers(root)
+    file = root / name
     data = file.read_bytes()
     counts = Counter()
     with file.open("r+b", buffering=0) as handle:
-        for bit in bits(data, size):
+        for bit in chosen:
             place, byte = bit // 8, data[bit // 8]
             os.pwrite(handle.fileno(), bytes([byte ^ 1 << bit % 8]), place)
             try:
@@ -83,23 +87,33 @@ def flipped(root, file, size):
             counts["found" if found else "no answer changes"] += 1
             os.pwrite(handle.fileno(), bytes([byte]), place)
     assert file.read_bytes() == data and answers(root) == wanted and Zoo(root).verify() == []
-    return counts
+    return dict(counts)
+
+
+def flipped(root, name, size, copies):
+    """:func:`tried` in a process for each processor, each with a copy of the zoo."""
+    chosen = bits((root / name).read_bytes(), size)
+    count = (os.cpu_count() or 1) if len(chosen) > 10_000 else 1
+    if count == 1:
+        return Counter(tried(root, name, chosen))
+    places = [shutil.copytree(root, copies / str(number)) for number in range(count)]
+    parts = [chosen[number::count] for number in range(count)]
+    with ProcessPoolExecutor(count, mp_context=get_context("fork")) as pool:
+        return sum(map(Counter, pool.map(tried, places, [name] * count, parts)), Counter())
 
 
 @pytest.mark.parametrize(("version", "size"), [("zoo", "all"), ("old", "used")])
 def test_every_flipped_bit_of_an_index_that_changes_an_answer_is_found(
-    good, version, size, full, record_property
+    good, version, size, full, record_property, tmp_path
 ):
-    root = good / version
-    counts = flipped(root, root / "zoo.sqlite3", size if full else "some")
+    counts = flipped(good / version, "zoo.sqlite3", size if full else "some", tmp_path)
     for name, count in counts.items():
         record_property(name, count)
     assert counts["found"] > QUICK // 2
 
 
-def test_every_flipped_bit_of_a_shard_is_found(good, full, record_property):
-    root = good / "zoo"
-    counts = flipped(root, root / "shards" / "s.safetensors", "all" if full else "some")
+def test_every_flipped_bit_of_a_shard_is_found(good, full, record_property, tmp_path):
+    counts = flipped(good / "zoo", "shards/s.safetensors", "all" if full else "some", tmp_path)
     assert set(counts) == {"found"}
     record_property("found", counts["found"])
 
