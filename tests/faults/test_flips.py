@@ -1,13 +1,18 @@
-"""One flipped bit in a zoo: `zoo verify` finds it, or every answer of every reader is what it was."""
+"""One flipped bit in a zoo: `zoo verify` finds it, or every reader is told what it was told before.
+
+What SQLite answers to each of the readers' own statements is compared first, flip by flip: a reader that is
+told the same says the same. Where it is not, verifying has to find the flip.
+"""
 
 from __future__ import annotations
 
 import os
 import random
 import shutil
+import sqlite3
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from multiprocessing import get_context
 
 import pytest
@@ -37,24 +42,34 @@ def good(tmp_path_factory):
     return root
 
 
-def answers(root):
-    """What every reader says of a zoo: of its rows, through each of its indexes, and of the zoo itself."""
+def statements(root):
+    """Every statement of every reader, as it is put to SQLite."""
     zoo = Zoo.__new__(Zoo)
     zoo.path, zoo._index = root, root / "zoo.sqlite3"
-    with opened(root / "zoo.sqlite3") as db:  # one opening for all of them
+    kept = []
+    with opened(root / "zoo.sqlite3") as db:
+        db.set_trace_callback(kept.append)
         zoo._opened = lambda whole=True: nullcontext(db)
-        return (
-            zoo.records(),
-            zoo.about(),
-            zoo.recipe(),
-            zoo.summary(),
-            zoo.imported(),
-            zoo.records(task="digits[3,1,7]@8c1"),
-            zoo.records(dataset="digits", split="train", min_accuracy=0.1),
-            zoo.records(architecture="mlp(depth=1,width=4)", dataset="digits", split="train", final=True),
-            [zoo.record(f"s-{row}") for row in range(2)],
-            [zoo.has_shard(name) for name in ("s", "t", "u")],
-        )
+        zoo.about(), zoo.recipe(), zoo.summary(), zoo.imported(), zoo.shards(), zoo.records()
+        zoo.records(task="digits[3,1,7]@8c1")
+        zoo.records(dataset="digits", split="train", min_accuracy=0.1)
+        zoo.records(architecture="mlp(depth=1,width=4)", dataset="digits", split="train", final=True)
+        for shard in ("s", "t", "u"):
+            zoo.has_shard(shard)
+        for row in range(2):
+            zoo.record(f"s-{row}")
+        db.set_trace_callback(None)
+    assert len(kept) >= 15 and all("?" not in statement for statement in kept)
+    return list(dict.fromkeys(kept))
+
+
+def answers(index, asked):
+    """What SQLite says to them, without any check of ours; None where it refuses one."""
+    try:
+        with closing(sqlite3.connect(f"{index.as_uri()}?immutable=1", uri=True)) as db:
+            return [db.execute(statement).fetchall() for statement in asked]
+    except (sqlite3.Error, UnicodeDecodeError):
+        return None
 
 
 def bits(data: bytes, size: str) -> list[int]:
@@ -70,23 +85,27 @@ def bits(data: bytes, size: str) -> list[int]:
 
 def tried(root, name, chosen):
     """How many flips were found, and how many change no answer; fails for one that is neither."""
-    wanted = answers(root)
     file = root / name
     data = file.read_bytes()
+    asked = statements(root)
+    wanted = answers(root / "zoo.sqlite3", asked)
+    assert wanted is not None
     counts = Counter()
     with file.open("r+b", buffering=0) as handle:
         for bit in chosen:
             place, byte = bit // 8, data[bit // 8]
             os.pwrite(handle.fileno(), bytes([byte ^ 1 << bit % 8]), place)
-            try:
-                found = bool(find_problems(root))
-            except WeightloomError:
-                found = True
-            if not found:
-                assert answers(root) == wanted, f"bit {bit % 8} of byte {place} of {file.name}"
-            counts["found" if found else "no answer changes"] += 1
+            if file.suffix == ".sqlite3" and answers(file, asked) == wanted:
+                counts["no answer changes"] += 1
+            else:
+                try:
+                    found = bool(find_problems(root))
+                except WeightloomError:
+                    found = True
+                assert found, f"bit {bit % 8} of byte {place} of {file.name}"
+                counts["found"] += 1
             os.pwrite(handle.fileno(), bytes([byte]), place)
-    assert file.read_bytes() == data and answers(root) == wanted and Zoo(root).verify() == []
+    assert file.read_bytes() == data and find_problems(root) == []
     return dict(counts)
 
 
