@@ -83,13 +83,22 @@ def test_an_interrupt_keeps_what_is_there(call, recipe, tmp_path, monkeypatch):
     assert call("zoo", "build", recipe, "--out", out, "--json").json["networks"] == 5
 
 
-def test_an_interrupt_before_the_first_shard_leaves_nothing(call, recipe, tmp_path, monkeypatch):
+@pytest.mark.parametrize("room", ["find_data", "_train_shard"])
+def test_an_interrupt_before_the_first_shard_leaves_none_or_a_whole_one(
+    call, recipe, tmp_path, monkeypatch, room
+):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("weightloom.zoo.build._train_shard", interrupted)
-    sentence = call("zoo", "build", recipe, "--out", tmp_path / "zoo").sentence(1)
-    assert sentence == "interrupted; nothing was written" and list(tmp_path.iterdir()) == []
+    out = tmp_path / "zoo"
+    with monkeypatch.context() as patch:
+        patch.setattr(f"weightloom.zoo.build.{room}", interrupted)
+        sentence = call("zoo", "build", recipe, "--out", out).sentence(1)
+    if room == "find_data":
+        assert sentence == "interrupted; nothing was written" and list(tmp_path.iterdir()) == []
+    else:
+        assert "same command goes on" in sentence and Zoo(out).verify() == Zoo(out).records() == []
+    assert call("zoo", "build", recipe, "--out", out, "--json").json["networks"] == 5
 
 
 def test_build_refuses(call, recipe, tmp_path):

@@ -205,12 +205,24 @@ def test_a_recipe_that_cannot_be_built_leaves_nothing_behind(recipe, tmp_path, m
     assert build_zoo(corrected, tmp_path / "zoo").verify() == []
 
 
-def test_a_first_shard_that_cannot_be_trained_leaves_nothing_behind(recipe, tmp_path, monkeypatch):
+@pytest.mark.parametrize("existed", [False, True])
+def test_a_first_shard_that_cannot_be_trained_leaves_nothing_behind(recipe, tmp_path, monkeypatch, existed):
+    place = tmp_path / "zoo"
+    if existed:
+        place.mkdir()
+    seen = []
+
+    def explode(*_):
+        seen.append((place / "zoo.sqlite3").exists())
+        raise TrainingError("the loss is not finite")
+
     with monkeypatch.context() as patch:
-        patch.setattr("weightloom.zoo.build.initial_flats", lambda *_: torch.full((9, 9), torch.inf))
-        with pytest.raises((TrainingError, RuntimeError)):
-            build_zoo(recipe(initialisation="independent"), tmp_path / "zoo")
-    assert list(tmp_path.iterdir()) == []
+        patch.setattr("weightloom.zoo.build._train_shard", explode)
+        with pytest.raises(TrainingError):
+            build_zoo(recipe(), place)
+    assert seen == [True] and place.exists() == existed and (not existed or list(place.iterdir()) == [])
+    small = recipe(architectures=("mlp(depth=1,width=4)",), groups=({"classes": 3, "tasks": 1},))
+    assert build_zoo(small, place).verify() == []
 
 
 def test_a_zoo_without_networks_takes_another_recipe(recipe, tmp_path):

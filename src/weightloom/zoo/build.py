@@ -7,6 +7,7 @@ Shapes: N networks, P values of a network.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,7 +24,8 @@ from weightloom.seeding import seed_for, torch_generator
 from weightloom.tasks import DatasetTask, TaskSampler, parse_task
 from weightloom.tasks.store import SPLITS, read_split
 from weightloom.weights import layout_of
-from weightloom.zoo.index import Record
+from weightloom.zoo.index import INDEX, Record
+from weightloom.zoo.opening import discard_empty
 from weightloom.zoo.recipe import GroupRecipe, ZooRecipe
 from weightloom.zoo.store import Zoo
 
@@ -56,8 +58,8 @@ def build_zoo(
     """Train every network of ``recipe`` that the zoo at ``path`` does not hold yet.
 
     With several ``workers`` shards are trained by that many processes of this machine; an ``engine`` trains
-    them elsewhere. The weights are the same. Only this process writes to the zoo, which is made with its
-    first shard: a recipe that cannot be built leaves nothing behind.
+    them elsewhere. The weights are the same. Only this process writes to the zoo, which is made when
+    everything is there that the recipe asks for; a recipe that cannot be built leaves nothing behind.
 
     Raises:
         InputError: the folder holds a zoo of another recipe, or the recipe asks for what cannot be.
@@ -70,13 +72,17 @@ def build_zoo(
     jobs = list(_jobs(recipe))
     for text, classes in dict.fromkeys((text, tasks[0].num_classes) for text, _, _, tasks, _ in jobs):
         layout_of(_spec(recipe, text, classes))  # one that does not fit is found before any training
-    if engine is None:
-        with open_engine("local", workers=workers) as engine:
+    existed, was_zoo = (os.path.lexists(place) for place in (zoo.path, zoo.path / INDEX))
+    try:
+        if engine is None:
+            with open_engine("local", workers=workers) as engine:
+                _build(recipe, jobs, zoo, progress, engine)
+        else:
             _build(recipe, jobs, zoo, progress, engine)
-    else:
-        _build(recipe, jobs, zoo, progress, engine)
-    if zoo.recipe() != said:  # nothing was left to add
-        zoo.set_about("recipe", said)
+    except Exception:
+        if not was_zoo:
+            discard_empty(zoo.path, keep_folder=existed)
+        raise
     return zoo
 
 
@@ -86,7 +92,8 @@ def _build(recipe: ZooRecipe, jobs: list[_Job], zoo: Zoo, progress: Progress, en
     done = 0
     if not {_shard_name(*each[:3]) for each in jobs} <= zoo.shards():
         for _ in engine.map(find_data, [{"datasets": list(recipe.datasets)}]):
-            pass  # a dataset that is missing is found before anything is trained
+            pass  # a dataset that is missing is found before anything is written
+    zoo.claim(said)
     # Starts come first, then those of the datasets: the shards after them begin where they end.
     for stage in range(3):
         waiting: list[tuple[str, int, int]] = []  # shard, its networks, steps of each

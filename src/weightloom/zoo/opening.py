@@ -235,6 +235,21 @@ def begin(place: Path, work: Callable[[sqlite3.Connection, Path], T]) -> T:
     return result
 
 
+def discard_empty(folder: Path, *, keep_folder: bool) -> None:
+    """Remove a zoo that has no shard; one that cannot be looked into stays."""
+    index = folder / INDEX
+    with suppress(WeightloomError), explained(index), locked(folder):
+        with closing(_writable(index)) as db:
+            admit(index, db)
+            _take_back(folder, db)
+            if db.execute("SELECT 1 FROM shards LIMIT 1").fetchone() is not None:
+                return
+        index.unlink()
+        for place in (folder / "shards", *(() if keep_folder else (folder,))):
+            with suppress(OSError):  # there is something in it
+                place.rmdir()
+
+
 def _upgrade(db: sqlite3.Connection) -> None:
     """An index of version 1 becomes one of version 2: every shard and every key is sealed.
 

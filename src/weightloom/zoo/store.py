@@ -268,6 +268,16 @@ class Zoo:
         with self._opened(whole=False) as db:
             self._of_recipe(db, recipe)
 
+    def claim(self, recipe: dict[str, Any]) -> None:
+        """The zoo is of ``recipe`` from now on. Raises as :meth:`check_recipe`."""
+
+        def put(db: sqlite3.Connection, _: Path) -> None:
+            if not self._of_recipe(db, recipe):
+                _put_about(db, "recipe", recipe)
+
+        if self.recipe() != recipe:
+            transact(self.path, put, create=self._planned)
+
     def _of_recipe(self, db: sqlite3.Connection, recipe: dict[str, Any]) -> bool:
         """Whether the zoo is of ``recipe`` already. Raises :class:`InputError` if it is of another one."""
         own = self._recipe(db)
