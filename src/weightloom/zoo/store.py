@@ -133,12 +133,9 @@ class Zoo:
         Raises:
             CheckpointError: what stands there is no recipe, or lacks one of the ``needed`` fields.
         """
-        with self._opened(whole=False) as db:
-            return self._recipe(db, *needed)
+        return self._recipe(self.about().get("recipe"), *needed)
 
-    def _recipe(self, db: sqlite3.Connection, *needed: str) -> dict[str, Any] | None:
-        row = db.execute("SELECT value FROM about WHERE key = 'recipe'").fetchone()
-        recipe = None if row is None else self._value(row["value"])
+    def _recipe(self, recipe: Any, *needed: str) -> dict[str, Any] | None:
         if recipe is None:
             return None
         if not isinstance(recipe, dict):
@@ -280,7 +277,8 @@ class Zoo:
 
     def _of_recipe(self, db: sqlite3.Connection, recipe: dict[str, Any]) -> bool:
         """Whether the zoo is of ``recipe`` already. Raises :class:`InputError` if it is of another one."""
-        own = self._recipe(db)
+        row = db.execute("SELECT value FROM about WHERE key = 'recipe'").fetchone()
+        own = self._recipe(None if row is None else self._value(row["value"]))
         if own is None or own == recipe:
             return own == recipe
         if db.execute("SELECT 1 FROM shards LIMIT 1").fetchone() is not None:
