@@ -83,6 +83,24 @@ def test_an_interrupt_keeps_what_is_there(call, recipe, tmp_path, monkeypatch):
     assert call("zoo", "build", recipe, "--out", out, "--json").json["networks"] == 5
 
 
+@pytest.mark.parametrize("room", ["find_data", "_train_shard"])
+def test_an_interrupt_before_the_first_shard_leaves_none_or_a_whole_one(
+    call, recipe, tmp_path, monkeypatch, room
+):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "zoo"
+    with monkeypatch.context() as patch:
+        patch.setattr(f"weightloom.zoo.build.{room}", interrupted)
+        sentence = call("zoo", "build", recipe, "--out", out).sentence(1)
+    if room == "find_data":
+        assert sentence == "interrupted; nothing was written" and list(tmp_path.iterdir()) == []
+    else:
+        assert "same command goes on" in sentence and Zoo(out).verify() == Zoo(out).records() == []
+    assert call("zoo", "build", recipe, "--out", out, "--json").json["networks"] == 5
+
+
 def test_build_refuses(call, recipe, tmp_path):
     assert "unknown recipe 'zoo-tyni'; did you mean 'zoo-tiny'" in call(
         "zoo", "build", "zoo-tyni", "--out", tmp_path / "z"
@@ -117,7 +135,7 @@ def test_a_full_disk(call, recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     sentence = call("zoo", "build", recipe, "--out", tmp_path / "zoo").sentence(1)
     assert "space" in sentence.lower()
-    assert list((tmp_path / "zoo" / "shards").iterdir()) == []
+    assert list(tmp_path.iterdir()) == [], "a zoo of which nothing could be kept is none"
 
 
 def test_verify(call, zoo, copy):

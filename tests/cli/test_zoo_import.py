@@ -99,17 +99,17 @@ def test_an_interrupt_keeps_what_is_there(call, published, tmp_path, monkeypatch
     import weightloom.zoo.importing as room
 
     monkeypatch.setattr(room, "SHARD_NETWORKS", 1)
-    add, calls = Zoo.add, []
+    add, calls = Zoo.add_new, []
 
     def interrupted(self, *arguments):
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        add(self, *arguments)
+        return add(self, *arguments)
 
     new = tmp_path / "new"
     with monkeypatch.context() as patch:
-        patch.setattr(Zoo, "add", interrupted)
+        patch.setattr(Zoo, "add_new", interrupted)
         sentence = call("zoo", "import", new, published).sentence(1)
     assert sentence.startswith("interrupted; ") and str(new) in sentence
     assert len(Zoo(new).records()) == 1 and Zoo(new).verify() == []

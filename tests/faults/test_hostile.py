@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.faults.writers import SPEC, record_of, tiny_generator
+from tests.zoo.strangers import SCHEMAS, shared_pages
 
 from weightloom.cli.info import _describe
 from weightloom.errors import CheckpointError, WeightloomError
@@ -266,6 +267,48 @@ def test_one_flipped_byte_of_a_generator(tmp_path):
             with pytest.raises(CheckpointError, match="has changed since it was written"):
                 load_generator(tmp_path)
         (tmp_path / name).write_bytes(good)
+
+
+# -- zoos --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stranger(tmp_path):
+    """A small zoo that a test may spoil, and has been opened before: what is imported late is imported."""
+    zoo = Zoo(tmp_path / "zoo", create=True)
+    zoo.add("s", SPEC, initial_flats(SPEC, [0, 1]), [record_of(SPEC, "s", n, row=n) for n in range(2)])
+    zoo.set_about("recipe", {"name": "x"})
+    assert zoo.verify() == []
+    return zoo.path
+
+
+@pytest.mark.parametrize("what", SCHEMAS)
+def test_a_zoo_with_a_schema_of_a_strangers(stranger, bounded, what):
+    SCHEMAS[what](stranger)
+    for read in (Zoo, Zoo.planned):
+        with bounded(), pytest.raises(CheckpointError):
+            read(stranger)
+
+
+@pytest.mark.parametrize("table", ["about", "shards", "checkpoints", "seals"])
+def test_a_zoo_whose_rows_never_end(stranger, bounded, table):
+    shared_pages(stranger, table)
+    zoo = Zoo(stranger)
+    for read in (zoo.records, zoo.about, zoo.summary, zoo.imported, zoo.shards):
+        with bounded(), pytest.raises(CheckpointError, match="damaged"):
+            read()
+    with bounded():
+        assert len(zoo.verify()) == 1
+
+
+def test_a_zoo_whose_files_are_terabytes_of_nothing(stranger, bounded):
+    os.truncate(stranger / "zoo.sqlite3", 1 << 40)
+    zoo = Zoo(stranger)
+    with bounded():
+        assert len(zoo.records()) == 2 and zoo.verify() == []
+    os.truncate(stranger / "shards" / "s.safetensors", 1 << 40)
+    with bounded():
+        assert len(zoo.verify()) == 1
 
 
 # -- places ------------------------------------------------------------------------------------

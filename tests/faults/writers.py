@@ -3,7 +3,8 @@
 Each line on stdin is ``FOLDER KIND VERSION INSTANT``, between tabs: a child writes version VERSION of the
 artefact KIND into the folder, and kills itself with SIGKILL at INSTANT. ``never`` lets it live; so does
 ``count``, which tells how many instants there are; a number is one of them: just before or just after a call
-that touches the disk. ``after:S`` kills it from outside after S seconds. ``nobody`` lets it live as a user
+of Python that touches the disk. ``calls`` and ``call:N`` are the same with the system's calls, before each
+(see tracer.py). ``after:S`` kills it from outside after S seconds. ``nobody`` lets it live as a user
 who may not write everywhere. The answer is a line: ``killed``, ``done``, ``count N`` or ``error TYPE: TEXT``.
 """
 
@@ -18,14 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import nn
+from typer.testing import CliRunner
 
 from weightloom.architectures import ArchitectureSpec, parse_architecture
+from weightloom.cli.main import app
+from weightloom.errors import WeightloomError
 from weightloom.fitting import initial_flats
 from weightloom.generators import Sample
 from weightloom.generators.layerwise import Layerwise, LayerwiseConfig, validity_of
 from weightloom.generators.load import save_generator
-from weightloom.io import write_json
+from weightloom.io import write_json, write_text
 from weightloom.training.loop import LoopSettings, run_loop
 from weightloom.zoo import Record, Zoo
 
@@ -124,6 +129,65 @@ def write_crowd(folder: Path, version: int) -> None:
     assert states[version:] == [0] * (3 - version), states
 
 
+RECIPE = {
+    "kind": "zoo", "name": "killed", "salt": "kills", "datasets": ["digits"],
+    "architectures": ["mlp(depth=1,width=4)"], "size": 8, "channels": 1, "initialisation": "independent",
+    "fit": {"steps": 1, "batch_size": 4}, "groups": [{"classes": 3, "tasks": 2}], "members_at_once": 1,
+}  # fmt: skip
+
+
+def command(*arguments: object) -> None:
+    """What a user gives, in this process."""
+    answer = CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="weightloom")
+    if answer.exit_code:
+        raise WeightloomError(answer.stderr)
+
+
+def write_sources(folder: Path, version: int) -> None:
+    """A recipe, and networks of two architectures, for the next two."""
+    write_text(folder / "recipe.yaml", yaml.safe_dump(RECIPE))
+    for number in range(4):
+        spec = SPEC if number % 2 else parse_architecture("mlp(depth=1,width=5,classes=3,input=1x8x8)")
+        flat = torch.full_like(initial_flats(spec, [0])[0], float(number))
+        Sample(spec, flat, {"version": number}).save(folder / "in" / f"{number}.safetensors")
+
+
+def build(folder: Path, version: int) -> None:
+    command("zoo", "build", folder / "recipe.yaml", "--out", folder / "zoo")
+
+
+def import_networks(folder: Path, version: int) -> None:
+    """Version 2 imports less, version 3 the rest: an import into a zoo that is there."""
+    sources = sorted((folder / "in").iterdir())[2:] if version == 2 else [folder / "in"]
+    command("zoo", "import", folder / "zoo", *sources, "--task", "digits[3,1,7]@8c1")
+
+
+def import_at_once(folder: Path, version: int) -> None:
+    """Three processes make one zoo at once, of sources of which each has some that another one has too."""
+    sources = sorted((folder / "in").iterdir())
+    children = []
+    for number in range(3):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                command("zoo", "import", folder / "zoo", *sources[number : number + 2])
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+        children.append(pid)
+    states = [os.waitpid(pid, 0)[1] for pid in children]
+    assert states == [0] * 3, states
+
+
+def write_note(folder: Path, version: int) -> None:
+    Zoo(folder / "zoo").set_about("note", version)
+
+
+def repair_zoo(folder: Path, version: int) -> None:
+    command("zoo", "repair", folder / "zoo")
+
+
 def read_zoo(folder: Path, version: int) -> None:
     zoo = Zoo(folder / "zoo")
     assert bool((zoo.load(zoo.records()) == version).all()) and zoo.verify() == []
@@ -137,6 +201,12 @@ WRITERS = {
     "same-shard": write_same_shard,
     "training": train,
     "crowd": write_crowd,
+    "sources": write_sources,
+    "build": build,
+    "import": import_networks,
+    "imports at once": import_at_once,
+    "note": write_note,
+    "repair": repair_zoo,
     "read-zoo": read_zoo,
 }
 
@@ -158,17 +228,26 @@ def child(folder: Path, kind: str, version: int, instant: str) -> None:
     instants = Instants(int(instant) if instant.isdigit() else None)
     if instant == "count" or instant.isdigit():
         sys.setprofile(instants)
+    if instant.startswith("call"):
+        from tests.faults import tracer
+
+        tracer.offer()
     if instant == "nobody" and os.getuid() == 0:
         os.setuid(65534)
     WRITERS[kind](folder, version)
     sys.setprofile(None)
-    print(f"count {instants.count}" if instant == "count" else "done", flush=True)
+    if instant != "calls":  # which the one that traces answers
+        print(f"count {instants.count}" if instant == "count" else "done", flush=True)
     os._exit(0)
 
 
 def main(warm: Path) -> None:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    from tests.faults import tracer
+
     torch.set_num_threads(1)
-    for kind in ("generator", "zoo", "training"):  # what is imported late is imported before the first fork
+    # What is imported late is imported before the first fork.
+    for kind in ("generator", "zoo", "training", "sources", "import", "repair"):
         WRITERS[kind](warm, 0)
     for line in sys.stdin:
         folder, kind, version, instant = line.rstrip("\n").split("\t")
@@ -183,11 +262,16 @@ def main(warm: Path) -> None:
                 sys.setprofile(None)
                 print(f"error {type(error).__name__}: {' '.join(str(error).split())}", flush=True)
                 os._exit(1)
+        if instant.startswith("call"):
+            made = tracer.follow(pid, int(instant[5:]) if instant.startswith("call:") else None)
+            if instant == "calls":
+                os.write(mouth, f"count {made}".encode())
         if instant.startswith("after:"):
             time.sleep(float(instant.removeprefix("after:")))
             os.kill(pid, signal.SIGKILL)
         os.close(mouth)
-        os.waitpid(pid, 0)
+        if not instant.startswith("call"):
+            os.waitpid(pid, 0)
         with open(ear) as answer:
             print(answer.read().strip() or "killed", flush=True)
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
+import weightloom
 from weightloom.architectures import parse_architecture
-from weightloom.errors import InputError, TrainingError
+from weightloom.errors import InputError, TrainingError, WeightloomError
 from weightloom.fitting import accuracy, initial_flats
 from weightloom.weights import layout_of
 from weightloom.zoo import Zoo, build_zoo
@@ -172,6 +178,120 @@ def test_a_zoo_of_another_recipe_is_refused(built, recipe, tmp_path):
     with pytest.raises(InputError, match=r"holds a zoo of another recipe \('tiny'\)"):
         build_zoo(recipe(seed=1), copy)
     assert_same(Zoo(copy), built)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"groups": ({"classes": 3, "tasks": 1}, {"classes": 11, "tasks": 1})}, "11"),
+        ({"groups": ({"classes": 10, "tasks": 1, "split": "held-out-subset"},)}, "has class subsets of"),
+        ({"architectures": ("mlp(depth=1,width=4)", "tinycnn(variant=small)")}, "needs pictures of at least"),
+        ({"start": {"tasks": 2, "classes": 11, "steps": 1}}, "11"),
+        ({"datasets": ("digits", "mnist")}, "mnist"),
+    ],
+)
+def test_a_recipe_that_cannot_be_built_leaves_nothing_behind(recipe, tmp_path, monkeypatch, changes, words):
+    monkeypatch.setenv("WEIGHTLOOM_CACHE", str(tmp_path / "cache"))
+    for place in (tmp_path / "zoo", tmp_path / "there" / "zoo"):
+        with pytest.raises(WeightloomError, match=words):
+            build_zoo(recipe(**changes), place)
+        assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == []
+    (tmp_path / "zoo").mkdir()
+    (tmp_path / "zoo" / "notes.txt").write_text("mine")
+    with pytest.raises(WeightloomError, match=words):
+        build_zoo(recipe(**changes), tmp_path / "zoo")
+    assert [file.name for file in (tmp_path / "zoo").iterdir()] == ["notes.txt"]
+    corrected = recipe(architectures=("mlp(depth=1,width=4)",), groups=({"classes": 3, "tasks": 1},))
+    assert build_zoo(corrected, tmp_path / "zoo").verify() == []
+
+
+@pytest.mark.parametrize("existed", [False, True])
+def test_a_first_shard_that_cannot_be_trained_leaves_nothing_behind(recipe, tmp_path, monkeypatch, existed):
+    place = tmp_path / "zoo"
+    if existed:
+        place.mkdir()
+    seen = []
+
+    def explode(*_):
+        seen.append((place / "zoo.sqlite3").exists())
+        raise TrainingError("the loss is not finite")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("weightloom.zoo.build._train_shard", explode)
+        with pytest.raises(TrainingError):
+            build_zoo(recipe(), place)
+    assert seen == [True] and place.exists() == existed and (not existed or list(place.iterdir()) == [])
+    small = recipe(architectures=("mlp(depth=1,width=4)",), groups=({"classes": 3, "tasks": 1},))
+    assert build_zoo(small, place).verify() == []
+
+
+def test_a_zoo_without_networks_takes_another_recipe(recipe, tmp_path):
+    """As an earlier version left it where a recipe was refused."""
+    zoo = Zoo(tmp_path / "zoo", create=True)
+    zoo.set_about("recipe", recipe(seed=7).model_dump(mode="json"))
+    small = recipe(architectures=("mlp(depth=1,width=4)",), groups=({"classes": 3, "tasks": 1},))
+    assert build_zoo(small, zoo.path).recipe() == small.model_dump(mode="json")
+    with pytest.raises(InputError, match="another recipe"):
+        build_zoo(recipe(seed=7), zoo.path)
+
+
+def test_a_zoo_that_lost_its_recipe_gets_it_back(built, recipe, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(built.path, copy)
+    with closing(sqlite3.connect(copy / "zoo.sqlite3")) as db, db:
+        db.execute("DELETE FROM about")
+        db.execute("DELETE FROM seals WHERE name LIKE 'about/%'")
+    assert build_zoo(recipe(), copy).about() == built.about() and Zoo(copy).verify() == []
+
+
+THREADS = {
+    "architectures": ("cnn(depth=2,width=8)", "mlp(depth=1,width=16)"),
+    "size": 16,
+    "initialisation": "independent",
+    "fit": {"steps": 3, "batch_size": 128},
+    "groups": ({"classes": 4, "tasks": 2},),
+    "members_at_once": 2,
+}
+"""Large enough for torch to divide its sums among threads: with two of them the bits were others."""
+
+
+def test_the_threads_of_a_process_change_no_bit(recipe, tmp_path):
+    before = torch.get_num_threads()
+    try:
+        zoos = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            zoos.append(build_zoo(recipe(**THREADS), tmp_path / str(threads)))
+            assert torch.get_num_threads() == threads, "the caller's threads are given back"
+    finally:
+        torch.set_num_threads(before)
+    assert_same(*zoos)
+
+
+@pytest.mark.slow
+def test_omp_num_threads_changes_no_bit(recipe, tmp_path):
+    """Whoever trains: this process or its workers."""
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe(**THREADS).model_dump(mode="json")))
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    one = build_zoo(recipe(**THREADS), tmp_path / "one")
+    torch.set_num_threads(before)
+    files = {file.name: file.read_bytes() for file in (one.path / "shards").iterdir()}
+    assert len(files) == 2
+    runs = {}
+    for threads, workers in ((2, 1), (3, 2)):
+        variables = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+        variables["PYTHONPATH"] = str(Path(weightloom.__file__).parents[1])
+        place = tmp_path / f"{threads}-{workers}"
+        command = [sys.executable, "-m", "weightloom.cli", "zoo", "build", "recipe.yaml", "--out", str(place)]
+        command += ["--workers", str(workers)]
+        runs[place] = subprocess.Popen(
+            command, env=os.environ | variables, cwd=tmp_path, stdout=subprocess.DEVNULL
+        )
+    for place, run in runs.items():
+        assert run.wait() == 0
+        assert_same(Zoo(place), one)
+        assert {file.name: file.read_bytes() for file in (place / "shards").iterdir()} == files
 
 
 def test_a_loss_that_explodes_ends_the_build_and_keeps_what_is_done(recipe, tmp_path, monkeypatch):

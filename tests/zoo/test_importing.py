@@ -10,7 +10,8 @@ from weightloom.io import save_tensors
 from weightloom.tasks import TaskSampler, parse_task
 from weightloom.weights import layout_of
 from weightloom.zoo import Zoo
-from weightloom.zoo.importing import import_checkpoints, read_network
+from weightloom.zoo.importing import carry_out, import_checkpoints, plan_import, read_network
+from weightloom.zoo.sources import find_networks
 
 SPEC = parse_architecture("cnn(depth=1,width=4,classes=10,input=3x8x8)")
 
@@ -93,3 +94,83 @@ def test_a_file_that_is_gone(state, tmp_path):
     for name in ("b.pt", "b.safetensors", "zoo/a.pt"):
         with pytest.raises(CheckpointError, match="does not exist"):
             import_checkpoints(zoo, [tmp_path / name], architecture=SPEC)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Five networks of one architecture, one a file."""
+    found = []
+    for number in range(5):
+        found.append(tmp_path / f"{number}.safetensors")
+        tensors = layout_of(SPEC).unflatten(initial_flats(SPEC, [number])[0])
+        state = {name: value.contiguous() for name, value in tensors.items()}
+        save_tensors(found[-1], state, {"architecture": SPEC.full_text()})
+    return found
+
+
+def names(zoo):
+    return sorted(record.provenance["file"] for record in zoo.records())
+
+
+def test_two_imports_at_once_store_each_network_once(files, tmp_path):
+    """Both have looked at the zoo before either has added anything; the zoo is not there yet."""
+    zoos = [Zoo.planned(tmp_path / "zoo") for _ in range(2)]
+    plans = [
+        plan_import([find_networks(file) for file in chosen], zoo=zoo)
+        for zoo, chosen in zip(zoos, (files[:3], files[1:]), strict=True)
+    ]
+    assert [len(plan.networks) for plan in plans] == [3, 4] and not (tmp_path / "zoo").exists()
+    told = []
+    first = carry_out(zoos[0], plans[0])
+    second = carry_out(zoos[1], plans[1], progress=lambda *step: told.append(step))
+    assert [len(first), len(second)] == [3, 2] and told[-1][1:] == (4, 4)
+    zoo = Zoo(tmp_path / "zoo")
+    assert names(zoo) == [file.name for file in files] and zoo.verify() == []
+    assert [record.row for record in second] == [0, 1]
+    for record in zoo.records():
+        number = int(record.provenance["file"][0])
+        assert torch.equal(zoo.load([record]), initial_flats(SPEC, [number]))
+    assert carry_out(zoos[0], plans[0]) == [] and len(zoo.records()) == 5
+
+
+def test_an_import_into_a_zoo_that_another_process_makes_meanwhile(files, tmp_path, monkeypatch):
+    """Each builds the zoo aside; the one that comes second goes on with the one that is there."""
+    first, second = (Zoo.planned(tmp_path / "zoo") for _ in range(2))
+    plans = [plan_import([find_networks(file) for file in chosen]) for chosen in (files[:2], files[1:])]
+    real = Zoo._imported
+    calls = []
+
+    def meanwhile(self, db, architecture):
+        calls.append(1)
+        if len(calls) == 1:  # inside the transaction that makes the zoo
+            carry_out(second, plans[1])
+        return real(self, db, architecture)
+
+    monkeypatch.setattr(Zoo, "_imported", meanwhile)
+    added = carry_out(first, plans[0])
+    assert [record.provenance["file"] for record in added] == [files[0].name]
+    zoo = Zoo(tmp_path / "zoo")
+    assert names(zoo) == [file.name for file in files] and zoo.verify() == []
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["zoo"]
+
+
+def test_an_import_that_fails_leaves_no_zoo(files, tmp_path):
+    zoo = Zoo.planned(tmp_path / "zoo")
+    plan = plan_import([find_networks(file) for file in files], zoo=zoo)
+    files[3].write_bytes(files[0].read_bytes())
+    with pytest.raises(CheckpointError, match="was changed while it was imported"):
+        carry_out(zoo, plan)
+    assert not (tmp_path / "zoo").exists()
+
+
+def test_measured_accuracies_do_not_depend_on_threads(files, tmp_path):
+    task, before, found = parse_task("digits@8c3"), torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            zoo = Zoo(tmp_path / str(threads), create=True)
+            found.append(import_checkpoints(zoo, files, task=task))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert found[0] == found[1] and all(record.accuracy is not None for record in found[0])

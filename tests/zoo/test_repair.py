@@ -42,6 +42,11 @@ def test_broken_and_missing_shards_and_litter_go_and_a_build_brings_them_back(co
     for words in (f"{shards[0].stem} is not what", f"{shards[1].stem} is missing", "tmp-0123abcd", "stray"):
         assert sum(words in line for line in said) == 1, (words, said)
     assert len(said) == 4 and copy.verify() == []
+    kept = copy.path / "dropped-1"
+    assert sum(str(kept) in line for line in said) == 3
+    assert sorted(file.name for file in (kept / "shards").iterdir()) == [shards[0].name, "stray.safetensors"]
+    assert (kept / "shards" / shards[0].name).read_bytes() == bytes(data)
+    assert (kept / "zoo.sqlite3").read_bytes() == (built.path / "zoo.sqlite3").read_bytes()
     gone = {shards[0].stem, shards[1].stem}
     assert copy.records() == [record for record in built.records() if record.shard not in gone]
     again = build_zoo(recipe(), copy.path)
@@ -59,6 +64,8 @@ def test_broken_and_missing_shards_and_litter_go_and_a_build_brings_them_back(co
         ("DELETE FROM checkpoints", "has 0 checkpoints"),
         ("UPDATE checkpoints SET provenance = '['", "cannot be read"),
         ("UPDATE checkpoints SET step = 'many'", "step is no count"),
+        ("UPDATE checkpoints SET accuracy = 9e999", "accuracy is no number"),
+        ("UPDATE checkpoints SET provenance = '{\"a\": NaN}'", "NaN is no number"),
         ("UPDATE about SET value = '{}'", "under 'recipe' is not what was written"),
         ("UPDATE seals SET name = name || 'x'", "has a seal of"),
         ("DELETE FROM shards", "a shard"),
@@ -71,19 +78,13 @@ def test_rows_that_were_changed_are_found_and_dropped(copy, statement, problem):
     assert Zoo(copy.path).records() is not None and repair(copy.path) == []
 
 
-def test_an_index_of_before_there_were_seals(copy, built):
-    change(copy, "DROP TABLE seals")
-    assert copy.verify() == [] and repair(copy.path) == []
-    record = built.records()[0]
-    spec, flat = record.spec(), built.load([record])
-    copy.add("new", spec, flat, [record.__class__(**{**_plain(record), "id": "new-0"})])
+def test_the_shard_of_a_killed_writer_goes_and_is_no_problem_before(copy, built):
+    stray = copy.path / "shards" / "stray.safetensors"
+    stray.write_bytes(sorted((copy.path / "shards").iterdir())[0].read_bytes())
+    (copy.path / "zoo.adding").write_text("stray")
     assert copy.verify() == []
-    change(copy, "UPDATE checkpoints SET loss = 3 WHERE shard = 'new'")
-    assert len(copy.verify()) == 1
-
-
-def _plain(record):
-    return {name: getattr(record, name) for name in record.__slots__}
+    assert repair(copy.path) == ["removed zoo.adding, left by a killed writer"]
+    assert not stray.exists() and copy.verify() == [] and repair(copy.path) == []
 
 
 def test_a_damaged_index_is_copied_as_far_as_it_can_be_read(copy, built):
@@ -99,7 +100,7 @@ def test_a_damaged_index_is_copied_as_far_as_it_can_be_read(copy, built):
     assert any("the index was damaged" in line for line in said)
     held = Zoo(copy.path)
     assert held.records() == built.records() and held.verify() == []
-    assert (copy.path / "zoo.sqlite3.broken").read_bytes() == bytes(data)
+    assert (copy.path / "dropped-1" / "zoo.sqlite3").read_bytes() == bytes(data)
 
 
 def _problems(path):

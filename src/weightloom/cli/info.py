@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -291,7 +292,7 @@ def _consolidated(path: Path) -> Answer:
 
 
 def _folder(path: Path) -> Answer:
-    if (path / "zoo.sqlite3").is_file():
+    if os.path.lexists(path / "zoo.sqlite3"):
         from weightloom.cli.zoo import describe_zoo, print_zoo
         from weightloom.zoo import Zoo
 

@@ -21,7 +21,7 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, steps done and steps in all."""
 
 _QUIET_SECONDS = 10.0
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _PIPE_WIDTH = 240
 
 
@@ -37,7 +37,10 @@ def notes() -> Console:
 
 
 def shown(value: Any, style: str = "") -> Text:
-    """A value as text in which a stranger's control characters are spelt out: a terminal would obey them."""
+    """A value as text in which a stranger's control characters are spelt out: a terminal would obey them.
+
+    So is half of a surrogate pair, which no stream takes.
+    """
     return Text(_CONTROL.sub(lambda found: repr(found[0])[1:-1], str(value)), style=style)
 
 

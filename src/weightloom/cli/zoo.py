@@ -75,9 +75,8 @@ def build(
     except KeyboardInterrupt:
         if os.environ.get("WEIGHTLOOM_DEBUG", "") not in ("", "0"):
             raise
-        raise Interrupted(
-            f"what was trained before stays in {out}, and the same command goes on from there"
-        ) from None
+        kept = f"what was trained before stays in {out}, and the same command goes on from there"
+        raise Interrupted(*((kept,) if (out / "zoo.sqlite3").exists() else ())) from None
     records = zoo.records()
     result: dict[str, Any] = {
         "zoo": out,
@@ -293,7 +292,7 @@ def describe_zoo(zoo: Zoo) -> dict[str, Any]:
     return {
         "kind": "zoo",
         "zoo": zoo.path,
-        "recipe": zoo.about().get("recipe"),
+        "recipe": zoo.recipe(),
         "checkpoints": len(records),
         "networks": sum(record.final for record in records),
         "mean_accuracy": _mean(records),

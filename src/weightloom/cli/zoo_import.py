@@ -103,11 +103,11 @@ def import_networks(
         shape = input_of(found, spec)
         if shape is not None and shape[1] == shape[2]:
             target = target.resized(shape[1], shape[0])
-    existed = (zoo / "zoo.sqlite3").is_file()
+    target_zoo = Zoo.planned(zoo)
     with progress() as move:
         plan = plan_import(
             found,
-            zoo=Zoo(zoo) if existed else None,
+            zoo=target_zoo,
             architecture=spec,
             task=target,
             match=match,
@@ -142,15 +142,12 @@ def import_networks(
         target.data("test")  # a dataset that is missing is found before anything is written
     try:
         with progress() as move:
-            added = carry_out(
-                Zoo(zoo, create=not existed), plan, task=target, match=match, source=accuracy, progress=move
-            )
+            added = carry_out(target_zoo, plan, task=target, match=match, source=accuracy, progress=move)
     except KeyboardInterrupt:
         if os.environ.get("WEIGHTLOOM_DEBUG", "") not in ("", "0"):
             raise
-        raise Interrupted(
-            f"what was added before stays in {zoo}, and the same command goes on from there"
-        ) from None
+        kept = f"what was added before stays in {zoo}, and the same command goes on from there"
+        raise Interrupted(*((kept,) if (zoo / "zoo.sqlite3").exists() else ())) from None
     if as_json:
         emit({**result, "imported": [asdict(record) for record in added]})
         return

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import sys
 
-from weightloom.engines.base import Engine, Payload, engines, job
+from weightloom.engines.base import Engine, Payload, engines, job, one_thread
 from weightloom.registry import discover
 
 discover(sys.modules[__name__])
 
-__all__ = ["Engine", "Payload", "engines", "job", "open_engine"]
+__all__ = ["Engine", "Payload", "engines", "job", "one_thread", "open_engine"]
 
 
 def open_engine(name: str = "local", *, workers: int = 1, address: str | None = None) -> Engine:

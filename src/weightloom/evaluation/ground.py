@@ -75,7 +75,7 @@ class Ground:
         Raises:
             InputError: it was not built from a recipe, or has no training checkpoints.
         """
-        recipe = zoo.about().get("recipe")
+        recipe = zoo.recipe("datasets", "salt", "size", "channels")
         if recipe is None:
             raise InputError(f"{zoo.path} was not built from a recipe, so its held-out tasks are not known")
         trained: dict[tuple[str, ArchitectureSpec], dict[str, list[float | None]]] = {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from weightloom.io.atomic import (
     COMMIT_FILE,
+    alone,
     atomic_file,
     atomic_folder,
     make_folder,
@@ -20,7 +21,7 @@ from weightloom.io.atomic import (
 from weightloom.io.budget import allocation_limit
 from weightloom.io.cache import cache_dir
 from weightloom.io.documents import dump_json, parse_json, read_json, read_yaml, write_json
-from weightloom.io.files import open_regular, read_bytes, sha256_of
+from weightloom.io.files import open_regular, read_bytes, require_plain, sha256_of
 from weightloom.io.kinds import FileKind, file_kind
 from weightloom.io.legacy import load_legacy, load_parts, load_pinned
 from weightloom.io.shards import read_shards, shards_header, shards_metadata, write_shards
@@ -41,6 +42,7 @@ __all__ = [
     "Header",
     "TensorInfo",
     "allocation_limit",
+    "alone",
     "atomic_file",
     "atomic_folder",
     "cache_dir",
@@ -59,6 +61,7 @@ __all__ = [
     "read_json",
     "read_shards",
     "read_yaml",
+    "require_plain",
     "save_tensors",
     "settle",
     "sha256_of",

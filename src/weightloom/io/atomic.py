@@ -48,8 +48,9 @@ _WRONG_PLACE = {
 def atomic_file(path: str | Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     """A binary handle whose bytes become ``path`` when the block ends without an exception.
 
-    Missing parent folders are made. The mode follows the umask. With ``durable=False`` the file is
-    still whole or absent after a crash of the process, but not after a power cut.
+    Missing parent folders are made. Inside the block the file is called ``handle.name``. The mode follows
+    the umask. With ``durable=False`` the file is still whole or absent after a crash of the process, but not
+    after a power cut.
 
     Raises:
         InputError: nothing can be written at this place (a folder, no permission, read-only).
@@ -93,6 +94,7 @@ def atomic_folder(
     *,
     overwrite: bool = False,
     durable: bool = True,
+    commit: bool = True,
     digests: Mapping[str, str] | None = None,
 ) -> Iterator[Path]:
     """A temporary folder that becomes ``path``, all at once, when the block ends without an exception.
@@ -103,7 +105,8 @@ def atomic_folder(
     What killed writers of the same folder left is removed.
 
     ``digests`` may be filled inside the block: the SHA-256 of files, by their names, from whoever
-    computed it while writing; the others are read again.
+    computed it while writing; the others are read again. Without ``commit`` there is no ``COMMIT.json``: for
+    a folder whose files go on changing, and are flushed to the disk by whoever writes them.
 
     Raises:
         InputError: the place is taken, or nothing can be written there.
@@ -127,7 +130,11 @@ def atomic_folder(
         descriptor, temporary = _make_temporary_folder(path)
         try:
             yield temporary
-            _commit(temporary, durable, digests or {})
+            if commit:
+                _commit(temporary, durable, digests or {})
+            elif durable:
+                for entry in (*(entry for entry in temporary.rglob("*") if entry.is_dir()), temporary):
+                    sync_folder(entry)
             _refuse_taken(path, overwrite)
             _move_into_place(temporary, path)
         except BaseException:
@@ -145,6 +152,24 @@ def make_folder(path: str | Path) -> Path:
     with _write_errors(path):
         path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+@contextmanager
+def alone(folder: str | Path) -> Iterator[None]:
+    """One process at a time inside the block; others wait. The lock is on the folder itself: no file is left.
+
+    Where a file system has no locks there is none. Raises OSError for a folder that cannot be opened.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def verify_folder(path: str | Path, *, required: Sequence[str] = ()) -> dict[str, str]:
@@ -269,9 +294,8 @@ def _make_parents(path: Path) -> None:
 def _open_temporary(path: Path) -> tuple[BinaryIO, Path]:
     while True:
         temporary = _temporary_name(path)
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
         with suppress(FileExistsError):
-            handle = os.fdopen(os.open(temporary, flags, 0o666), "w+b")
+            handle = open(temporary, "x+b")  # noqa: SIM115 - the caller closes it
             if _lock(handle.fileno()) and _is_at(handle.fileno(), temporary):
                 return handle, temporary
             handle.close()  # a sweep came between the open and the lock

@@ -45,6 +45,25 @@ def open_regular(path: str | Path) -> Iterator[tuple[BinaryIO, int]]:
         raise CheckpointError(path, _reason(error)) from error
 
 
+def require_plain(path: str | Path) -> os.stat_result:
+    """What the system says of a plain file; nothing is opened, and a link is not followed.
+
+    Raises:
+        CheckpointError: there is none of that name, or it is a link, a folder, a pipe or a device.
+    """
+    try:
+        status = os.lstat(path)
+    except OSError as error:
+        raise CheckpointError(path, _reason(error)) from error
+    except ValueError:
+        raise CheckpointError(repr(str(path)), "cannot be read (a path has no NUL in it)") from None
+    if not stat.S_ISREG(status.st_mode):
+        kind = {stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe"}
+        what = kind.get(stat.S_IFMT(status.st_mode), "no file")
+        raise CheckpointError(path, f"is {what}, and must be a plain file of its folder")
+    return status
+
+
 def read_bytes(path: str | Path, *, limit: int) -> bytes:
     """The whole file, at most ``limit`` bytes of it.
 

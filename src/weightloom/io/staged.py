@@ -10,18 +10,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from weightloom.errors import CheckpointError
-from weightloom.io.atomic import COMMIT_FILE, atomic_folder, committed_files, sweep, sync_folder
-
-if sys.platform == "win32":
-    fcntl = None
-else:
-    import fcntl
+from weightloom.io.atomic import COMMIT_FILE, alone, atomic_folder, committed_files, sweep, sync_folder
 
 STAGED = ".staged"
 
@@ -63,7 +57,7 @@ def settle(folder: str | Path) -> None:
     if not (folder / STAGED).is_dir():
         return
     try:
-        with _alone(folder):
+        with alone(folder):
             _settle(folder)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
@@ -107,18 +101,3 @@ def _refuse_links(folder: Path, name: str) -> None:
         inside = part != Path() and (folder / part).is_symlink()
         if inside or (folder / STAGED / part).is_symlink():
             raise CheckpointError(folder, f"has a link where {name!r} should be")
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time."""
-    if fcntl is None:
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

@@ -7,6 +7,7 @@ Shapes: N networks, P values of a network.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,13 +17,15 @@ import torch
 from torch import Tensor
 
 from weightloom.architectures import ArchitectureSpec, parse_architecture
-from weightloom.engines import Engine, Payload, job, open_engine
+from weightloom.engines import Engine, Payload, job, one_thread, open_engine
 from weightloom.errors import InputError
 from weightloom.fitting import FitSettings, accuracy, fit_population, initial_flats
 from weightloom.seeding import seed_for, torch_generator
 from weightloom.tasks import DatasetTask, TaskSampler, parse_task
+from weightloom.tasks.store import SPLITS, read_split
 from weightloom.weights import layout_of
-from weightloom.zoo.index import Record
+from weightloom.zoo.index import INDEX, Record
+from weightloom.zoo.opening import discard_empty
 from weightloom.zoo.recipe import GroupRecipe, ZooRecipe
 from weightloom.zoo.store import Zoo
 
@@ -40,6 +43,9 @@ trained.
 Progress = Callable[[str, int, int], None]
 """Called with what is being made, steps done and steps in all."""
 
+_Job = tuple[str, str, int, list[DatasetTask], int]
+"""Architecture, group, chunk, tasks and steps of a shard."""
+
 
 def build_zoo(
     recipe: ZooRecipe,
@@ -52,49 +58,59 @@ def build_zoo(
     """Train every network of ``recipe`` that the zoo at ``path`` does not hold yet.
 
     With several ``workers`` shards are trained by that many processes of this machine; an ``engine`` trains
-    them elsewhere. The weights are the same. Only this process writes to the zoo.
+    them elsewhere. The weights are the same. Only this process writes to the zoo, which is made when
+    everything is there that the recipe asks for; a recipe that cannot be built leaves nothing behind.
 
     Raises:
-        InputError: the folder holds a zoo of another recipe.
+        InputError: the folder holds a zoo of another recipe, or the recipe asks for what cannot be.
         TrainingError: a loss is not finite; what was committed before stays.
     """
-    zoo = Zoo(path, create=True)
-    wanted = recipe.model_dump(mode="json")
-    held = zoo.about().get("recipe")
-    if held is not None and held != wanted:
-        raise InputError(
-            f"{path} holds a zoo of another recipe ({held.get('name')!r}); choose another folder"
-        )
-    zoo.set_about("recipe", wanted)
-    if engine is None:
-        with open_engine("local", workers=workers) as engine:
-            _build(recipe, zoo, progress, engine)
-    else:
-        _build(recipe, zoo, progress, engine)
+    zoo = Zoo.planned(path)
+    said = recipe.model_dump(mode="json")
+    zoo.check_recipe(said)
+    zoo.tidy()
+    jobs = list(_jobs(recipe))
+    for text, classes in dict.fromkeys((text, tasks[0].num_classes) for text, _, _, tasks, _ in jobs):
+        layout_of(_spec(recipe, text, classes))  # one that does not fit is found before any training
+    existed, was_zoo = (os.path.lexists(place) for place in (zoo.path, zoo.path / INDEX))
+    try:
+        if engine is None:
+            with open_engine("local", workers=workers) as engine:
+                _build(recipe, jobs, zoo, progress, engine)
+        else:
+            _build(recipe, jobs, zoo, progress, engine)
+    except Exception:
+        if not was_zoo:
+            discard_empty(zoo.path, keep_folder=existed)
+        raise
     return zoo
 
 
-def _build(recipe: ZooRecipe, zoo: Zoo, progress: Progress, engine: Engine) -> None:
-    jobs = list(_jobs(recipe))
+def _build(recipe: ZooRecipe, jobs: list[_Job], zoo: Zoo, progress: Progress, engine: Engine) -> None:
     said = recipe.model_dump(mode="json")
     total = sum(steps * len(tasks) for *_, tasks, steps in jobs)
     done = 0
+    if not {_shard_name(*each[:3]) for each in jobs} <= zoo.shards():
+        for _ in engine.map(find_data, [{"datasets": list(recipe.datasets)}]):
+            pass  # a dataset that is missing is found before anything is written
+    zoo.claim(said)
     # Starts come first, then those of the datasets: the shards after them begin where they end.
     for stage in range(3):
         waiting: list[tuple[str, int, int]] = []  # shard, its networks, steps of each
         payloads: list[Payload] = []
+        there = zoo.shards()
         starts: dict[tuple[str, str], Any] = {}
         for text, group, chunk, tasks, steps in jobs:
             if _stage(group) != stage:
                 continue
-            shard = f"{_slug(text)}-{group}-{chunk}"
-            if zoo.has_shard(shard):
+            shard = _shard_name(text, group, chunk)
+            if shard in there:
                 done += steps * len(tasks)
                 progress(shard, done, total)
                 continue
             begin: dict[str, Any] = {}
             if recipe.initialisation == "shared" and stage:
-                spec = _spec(recipe, text, tasks)
+                spec = _spec(recipe, text, tasks[0].num_classes)
                 for name in ("",) if stage == 1 else sorted({task.dataset for task in tasks}):
                     key = (spec.full_text(), name)
                     if key not in starts:
@@ -117,7 +133,7 @@ def _build(recipe: ZooRecipe, zoo: Zoo, progress: Progress, engine: Engine) -> N
             shard, count, steps = waiting[number]
             records = [Record(**record) for record in made["records"]]
             spec = parse_architecture(made["architecture"])
-            zoo.add(shard, spec, torch.from_numpy(made["flats"].copy()), records)
+            zoo.add(shard, spec, torch.from_numpy(made["flats"].copy()), records, recipe=said)
             done = before = done + steps * count
             progress(shard, done, total)
 
@@ -154,8 +170,8 @@ def with_head(source: ArchitectureSpec, flat: Tensor, target: ArchitectureSpec) 
     return layout.flatten(state)
 
 
-def _jobs(recipe: ZooRecipe) -> Iterator[tuple[str, str, int, list[DatasetTask], int]]:
-    """(architecture, group, chunk, tasks, steps): the start first, then each group by chunks."""
+def _jobs(recipe: ZooRecipe) -> Iterator[_Job]:
+    """The start first, then each group by chunks."""
     sampled: dict[int, list[DatasetTask]] = {}
     for text in recipe.architectures:
         if recipe.initialisation == "shared":
@@ -201,23 +217,37 @@ def _group_tasks(recipe: ZooRecipe, group: GroupRecipe) -> list[DatasetTask]:
     return [sampler.task(index) for index in range(group.tasks)]
 
 
-def _spec(recipe: ZooRecipe, text: str, tasks: list[DatasetTask]) -> ArchitectureSpec:
+def _spec(recipe: ZooRecipe, text: str, classes: int) -> ArchitectureSpec:
     shape = (recipe.channels, recipe.size, recipe.size)
-    return parse_architecture(text).resolve(classes=tasks[0].num_classes, input=shape)
+    return parse_architecture(text).resolve(classes=classes, input=shape)
+
+
+@job
+def find_data(payload: Payload, step: Callable[[int], None]) -> None:
+    """Read every one of ``datasets``, where an engine's jobs run.
+
+    Raises:
+        DataUnavailableError: one is not there.
+        CheckpointError: its file in the cache is broken.
+    """
+    for name in payload["datasets"]:
+        for split in SPLITS:
+            read_split(name, split)
 
 
 @job
 def train_shard(payload: Payload, step: Callable[[int], None]) -> dict[str, Any]:
     """A shard's networks and records, from its recipe, tasks and the networks that it starts from."""
-    spec, flats, records = _train_shard(
-        ZooRecipe(**payload["recipe"]),
-        payload["shard"],
-        payload["architecture"],
-        payload["group"],
-        [parse_task(text) for text in payload["tasks"]],
-        {name: torch.tensor(start) for name, start in payload["starts"].items()},
-        step,
-    )
+    with one_thread():
+        spec, flats, records = _train_shard(
+            ZooRecipe(**payload["recipe"]),
+            payload["shard"],
+            payload["architecture"],
+            payload["group"],
+            [parse_task(text) for text in payload["tasks"]],
+            {name: torch.tensor(start) for name, start in payload["starts"].items()},
+            step,
+        )
     return {
         "architecture": spec.full_text(),
         "flats": flats.numpy(),
@@ -234,7 +264,7 @@ def _train_shard(
     starts: dict[str, Tensor],
     on_step: Callable[[int], None] | None = None,
 ) -> tuple[ArchitectureSpec, Tensor, list[Record]]:
-    spec = _spec(recipe, text, tasks)
+    spec = _spec(recipe, text, tasks[0].num_classes)
     is_start = _stage(group) < 2
     members = len(tasks)
     if is_start:
@@ -315,6 +345,10 @@ def _record(
         loss=loss,
         provenance={"recipe": recipe.name, "salt": recipe.salt, "initialisation": recipe.initialisation},
     )
+
+
+def _shard_name(text: str, group: str, chunk: int) -> str:
+    return f"{_slug(text)}-{group}-{chunk}"
 
 
 def _slug(text: str) -> str:

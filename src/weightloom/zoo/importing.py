@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from weightloom.architectures import ArchitectureSpec
+from weightloom.engines import one_thread
 from weightloom.errors import CheckpointError, InputError, SpecError
 from weightloom.fitting import accuracy
 from weightloom.io import sha256_of
@@ -181,7 +182,7 @@ def plan_import(
         raise CheckpointError(odd.name, odd.reason)
     held: list[str] = []
     networks: list[Planned] = []
-    there = _held(zoo)
+    there: dict[tuple[str, str], set[str]] = {} if zoo is None else zoo.imported()
     first: dict[tuple[str, str, str], str] = {}
     candidates = [candidate for each in found for candidate in each.candidates]
     for number, candidate in enumerate(candidates):
@@ -231,8 +232,10 @@ def carry_out(
 ) -> list[Record]:
     """Add what was planned, shard by shard; each is there as a whole or not at all.
 
+    What another import has added since the plan was made is passed over.
+
     Args:
-        zoo: where to.
+        zoo: where to; one that is planned (:meth:`Zoo.planned`) is made with its first shard.
         plan: from :func:`plan_import`, with the same task.
         task: what the networks were trained for.
         match: as for the plan.
@@ -251,8 +254,10 @@ def carry_out(
     images: tuple[Tensor, Tensor] | None = None
     if task is not None and to_measure(plan, source):
         images = _test_images(task)  # before anything is written
+    zoo.tidy()
     split = _split_of(zoo, task)
     added: list[Record] = []
+    done = 0
     for spec, members in _shards(plan.networks):
         flats = torch.empty(len(members), layout_of(spec).size)
         for row, member in enumerate(members):
@@ -266,14 +271,14 @@ def carry_out(
             for start in range(
                 0, len(members), _AT_ONCE
             ):  # as many pictures as networks are in memory at once
-                found = accuracy(spec, flats[start : start + _AT_ONCE], *images)
+                with one_thread():
+                    found = accuracy(spec, flats[start : start + _AT_ONCE], *images)
                 for row, score in enumerate(found.tolist(), start=start):
                     scores[row] = score if measured[row] else scores[row]
-        shard = _shard_name(spec, members)
         records = [
             Record(
-                id=f"{shard}-{row:03d}",
-                shard=shard,
+                id="",  # the zoo names and numbers what it takes
+                shard="",
                 row=row,
                 architecture=spec.full_text(),
                 task="" if task is None else str(task),
@@ -289,9 +294,9 @@ def carry_out(
             )
             for row, member in enumerate(members)
         ]
-        zoo.add(shard, spec, flats, records)
-        added += records
-        progress("importing", len(added), len(plan.networks))
+        added += zoo.add_new(spec, flats, records)
+        done += len(members)
+        progress("importing", done, len(plan.networks))
     return added
 
 
@@ -356,17 +361,6 @@ def _digest(candidate: Candidate) -> str:
     return whole.hexdigest()
 
 
-def _held(zoo: Zoo | None) -> dict[tuple[str, str], set[str]]:
-    """By architecture and checksum of every file that was imported before: where in it the networks were."""
-    places: dict[tuple[str, str], set[str]] = {}
-    for record in () if zoo is None else zoo.records():
-        digest = record.provenance.get("sha256")
-        if isinstance(digest, str):
-            place = str(record.provenance.get("read_from", "."))
-            places.setdefault((record.architecture, digest), set()).add(place)
-    return places
-
-
 def _is_one_of(places: set[str], key: str | None) -> bool:
     """Whether one of these places in a file is what ``key`` chooses; without one, whether there is any."""
     wanted = None if key is None else key.rstrip("./") or "."
@@ -391,12 +385,6 @@ def _shards(networks: Sequence[Planned]) -> Iterator[tuple[ArchitectureSpec, lis
         each = max(1, min(SHARD_NETWORKS, SHARD_VALUES // max(1, layout_of(spec).size)))
         for start in range(0, len(members), each):
             yield spec, members[start : start + each]
-
-
-def _shard_name(spec: ArchitectureSpec, members: Sequence[Planned]) -> str:
-    places = (member.sha256 + ("" if member.key == "." else f" {member.key} ") for member in members)
-    text = spec.full_text() + "".join(places)
-    return f"import-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def _measured(member: Planned, source: Source) -> bool:
@@ -430,12 +418,12 @@ def _test_images(task: DatasetTask) -> tuple[Tensor, Tensor]:
 
 def _split_of(zoo: Zoo, task: DatasetTask | None) -> str:
     """The split the zoo's own recipe gives this task, so that nothing held out gets in by the back door."""
-    recipe = zoo.about().get("recipe")
-    if task is None or not isinstance(recipe, dict) or task.dataset not in recipe.get("datasets", ()):
+    recipe = zoo.recipe("salt")
+    if task is None or recipe is None or task.dataset not in recipe.get("datasets", ()):
         return "train"
     sampler = TaskSampler(
         datasets=list(recipe["datasets"]),
-        salt=str(recipe["salt"]),
+        salt=recipe["salt"],
         split="train",
         classes=(2, task.num_classes),
         size=task.size,

@@ -1,25 +1,25 @@
-"""The index of a zoo: one SQLite file, its schema, its rows as records, and the seals on them.
+"""What the index of a zoo holds: its schema, its rows as records, and the seals on them.
 
 A seal is the SHA-256 of everything the index says of one shard, or under one key: a byte that changes in a
-row of the index is found like a byte that changes in a shard. Knows nothing of weights or shards on disk.
+row of the index is found like a byte that changes in a shard. Every shard and every key has one, but for
+indexes of version 1, which were written before there were seals or before all had to have one. Knows nothing
+of weights, of shards on disk, or of how the file is opened.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
+import math
 import re
 import sqlite3
 import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from weightloom.architectures import ArchitectureSpec, parse_architecture
-from weightloom.errors import CheckpointError, WeightloomError
+from weightloom.errors import CheckpointError
 from weightloom.tasks import Task, parse_task
 
 INDEX = "zoo.sqlite3"
@@ -39,11 +39,6 @@ CREATE INDEX IF NOT EXISTS by_accuracy ON checkpoints (dataset, split, accuracy)
 CREATE TABLE IF NOT EXISTS seals (name TEXT PRIMARY KEY, sha256 TEXT NOT NULL);
 """
 
-# What another moment or another place may mend; anything else that SQLite reports is a broken file.
-_PASSING = {
-    sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_READONLY,
-    sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN,
-}  # fmt: skip
 _SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 
 
@@ -82,54 +77,6 @@ _SHARED = ("shard", "architecture", "task", "dataset", "split")
 """Columns whose values many rows have in common: kept once in memory."""
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[sqlite3.Connection]:
-    """A connection to the index at ``path`` that is closed afterwards, in autocommit mode.
-
-    Raises:
-        CheckpointError: the file is no index, or broken.
-        WeightloomError: it cannot be used now: locked for long, a full disk, a read-only folder.
-    """
-    try:
-        with closing(_connect(path)) as db:
-            db.row_factory = sqlite3.Row
-            yield db
-    except sqlite3.DatabaseError as error:
-        raise _explained(path, error) from None
-    except UnicodeDecodeError as error:  # of SQLite's own message, where it quotes what the file holds
-        raise CheckpointError(path, f"the index cannot be read ({error})") from None
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[sqlite3.Connection]:
-    """As :func:`opened`, inside one transaction, all of it or nothing; other writers of the zoo wait."""
-    with opened(path) as db:
-        db.execute("BEGIN IMMEDIATE")
-        try:
-            yield db
-        except BaseException:
-            if db.in_transaction:
-                db.execute("ROLLBACK")
-            raise
-        db.execute("COMMIT")
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    if os.access(path.parent, os.W_OK) or Path(f"{path}-wal").exists():
-        return sqlite3.connect(path, timeout=30, isolation_level=None)
-    # SQLite would make its log beside the index even to read it; where nothing can be written, nothing
-    # changes either.
-    place = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
-    return sqlite3.connect(place, timeout=30, isolation_level=None, uri=True)
-
-
-def _explained(path: Path, error: sqlite3.DatabaseError) -> WeightloomError:
-    code = getattr(error, "sqlite_errorcode", None)
-    if code is not None and code & 0xFF in _PASSING:
-        return WeightloomError(f"{path}: the index cannot be used now ({error})")
-    return CheckpointError(path, f"the index cannot be read ({error})")
-
-
 def check_shard_name(path: Path, name: object) -> str:
     """``name`` if it can name a file inside the folder of shards. Raises :class:`CheckpointError`."""
     if not isinstance(name, str) or not _SHARD.fullmatch(name) or ".." in name:
@@ -160,17 +107,21 @@ def to_record(path: Path, row: sqlite3.Row) -> Record:
             if type(values[name]) is not int or values[name] < 0:
                 raise ValueError(f"{name} is no count")
         for name in ("accuracy", "loss"):
-            if not (values[name] is None or type(values[name]) is float):
+            if not (values[name] is None or (type(values[name]) is float and math.isfinite(values[name]))):
                 raise ValueError(f"{name} is no number")
         for name in _SHARED:
             values[name] = sys.intern(values[name])
         values["final"] = bool(values["final"])
-        values["provenance"] = json.loads(values["provenance"])
+        values["provenance"] = json.loads(values["provenance"], parse_constant=_no_number)
         if not isinstance(values["provenance"], dict):
             raise ValueError("provenance is no object")
     except (IndexError, RecursionError, ValueError) as error:
         raise CheckpointError(path, f"holds a checkpoint that cannot be read ({error})") from None
     return Record(**values)
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number")
 
 
 # -- seals -------------------------------------------------------------------------------------
@@ -197,15 +148,25 @@ def _line(row: Any) -> bytes:
 
 
 def put_seal(db: sqlite3.Connection, name: str, sha256: str) -> None:
-    """Keep a seal; an index of before there were seals gets its table for them."""
-    db.execute("CREATE TABLE IF NOT EXISTS seals (name TEXT PRIMARY KEY, sha256 TEXT NOT NULL)")
+    """Keep a seal."""
     db.execute("INSERT OR REPLACE INTO seals VALUES (?, ?)", (name, sha256))
 
 
+def seal_shard(db: sqlite3.Connection, name: str) -> None:
+    """Keep the seal of what the index now says of a shard."""
+    put_seal(db, f"shard/{name}", seal_of_shard(db, name))
+
+
+def drop_shard(db: sqlite3.Connection, name: str) -> None:
+    """Forget a shard, its checkpoints and its seal."""
+    db.execute("DELETE FROM checkpoints WHERE shard = ?", (name,))
+    db.execute("DELETE FROM shards WHERE name = ?", (name,))
+    drop_seal(db, f"shard/{name}")
+
+
 def drop_seal(db: sqlite3.Connection, name: str) -> None:
-    """Forget a seal, if the index has any."""
-    if seals(db) is not None:
-        db.execute("DELETE FROM seals WHERE name = ?", (name,))
+    """Forget a seal."""
+    db.execute("DELETE FROM seals WHERE name = ?", (name,))
 
 
 def seals(db: sqlite3.Connection) -> dict[str, str] | None:
@@ -213,3 +174,16 @@ def seals(db: sqlite3.Connection) -> dict[str, str] | None:
     if db.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'seals'").fetchone() is None:
         return None
     return {row["name"]: row["sha256"] for row in db.execute("SELECT name, sha256 FROM seals")}
+
+
+def seal_the_rest(db: sqlite3.Connection) -> int:
+    """Seal as they are the shards and keys that have no seal; returns how many shards these were."""
+    kept = seals(db) or {}
+    for row in db.execute("SELECT key, value FROM about").fetchall():
+        if f"about/{row['key']}" not in kept:
+            put_seal(db, f"about/{row['key']}", seal_of_key(row["key"], row["value"]))
+    names = [row["name"] for row in db.execute("SELECT name FROM shards ORDER BY name").fetchall()]
+    unsealed = [name for name in names if f"shard/{name}" not in kept]
+    for name in unsealed:
+        seal_shard(db, name)
+    return len(unsealed)

@@ -1,49 +1,20 @@
-"""Whether a zoo is whole, and making it whole again by dropping what is broken.
+"""Whether a zoo is whole: every shard is compared with its checksum, every row of the index with its seal.
 
-Every shard is compared with its checksum, every row of the index with its seal. Knows nothing of weights.
+Knows nothing of weights, and mends nothing (:mod:`weightloom.zoo.repairing` does).
 """
 
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
 import sqlite3
-import tempfile
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from weightloom.errors import CheckpointError, WeightloomError
-from weightloom.io import sha256_of, sweep
-from weightloom.zoo.index import (
-    COLUMNS,
-    INDEX,
-    SCHEMA,
-    check_shard_name,
-    drop_seal,
-    opened,
-    seal_of_key,
-    seal_of_shard,
-    seals,
-    to_record,
-    writing,
-)
-
-_TABLES = {
-    "about": ("key", "value"),
-    "shards": ("name", "sha256", "networks"),
-    "checkpoints": COLUMNS,
-    "seals": ("name", "sha256"),
-}
-
-
-_MAGIC = b"SQLite format 3\0"
-_HEADER = {0: _MAGIC + b"\x10\0\2\2\0\x40\x20\x20", 44: b"\0\0\0\4", 56: b"\0\0\0\1"}
-"""What never changes in an index, by its offset: format and page size, schema format, UTF-8. Where the file
-format of SQLite puts it: https://www.sqlite.org/fileformat.html, section 1.3."""
+from weightloom.errors import CheckpointError
+from weightloom.io import read_header, require_plain, sha256_of
+from weightloom.zoo.admission import DamagedIndex, require_sound, version_of
+from weightloom.zoo.index import INDEX, check_shard_name, seal_of_key, seal_of_shard, seals, to_record
+from weightloom.zoo.opening import being_added, opened, shard_file, shards_folder
 
 
 @dataclass(frozen=True)
@@ -59,40 +30,49 @@ class Problem:
     """The index itself is damaged: what can be read of it is copied to a new one."""
 
 
-def shard_file(folder: Path, name: str) -> Path:
-    """Where a shard lies. Raises :class:`CheckpointError` for a name that leads out of the folder."""
-    check_shard_name(folder / INDEX, name)
-    return folder / "shards" / f"{name}.safetensors"
-
-
 def find_problems(folder: Path) -> list[Problem]:
     """Everything that is wrong with the zoo in ``folder``.
 
     Raises:
         CheckpointError: the index cannot be read at all.
     """
-    with opened(folder / INDEX) as db:
-        db.execute("BEGIN")  # one state of the index, whatever is added meanwhile
-        found, shards = _problems_of_index(folder, db)
-        db.execute("ROLLBACK")
+    # In this order no writer is between its file and its row: files, whose is not committed, rows.
+    files = sorted(shards_folder(folder).glob("*.safetensors"))
+    begun = being_added(folder)
+    try:
+        with opened(folder / INDEX, whole=False) as db:
+            require_sound(folder / INDEX, db, "integrity_check")
+            found, shards = _problems_of_index(folder, db)
+            named = {row[0] for row in db.execute("SELECT name FROM shards")}
+    except DamagedIndex as error:  # of which nothing that is read can be trusted
+        return [Problem(error.reason, index=True)]
     broken = {problem.shard for problem in found}
     for name, sha256, networks in shards:
-        if name in broken:
-            continue
-        file = shard_file(folder, name)
-        if not file.is_file():
-            found.append(Problem(f"shard {name} is missing ({networks} networks)", shard=name))
-            continue
-        try:
-            same = sha256_of(file) == sha256
-        except CheckpointError as error:
-            found.append(Problem(f"shard {name} cannot be read ({error.reason})", shard=name))
-            continue
-        if not same:
-            found.append(
-                Problem(f"shard {name} is not what was written: its checksum differs", shard=name, file=file)
-            )
-    return found + _strays(folder)
+        if name not in broken and (problem := _problem_of_shard(folder, name, sha256, networks)):
+            found.append(problem)
+    # The index has lost them, or they are somebody else's.
+    found += [
+        Problem(f"shard {file.stem} is on disk but not in the index", file=file)
+        for file in files
+        if file.stem not in named and file.stem != begun
+    ]
+    return found
+
+
+def _problem_of_shard(folder: Path, name: str, sha256: str, networks: int) -> Problem | None:
+    file = shard_file(folder, name)
+    if not os.path.lexists(file):
+        return Problem(f"shard {name} is missing ({networks} networks)", shard=name)
+    try:
+        require_plain(file)
+    except CheckpointError as error:
+        return Problem(f"shard {name} cannot be read ({error.reason})", shard=name, file=file)
+    changed = f"shard {name} is not what was written: its checksum differs"
+    try:
+        read_header(file)  # which says how long the file is: one that was made longer is not read to its end
+        return None if sha256_of(file) == sha256 else Problem(changed, shard=name, file=file)
+    except CheckpointError as error:
+        return Problem(f"{changed} ({error.reason})", shard=name, file=file)
 
 
 def _problems_of_index(
@@ -100,18 +80,16 @@ def _problems_of_index(
 ) -> tuple[list[Problem], list[tuple[str, str, int]]]:
     """What is wrong in the index alone, and the shards that it names."""
     found = []
-    with (folder / INDEX).open("rb") as handle:
-        head = handle.read(20)
-    if head[:16] != _MAGIC or head[18:19] != head[19:20]:  # the versions that read and write it
-        found.append(Problem("the index begins with other bytes than were written", index=True))
-    damage = [str(row[0]) for row in db.execute("PRAGMA integrity_check(5)")]
-    if damage != ["ok"]:
-        found.append(Problem(f"the index is damaged ({damage[0].splitlines()[0][:200]})", index=True))
-    sealed, used = seals(db), set()
+    sealed, used = seals(db) or {}, set()
+    first = version_of(db) == 1  # in which not everything has a seal
+
+    def differs(seal: str, now: str) -> bool:
+        return not (first and seal not in sealed) and sealed.get(seal) != now
+
     for row in db.execute("SELECT key, value FROM about"):
         name = f"about/{row['key']}"
         used.add(name)
-        if sealed is not None and sealed.get(name) not in (None, seal_of_key(row["key"], row["value"])):
+        if differs(name, seal_of_key(row["key"], row["value"])):
             text = f"what the index says under {row['key']!r} is not what was written"
             found.append(Problem(text, key=row["key"], seal=name))
     shards = []
@@ -130,7 +108,7 @@ def _problems_of_index(
         if held != row["networks"]:
             text = f"shard {name} has {held} checkpoints in the index where {row['networks']} were written"
             found.append(Problem(text, shard=name))
-        elif sealed is not None and sealed.get(f"shard/{name}") not in (None, seal_of_shard(db, name)):
+        elif differs(f"shard/{name}", seal_of_shard(db, name)):
             text = f"shard {name}: what the index says of its checkpoints is not what was written"
             found.append(Problem(text, shard=name))
         else:
@@ -139,140 +117,8 @@ def _problems_of_index(
         found.append(
             Problem(f"{count} checkpoints are of a shard {str(name)[:80]!r} that is none", shard=name)
         )
-    for name in sorted(set(sealed or ()) - used, key=str):
+    for name in sorted(set(sealed) - used, key=str):
         found.append(
             Problem(f"the index has a seal of {str(name)[:80]!r}, which it does not hold", seal=name)
         )
     return found, shards
-
-
-def _strays(folder: Path) -> list[Problem]:
-    """Files among the shards that the index does not name: a killed writer's, or the index has lost them."""
-
-    def unnamed(db: sqlite3.Connection) -> list[Problem]:
-        named = {f"{row[0]}.safetensors" for row in db.execute("SELECT name FROM shards")}
-        files = sorted((folder / "shards").glob("*.safetensors"))
-        return [
-            Problem(f"shard {file.stem} is on disk but not in the index", file=file)
-            for file in files
-            if file.name not in named
-        ]
-
-    try:
-        with writing(folder / INDEX) as db:  # no writer is between its file and its row
-            return unnamed(db)
-    except CheckpointError:
-        raise
-    except WeightloomError:  # where nothing can be written, there is no writer
-        with opened(folder / INDEX) as db:
-            return unnamed(db)
-
-
-def repair(folder: str | Path) -> list[str]:
-    """Drop every checkpoint that is broken, files that the index does not name, and what killed writers left.
-
-    A build of the same recipe then makes the dropped shards again. An index that is damaged itself is copied
-    to a new one as far as it can be read; the old one stays beside it as ``zoo.sqlite3.broken``.
-
-    Returns:
-        What was dropped, in words; nothing where the zoo is whole.
-
-    Raises:
-        CheckpointError: the folder is no zoo, or nothing of its index can be read.
-        WeightloomError: the folder cannot be written.
-    """
-    folder = Path(folder)
-    if not (folder / INDEX).is_file():
-        raise CheckpointError(folder, f"this is not a zoo (it has no {INDEX})")
-    said = [
-        f"removed {entry.name}, left by a killed writer" for entry in sweep(folder) + sweep(folder / "shards")
-    ]
-    try:
-        problems = find_problems(folder)
-    except CheckpointError as error:
-        problems = [Problem(error.reason, index=True)]
-    if any(problem.index for problem in problems):
-        said.append(_salvage(folder))
-        problems = find_problems(folder)
-    with writing(folder / INDEX) as db:
-        for problem in problems:
-            if problem.shard is not None:
-                db.execute("DELETE FROM checkpoints WHERE shard = ?", (problem.shard,))
-                db.execute("DELETE FROM shards WHERE name = ?", (problem.shard,))
-                drop_seal(db, f"shard/{problem.shard}")
-            if problem.key is not None:
-                db.execute("DELETE FROM about WHERE key = ?", (problem.key,))
-            if problem.seal is not None:
-                drop_seal(db, problem.seal)
-    for problem in problems:
-        if problem.file is not None:
-            problem.file.unlink(missing_ok=True)
-        said.append(f"dropped: {problem.text}")
-    # Shards whose rows were dropped above are files without rows now.
-    for problem in _strays(folder):
-        assert problem.file is not None
-        problem.file.unlink(missing_ok=True)
-    return said
-
-
-def _salvage(folder: Path) -> str:
-    """Copy what can be read of a damaged index to a new one, which takes its place."""
-    index = folder / INDEX
-    rows = {table: _readable(index, table, columns) for table, columns in _TABLES.items()}
-    if not rows["shards"] and not rows["about"]:
-        rows = _readable_behind_its_header(index)
-    if not rows["shards"] and not rows["about"]:
-        raise CheckpointError(
-            index, "nothing of the index can be read; build the zoo again in another folder"
-        )
-    shutil.copyfile(index, folder / f"{INDEX}.broken")
-    fresh = folder / f"{INDEX}.tmp-{secrets.token_hex(4)}"
-    with opened(fresh) as db:
-        db.executescript(SCHEMA)
-        db.execute("BEGIN")
-        for table, columns in _TABLES.items():
-            marks = ",".join("?" * len(columns))
-            db.executemany(
-                f"INSERT OR IGNORE INTO {table} ({','.join(columns)}) VALUES ({marks})", rows[table]
-            )
-        db.execute("COMMIT")
-    with suppress(WeightloomError), opened(fresh) as db:
-        db.execute("PRAGMA journal_mode=WAL")
-    for suffix in ("-wal", "-shm"):  # of the old file: they must not be read into the new one
-        Path(f"{index}{suffix}").unlink(missing_ok=True)
-    os.replace(fresh, index)
-    count = len(rows["checkpoints"])
-    return f"the index was damaged: {count} checkpoints were read from it, the old one is {INDEX}.broken"
-
-
-def _readable_behind_its_header(index: Path) -> dict[str, list[tuple[Any, ...]]]:
-    """What a copy holds whose first bytes are those that every index of ours begins with."""
-    with tempfile.TemporaryDirectory(dir=index.parent) as place:
-        copy = Path(place) / INDEX
-        shutil.copyfile(index, copy)
-        with suppress(FileNotFoundError):
-            shutil.copyfile(f"{index}-wal", f"{copy}-wal")
-        with copy.open("r+b") as handle:
-            pages = (copy.stat().st_size // 4096).to_bytes(4, "big")
-            for offset, data in {**_HEADER, 28: pages}.items():
-                handle.seek(offset)
-                handle.write(data)
-        return {table: _readable(copy, table, columns) for table, columns in _TABLES.items()}
-
-
-def _readable(index: Path, table: str, columns: tuple[str, ...]) -> list[tuple[Any, ...]]:
-    """Every row of a table that comes before, or from the other end after, what is damaged."""
-    found: dict[tuple[Any, ...], None] = {}
-    for order in ("ASC", "DESC"):
-        with suppress(WeightloomError):
-            for row in _rows(
-                index, f"SELECT {','.join(columns)} FROM {table} NOT INDEXED ORDER BY rowid {order}"
-            ):
-                found[row] = None
-    return list(found)
-
-
-def _rows(index: Path, query: str) -> Iterator[tuple[Any, ...]]:
-    with opened(index) as db:
-        for row in db.execute(query):
-            yield tuple(row)

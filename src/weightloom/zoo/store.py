@@ -1,43 +1,55 @@
-"""A zoo on disk: safetensors shards of stacked networks, and one SQLite index in WAL mode.
+"""A zoo on disk: safetensors shards of stacked networks, and one SQLite index.
 
-A shard is complete before the index names it, and the index is written in one transaction, so a
-reader only ever sees whole checkpoints, also while several processes write. Knows nothing of how
-networks were trained.
+A shard is complete before the index names it, and both are one transaction, so a reader only ever sees whole
+checkpoints, also while several processes write. Knows nothing of how networks were trained.
 
 Layout of the folder: ``zoo.sqlite3`` and ``shards/NAME.safetensors``; a shard's tensors are those of
-the architecture's state dict with one leading dimension, the networks in it.
+the architecture's state dict with one leading dimension, the networks in it. ``zoo.adding`` is there while a
+shard is added, and ``dropped-1`` and so on hold what repairs dropped.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.errors import CheckpointError, InputError, WeightloomError
-from weightloom.io import load_rows, save_tensors, sweep
+from weightloom.io import load_rows, require_plain, save_tensors, sweep
 from weightloom.weights import layout_of, require_finite
 from weightloom.zoo.index import (
     COLUMNS,
     INDEX,
-    SCHEMA,
     Record,
-    drop_seal,
-    opened,
+    drop_shard,
     put_seal,
     seal_of_key,
-    seal_of_shard,
+    seal_shard,
     to_record,
     to_row,
-    writing,
 )
-from weightloom.zoo.integrity import find_problems, shard_file
+from weightloom.zoo.integrity import find_problems
+from weightloom.zoo.opening import ADDING, adding, opened, shard_file, shards_folder, transact
+
+_FIELDS: dict[str, type] = {
+    "name": str,
+    "salt": str,
+    "datasets": list,
+    "size": int,
+    "channels": int,
+    "initialisation": str,
+}
+"""What readers of a zoo's recipe use of it, and the type that each has there."""
 
 
 class Zoo:
@@ -50,75 +62,240 @@ class Zoo:
     def __init__(self, path: str | Path, *, create: bool = False) -> None:
         self.path = Path(path)
         self._index = self.path / INDEX
+        self._planned = False
+        self._sound: tuple[int, ...] | None = None
         if create:
-            try:
-                (self.path / "shards").mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise CheckpointError(self.path, f"no zoo can be made here ({error.strerror})") from None
-            sweep(self.path / "shards")
-        elif not self._index.is_file():
+            transact(self.path, lambda *_: None, create=True)
+            sweep(shards_folder(self.path))
+        elif not os.path.lexists(self._index):
             raise CheckpointError(self.path, f"this is not a zoo (it has no {INDEX})")
-        with opened(self._index) as db:
-            if create:
-                db.execute("PRAGMA journal_mode=WAL")
-                db.executescript(SCHEMA)
-            db.execute(f"SELECT {', '.join(COLUMNS)} FROM checkpoints LIMIT 1").fetchone()
+        with self._opened(whole=False):
+            pass
+
+    @classmethod
+    def planned(cls, path: str | Path) -> Self:
+        """The zoo in a folder that need not be there: empty, and not made, until something is added.
+
+        Raises:
+            CheckpointError: there is something else, or an index that cannot be read.
+
+        Example:
+            >>> import tempfile
+            >>> zoo = Zoo.planned(Path(tempfile.mkdtemp()) / "zoo")
+            >>> zoo.records(), zoo.path.exists()
+            ([], False)
+            >>> zoo.set_about("name", "mine")
+            >>> zoo.about(), zoo.path.exists()
+            ({'name': 'mine'}, True)
+        """
+        zoo = cls.__new__(cls)
+        zoo.path = Path(path)
+        zoo._index = zoo.path / INDEX
+        zoo._planned = True
+        zoo._sound = None
+        if os.path.lexists(zoo.path) and not zoo.path.is_dir():
+            raise CheckpointError(zoo.path, "no zoo can be made here (it is no folder)")
+        with zoo._opened(whole=False):
+            pass
+        return zoo
+
+    def tidy(self) -> None:
+        """Remove what killed writers left, if this is a zoo and anything is there."""
+        if os.path.lexists(self._index):
+            sweep(shards_folder(self.path))
+            if os.path.lexists(self.path / ADDING):
+                transact(self.path, lambda *_: None)
+
+    @contextmanager
+    def _opened(self, *, whole: bool = True) -> Iterator[sqlite3.Connection]:
+        """The index for reading; for more than a row its pages are checked, once for a state of the file."""
+        state = _state_of(self._index)
+        with opened(self._index, planned=self._planned, whole=whole and state != self._sound) as db:
+            if whole:
+                self._sound = state
+            yield db
 
     def about(self) -> dict[str, Any]:
         """What the zoo says of itself: its recipe and format."""
-        with opened(self._index) as db:
+        with self._opened() as db:
             rows = db.execute("SELECT key, value FROM about").fetchall()
+        return {row["key"]: self._value(row["value"]) for row in rows}
+
+    def _value(self, text: Any) -> Any:
         try:
-            return {row["key"]: json.loads(row["value"]) for row in rows}
+            return json.loads(text)
         except (RecursionError, TypeError, ValueError) as error:
             raise CheckpointError(self._index, f"what it says of the zoo is not JSON ({error})") from None
 
+    def recipe(self, *needed: str) -> dict[str, Any] | None:
+        """The recipe that the zoo was built from, as plain values; None without one.
+
+        Raises:
+            CheckpointError: what stands there is no recipe, or lacks one of the ``needed`` fields.
+        """
+        return self._recipe(self.about().get("recipe"), *needed)
+
+    def _recipe(self, recipe: Any, *needed: str) -> dict[str, Any] | None:
+        if recipe is None:
+            return None
+        if not isinstance(recipe, dict):
+            raise CheckpointError(self._index, "what it calls the zoo's recipe is none")
+        for name, kind in _FIELDS.items():
+            value = recipe.get(name, None if name in needed else kind())
+            if not isinstance(value, list) and type(value) is kind:
+                continue
+            if not (
+                kind is list and isinstance(value, list) and all(isinstance(part, str) for part in value)
+            ):
+                raise CheckpointError(self._index, f"the zoo's recipe has no {name} that can be used")
+        return recipe
+
     def set_about(self, key: str, value: Any) -> None:
         """Keep one JSON value under ``key``."""
-        text = json.dumps(value, sort_keys=True)
-        with writing(self._index) as db:
-            db.execute("INSERT OR REPLACE INTO about VALUES (?, ?)", (key, text))
-            put_seal(db, f"about/{key}", seal_of_key(key, text))
+        transact(self.path, lambda db, _: _put_about(db, key, value), create=self._planned)
+
+    def shards(self) -> set[str]:
+        """The names of the shards that are committed."""
+        with self._opened() as db:
+            return {row[0] for row in db.execute("SELECT name FROM shards")}
 
     def has_shard(self, name: str) -> bool:
         """Whether the shard is committed."""
-        with opened(self._index) as db:
+        with self._opened(whole=False) as db:
             return db.execute("SELECT 1 FROM shards WHERE name = ?", (name,)).fetchone() is not None
 
-    def add(self, shard: str, spec: ArchitectureSpec, flats: Tensor, records: Sequence[Record]) -> None:
+    def add(
+        self,
+        shard: str,
+        spec: ArchitectureSpec,
+        flats: Tensor,
+        records: Sequence[Record],
+        *,
+        recipe: dict[str, Any] | None = None,
+    ) -> None:
         """Write N networks (N, P) as one shard and commit their records.
 
         A shard of this name that holds something else is dropped first, so that the index at no moment
         speaks of another file than the one on disk; one that holds just this is left as it is.
+
+        With a ``recipe`` the zoo must be of that recipe, of none, or still without shards; it is of that one
+        afterwards.
+
+        Raises:
+            InputError: a weight is not finite, or the zoo is of another recipe; nothing is written then.
+            WeightloomError: the disk is full, or the index is locked for long.
+        """
+        assert len(flats) == len(records)
+        stacked = _stacked(shard, spec, flats)
+        rows = [to_row(record, shard, number) for number, record in enumerate(records)]
+        if self.has_shard(shard):
+            if self._holds(shard, spec, flats, rows):
+                return
+
+            def drop(db: sqlite3.Connection, place: Path) -> None:
+                adding(place, shard)
+                drop_shard(db, shard)
+
+            transact(self.path, drop)
+
+        def put(db: sqlite3.Connection, place: Path) -> None:
+            if recipe is not None and not self._of_recipe(db, recipe):
+                _put_about(db, "recipe", recipe)
+            _put_shard(db, place, shard, spec, stacked, rows)
+
+        transact(self.path, put, create=self._planned)
+
+    def add_new(self, spec: ArchitectureSpec, flats: Tensor, records: Sequence[Record]) -> list[Record]:
+        """Add those of N imported networks (N, P) that the zoo does not hold yet, as one shard.
+
+        Two networks are one if their architectures, the SHA-256 of their files (``sha256`` in a record's
+        provenance) and their places in them (``read_from``) are the same. The zoo is asked in the transaction
+        that adds them, so of two imports at once one adds each network.
+
+        Returns:
+            The records that were added, with the shard, the rows and the ids that they got.
 
         Raises:
             InputError: a weight is not finite; nothing is written then.
             WeightloomError: the disk is full, or the index is locked for long.
         """
         assert len(flats) == len(records)
-        stacked = {k: v.contiguous() for k, v in layout_of(spec).unflatten(flats).items()}
-        require_finite(stacked, f"shard {shard}")
-        rows = [to_row(record, shard, number) for number, record in enumerate(records)]
-        if self.has_shard(shard):
-            if self._holds(shard, spec, flats, rows):
-                return
-            with writing(self._index) as db:
-                db.execute("DELETE FROM checkpoints WHERE shard = ?", (shard,))
-                db.execute("DELETE FROM shards WHERE name = ?", (shard,))
-                drop_seal(db, f"shard/{shard}")
-        with writing(self._index) as db:  # the file too: of two writers of one shard, the second waits here
-            digest = save_tensors(shard_file(self.path, shard), stacked, {"architecture": spec.full_text()})
-            db.execute("DELETE FROM checkpoints WHERE shard = ?", (shard,))
-            db.execute("INSERT OR REPLACE INTO shards VALUES (?, ?, ?)", (shard, digest, len(rows)))
-            marks = ",".join("?" * len(COLUMNS))
-            db.executemany(f"INSERT INTO checkpoints ({','.join(COLUMNS)}) VALUES ({marks})", rows)
-            put_seal(db, f"shard/{shard}", seal_of_shard(db, shard))
+        _stacked("import", spec, flats)
+
+        def put(db: sqlite3.Connection, place: Path) -> list[Record]:
+            present = self._imported(db, spec.full_text())
+            sources = [_source(record.provenance) for record in records]
+            rows = [n for n, source in enumerate(sources) if source not in present]
+            if not rows:
+                return []
+            text = spec.full_text() + "".join(_source_text(*sources[n]) for n in rows)
+            shard = f"import-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+            kept = [
+                replace(records[n], id=f"{shard}-{row:03d}", shard=shard, row=row, member=row)
+                for row, n in enumerate(rows)
+            ]
+            values = [to_row(record, shard, row) for row, record in enumerate(kept)]
+            _put_shard(db, place, shard, spec, _stacked(shard, spec, flats[rows]), values)
+            return kept
+
+        return transact(self.path, put, create=self._planned)
+
+    def imported(self) -> dict[tuple[str, str], set[str]]:
+        """By architecture and SHA-256 of every file that was imported: where in it the networks stood."""
+        places: dict[tuple[str, str], set[str]] = {}
+        with self._opened() as db:
+            texts = [row[0] for row in db.execute("SELECT DISTINCT architecture FROM checkpoints")]
+            for text in texts:
+                for digest, place in self._imported(db, text):
+                    places.setdefault((text, digest), set()).add(place)
+        return places
+
+    def _imported(self, db: sqlite3.Connection, architecture: str) -> set[tuple[str, str]]:
+        query = "SELECT provenance FROM checkpoints WHERE architecture = ?"
+        sources = set()
+        for (text,) in db.execute(query, (architecture,)):
+            try:
+                digest, place = _source(json.loads(text))
+            except (AttributeError, RecursionError, TypeError, ValueError):
+                raise CheckpointError(
+                    self._index, "holds a checkpoint whose provenance is no object"
+                ) from None
+            if isinstance(digest, str):
+                sources.add((digest, place))
+        return sources
+
+    def check_recipe(self, recipe: dict[str, Any]) -> None:
+        """Raise :class:`InputError` unless the zoo is of ``recipe``, of none, or still without shards."""
+        with self._opened(whole=False) as db:
+            self._of_recipe(db, recipe)
+
+    def claim(self, recipe: dict[str, Any]) -> None:
+        """The zoo is of ``recipe`` from now on. Raises as :meth:`check_recipe`."""
+
+        def put(db: sqlite3.Connection, _: Path) -> None:
+            if not self._of_recipe(db, recipe):
+                _put_about(db, "recipe", recipe)
+
+        if self.recipe() != recipe:
+            transact(self.path, put, create=self._planned)
+
+    def _of_recipe(self, db: sqlite3.Connection, recipe: dict[str, Any]) -> bool:
+        """Whether the zoo is of ``recipe`` already. Raises :class:`InputError` if it is of another one."""
+        row = db.execute("SELECT value FROM about WHERE key = 'recipe'").fetchone()
+        own = self._recipe(None if row is None else self._value(row["value"]))
+        if own is None or own == recipe:
+            return own == recipe
+        if db.execute("SELECT 1 FROM shards LIMIT 1").fetchone() is not None:
+            raise InputError(
+                f"{self.path} holds a zoo of another recipe ({own.get('name')!r}); choose another folder"
+            )
+        return False
 
     def _holds(self, shard: str, spec: ArchitectureSpec, flats: Tensor, rows: list[tuple[Any, ...]]) -> bool:
         """Whether the zoo has exactly these networks under this name."""
         query = f"SELECT {', '.join(COLUMNS)} FROM checkpoints WHERE shard = ? ORDER BY row"
         try:
-            with opened(self._index) as db:
+            with self._opened() as db:
                 if [tuple(row) for row in db.execute(query, (shard,))] != rows:
                     return False
             return torch.equal(self._rows(shard, spec, range(len(rows))), flats.detach().cpu().float())
@@ -152,7 +329,7 @@ class Zoo:
         if min_accuracy is not None:
             where.append("accuracy >= ?")
             values.append(min_accuracy)
-        with opened(self._index) as db:
+        with self._opened() as db:
             if architecture is not None:
                 # Few texts stand for many checkpoints: each is looked at once.
                 wanted = parse_architecture(architecture)
@@ -161,12 +338,13 @@ class Zoo:
                 values.append(json.dumps([text for text in texts if _matches(self._spec(text), wanted)]))
             query = f"SELECT {', '.join(COLUMNS)} FROM checkpoints"
             query += (" WHERE " + " AND ".join(where) if where else "") + " ORDER BY id"
-            return [to_record(self._index, row) for row in db.execute(query, values)]
+            rows = db.execute(query, values).fetchall()
+        return [to_record(self._index, row) for row in rows]
 
     def record(self, checkpoint: str) -> Record:
         """The checkpoint with this id. Raises :class:`InputError` when there is none."""
         query = f"SELECT {', '.join(COLUMNS)} FROM checkpoints WHERE id = ?"
-        with opened(self._index) as db:
+        with self._opened(whole=False) as db:
             row = db.execute(query, (checkpoint,)).fetchone()
         if row is None:
             raise InputError(
@@ -215,7 +393,9 @@ class Zoo:
         """(R, P) networks of one shard."""
         layout = layout_of(spec)
         entries = {slot.name: (slot.shape, torch.float32) for slot in layout.slots}
-        return layout.flatten(load_rows(shard_file(self.path, shard), rows, entries))
+        file = shard_file(self.path, shard)
+        require_plain(file)
+        return layout.flatten(load_rows(file, rows, entries))
 
     def verify(self) -> list[str]:
         """Every problem found, in words: shards that are missing or changed; rows of the index that are
@@ -229,8 +409,57 @@ class Zoo:
             "SELECT architecture, dataset, split, classes, count(*) AS networks, avg(accuracy) AS accuracy "
             "FROM checkpoints WHERE final = 1 GROUP BY architecture, dataset, split, classes"
         )
-        with opened(self._index) as db:
+        with self._opened() as db:
             return [dict(row) for row in db.execute(query)]
+
+
+def _state_of(file: Path) -> tuple[int, ...] | None:
+    """What changes when a file is written."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _stacked(shard: str, spec: ArchitectureSpec, flats: Tensor) -> dict[str, Tensor]:
+    """The tensors of a shard of the networks (N, P), each (N, ...), all finite."""
+    stacked = {k: v.contiguous() for k, v in layout_of(spec).unflatten(flats).items()}
+    require_finite(stacked, f"shard {shard}")
+    return stacked
+
+
+def _put_shard(
+    db: sqlite3.Connection,
+    place: Path,
+    shard: str,
+    spec: ArchitectureSpec,
+    stacked: dict[str, Tensor],
+    rows: list[tuple[Any, ...]],
+) -> None:
+    """A shard's file, its rows and its seal; ``db`` is inside a transaction."""
+    adding(place, shard)
+    digest = save_tensors(shard_file(place, shard), stacked, {"architecture": spec.full_text()})
+    drop_shard(db, shard)
+    db.execute("INSERT INTO shards VALUES (?, ?, ?)", (shard, digest, len(rows)))
+    marks = ",".join("?" * len(COLUMNS))
+    db.executemany(f"INSERT INTO checkpoints ({','.join(COLUMNS)}) VALUES ({marks})", rows)
+    seal_shard(db, shard)
+
+
+def _source(provenance: dict[str, Any]) -> tuple[Any, str]:
+    """The SHA-256 of an imported network's file and its place in that file, ``.`` where it is all of it."""
+    return provenance.get("sha256"), str(provenance.get("read_from", "."))
+
+
+def _source_text(digest: str, place: str) -> str:
+    return digest if place == "." else f"{digest} {place} "
+
+
+def _put_about(db: sqlite3.Connection, key: str, value: Any) -> None:
+    text = json.dumps(value, sort_keys=True)
+    db.execute("INSERT OR REPLACE INTO about VALUES (?, ?)", (key, text))
+    put_seal(db, f"about/{key}", seal_of_key(key, text))
 
 
 def _matches(spec: ArchitectureSpec, wanted: ArchitectureSpec) -> bool:
