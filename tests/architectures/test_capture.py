@@ -14,7 +14,8 @@ from torch.nn.utils import prune
 from weightloom.architectures import architecture_families, architectures, parse_architecture
 from weightloom.architectures.capture import capture_graph, graph_of_trace
 from weightloom.architectures.graph import KINDS, NORM_KINDS, WEIGHT_KINDS
-from weightloom.architectures.tracing import copy_with, export
+from weightloom.architectures.copying import copy_module
+from weightloom.architectures.tracing import export
 from weightloom.errors import InputError, UnsupportedLayerError
 
 TEXTS = [text for family in architecture_families() for text in architectures.get(family).example_texts()]
@@ -266,7 +267,7 @@ def test_nothing_of_the_callers_is_changed():
 def test_copies_keep_sharing_and_copy_no_old_weights():
     conv = nn.Conv2d(3, 3, 3)
     net = nn.Sequential(conv, nn.BatchNorm2d(3), conv)
-    twin = copy_with(net, lambda name, old, is_buffer: torch.ones_like(old))
+    twin = copy_module(net, lambda name, old, is_buffer: torch.ones_like(old))
     assert twin[0] is twin[2] and twin[0] is not conv and bool((twin[0].weight == 1).all())
     assert isinstance(twin[0].weight, nn.Parameter) and "running_mean" in dict(twin[1].named_buffers())
     assert not bool((conv.weight == 1).all())
