@@ -13,8 +13,8 @@ from torch.nn.utils import prune
 
 from weightloom.architectures import architecture_families, architectures, parse_architecture
 from weightloom.architectures.capture import capture_graph, graph_of_trace
-from weightloom.architectures.graph import KINDS, NORM_KINDS, WEIGHT_KINDS
 from weightloom.architectures.copying import copy_module
+from weightloom.architectures.graph import KINDS, NORM_KINDS, WEIGHT_KINDS
 from weightloom.architectures.tracing import export
 from weightloom.errors import InputError, UnsupportedLayerError
 

@@ -1,5 +1,5 @@
-"""Odd modules through the graph hypernetwork: every running statistic is that of a network measured by hand, or
-what it was, and the report says which; nothing of the caller's is changed or run.
+"""Odd modules through the graph hypernetwork: every running statistic is that of a network measured by hand,
+or what it was, and the report says which; nothing of the caller's is changed or run.
 
 The quick size has about a third of the modules.
 """
@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 from tests.faults.conftest import FULL
-from tests.faults.odd_modules import GATHERED, ODD, Odd
+from tests.faults.odd_modules import ODD, Odd
+from tests.faults.odd_parts import GATHERED
 from torch import Tensor, nn
 
 from weightloom.architectures.tracing import tensors_in
@@ -24,7 +25,9 @@ CHOSEN = [name for name, odd in ODD.items() if FULL or odd.quick]
 MEAN, VARIANCE = 0.3, 2.0
 """What statistics are before anything is done; no reset gives these."""
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +54,11 @@ def own(odd: Odd) -> nn.Module:
     return odd.wrap(build(odd, odd.norm))
 
 
-def by_hand(odd: Odd, state: dict[str, Tensor], images: Tensor) -> dict[str, Tensor]:
-    """Statistics of the network with these weights, in plain arithmetic, by the network's own names."""
+def by_hand(odd: Odd, state: dict[str, Tensor], images: Tensor) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """Statistics of the network with these weights in plain arithmetic, and how often each norm ran."""
     reference = build(odd, odd.by_hand).eval()
     with torch.no_grad():
-        for name, buffer in reference.named_buffers():
+        for buffer in reference.buffers():
             buffer.zero_()
         weights = {name: value for name, value in state.items() if "running" not in name}
         reference.load_state_dict(weights, strict=False)
@@ -64,7 +67,7 @@ def by_hand(odd: Odd, state: dict[str, Tensor], images: Tensor) -> dict[str, Ten
     found = dict(reference.named_buffers())
     for before, after in odd.renamed:
         found = {name.replace(before, after): value for name, value in found.items()}
-    return found
+    return found, {path: norm.calls for path, norm in reference.named_modules() if hasattr(norm, "calls")}
 
 
 def kept_tensors(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -124,19 +127,26 @@ def test_no_statistic_is_reset_and_nothing_is_touched(name, ghn, tmp_path, recor
     outcome = {name: how for how, names in sample.report["statistics"].items() for name in names}
     buffers = {n: b for n, b in sample.module.named_buffers() if b.is_floating_point()}
     assert outcome.keys() == buffers.keys()
-    reference = by_hand(odd, sample.state_dict, images)
+    reference, calls = by_hand(odd, sample.state_dict, images)
+    counters = dict(sample.module.named_buffers())
     measured = 0
     for buffer, value in buffers.items():
         if buffer.startswith(odd.left) and odd.left:
             assert outcome[buffer] == "left as they were"
             assert torch.equal(value, statistics_before[buffer])
-        elif buffer in reference and "running" in buffer or "moving" in buffer:
+        elif (buffer in reference and "running" in buffer) or "moving" in buffer:
             assert outcome[buffer] == "re-estimated on images", buffer
             assert torch.allclose(value, reference[buffer].to(value.dtype), rtol=1e-3, atol=1e-4), buffer
             measured += 1
+            path = buffer.rpartition(".")[0]
+            counter = counters.get(f"{path}.num_batches_tracked")
+            assert counter is None or counter == calls[path]
         else:
             assert outcome[buffer] == "left as they were"
-    assert sample.report["batch_norm"] == ("re-estimated on images" if measured else "left as they were") or not buffers
+    assert (
+        sample.report["batch_norm"] == ("re-estimated on images" if measured else "left as they were")
+        or not buffers
+    )
     record_property("measured", measured)
 
     assert sample.report["hooks_not_run"] == hooked(net)

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
@@ -27,10 +27,10 @@ from weightloom.errors import InputError, SpecError, UnsupportedLayerError
 def capture_graph(module: nn.Module, input: Sequence[int], *, partial: bool = False) -> ModuleGraph:
     """The computation graph of ``module`` for pictures of shape ``input`` (channels, height, width).
 
-    Every parameter and running statistic that the output depends on belongs to exactly one node. A weight that
-    its layer uses several times has a node at each place, and the first one owns it; one that several layers
-    share cannot be predicted. A layer that the module holds under several names has the first of them, and
-    names are those that the module has without ``torch.compile``.
+    Every parameter and running statistic that the output depends on belongs to exactly one node. A weight
+    that its layer uses several times has a node at each place, and the first one owns it; one that several
+    layers share cannot be predicted. A layer that the module holds under several names has the first of them,
+    and names are those that the module has without ``torch.compile``.
 
     Args:
         module: any module whose forward pass takes one batch of pictures. It is not changed, and its hooks

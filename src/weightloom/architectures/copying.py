@@ -1,16 +1,18 @@
 """Copies of a caller's module, which leave it, its hooks and all that it keeps as they are.
 
 Everything of ours that runs or changes a module of somebody else does so on such a copy. What
-``copy.deepcopy`` alone cannot do is done here: tensors that are no leaves of a gradient's graph (features of the
-last forward pass in a dict, weights that a hook has made), modules that ``torch.compile`` wraps, hooks that
-cannot be copied. Knows nothing of what a copy is for.
+``copy.deepcopy`` alone cannot do is done here: tensors that are no leaves of a gradient's graph (features of
+the last forward pass in a dict, weights that a hook has made), modules that ``torch.compile`` wraps, hooks
+that cannot be copied. Knows nothing of what a copy is for.
 """
 
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+import warnings
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Mapping, Set
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -38,7 +40,7 @@ def copy_module(
     tensors: TensorOf | None = None,
     *,
     kept: Callable[[Tensor], Tensor] | None = None,
-    hooks: bool = True,
+    running: list[str] | None = None,
 ) -> nn.Module:
     """A copy of ``module`` that shares nothing with it.
 
@@ -51,7 +53,9 @@ def copy_module(
         tensors: the parameter or buffer that takes the place of an old one, by its :func:`plain_name`.
         kept: the same for tensors that are kept elsewhere: in attributes, lists, dicts and objects. By
             default these are copied without their history.
-        hooks: False leaves out all hooks but those of torch that make weights (weight norm, pruning).
+        running: for a copy that is called by us alone. It runs no hooks, global ones included, but those of
+            torch that make weights (weight norm, pruning); and while it is called, the list holds the names
+            of the layers that are at work, the innermost last, also when one of them has failed.
 
     Raises:
         InputError: something that the module keeps cannot be copied (the sentence names it), or a part is
@@ -81,23 +85,77 @@ def copy_module(
                     memo[id(old)] = new if is_buffer else _parameter(old, new)
                     alive.append(old)
     registered = dict(memo)
-    for layer in layers.values():
+    everywhere = _all_layers(module)
+    for layer in everywhere:
         for name in _HOOKS:
             if vars(layer).get(name):
                 memo[id(vars(layer)[name])] = OrderedDict()
     try:
-        with _Copying(kept):
-            for layer in reversed(layers.values()):  # a wrapper within a wrapper first
+        # What torch says of its own classes while they are copied is nothing to the caller.
+        with _Copying(kept), warnings.catch_warnings(action="ignore"):
+            for layer in reversed(everywhere):  # a wrapper within a wrapper first
                 if _COMPILED in layer._modules:
                     memo[id(layer)] = copy.deepcopy(layer._modules[_COMPILED], memo)
             made = copy.deepcopy(module, memo)
-            _copy_hooks(layers.values(), memo, every=hooks)
+            _copy_hooks(everywhere, memo, every=running is None)
     except Exception as error:
         raise InputError(_why_not(layers, kept, error)) from None
     assert isinstance(made, nn.Module)
-    if registered:
-        _put_in(made, layers, registered)
+    _check_copy(made, layers, registered)
+    if running is not None:
+        names = {id(layer): name for name, layer in made.named_modules()}
+        for new in (memo.get(id(layer)) for layer in everywhere):
+            if isinstance(new, nn.Module) and not isinstance(new, torch.jit.ScriptModule):
+                # Where torch's ``Module.compile`` puts its function; ``Module.__call__`` hands over to it.
+                new._compiled_call_impl = _Call(names.get(id(new), ""), new, running)
     return made
+
+
+def _all_layers(module: nn.Module) -> list[nn.Module]:
+    """The module, its layers, and those that it only keeps in lists, dicts and objects, each once."""
+    found: dict[int, nn.Module] = {}
+    waiting = [module]
+    while waiting:
+        for layer in waiting.pop().modules():
+            if id(layer) not in found:
+                found[id(layer)] = layer
+                waiting += objects_in([value for _, value in _own_attributes(layer)], nn.Module)
+    return list(found.values())
+
+
+def objects_in(value: Any, kinds: type | tuple[type, ...]) -> list[Any]:
+    """Objects of ``kinds`` in nested lists, tuples, sets, dicts and the fields of other objects, in order."""
+    found: list[Any] = []
+    seen: set[int] = set()
+    stack = [value]
+    while stack:
+        one = stack.pop()
+        if isinstance(one, kinds):
+            found.append(one)
+        elif one is not None and id(one) not in seen and not isinstance(one, _WITHOUT_PARTS):
+            seen.add(id(one))
+            stack += reversed(_parts(one))
+    return found
+
+
+_WITHOUT_PARTS = (
+    str, bytes, int, float, complex, type, Tensor, nn.Module, FunctionType, BuiltinFunctionType, MethodType,
+    ModuleType,
+)  # fmt: skip
+
+
+def _parts(value: Any) -> list[Any]:
+    if isinstance(value, Mapping):
+        return list(value.values())
+    if isinstance(value, (list, tuple, Set, deque)):
+        return list(value)
+    slots = [name for kind in type(value).__mro__ for name in _as_names(vars(kind).get("__slots__", ()))]
+    own = [getattr(value, name) for name in slots if name != "__dict__" and hasattr(value, name)]
+    return own + list(getattr(value, "__dict__", {}).values())
+
+
+def _as_names(slots: Any) -> tuple[str, ...]:
+    return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
 def plain_name(name: str) -> str:
@@ -140,18 +198,6 @@ def made_from(layer: nn.Module) -> list[str]:
         for name, base, ending in parts
         if ending in ("orig", "g", "v") and isinstance(vars(layer).get(base), Tensor)
     ]
-
-
-def run_without_global_hooks(module: nn.Module, running: list[str]) -> nn.Module:
-    """``module``, a copy of ours, changed so that no layer runs hooks but those in its own dictionaries.
-
-    While it is called, ``running`` holds the names of the layers that are at work, the innermost last; also
-    when one of them has failed.
-    """
-    for name, layer in module.named_modules():
-        # Where torch's ``Module.compile`` puts its function; ``Module.__call__`` hands over to it at once.
-        layer._compiled_call_impl = _Call(name, layer, running)
-    return module
 
 
 class _Call:
@@ -200,7 +246,7 @@ class _Copying(TorchFunctionMode):
 
     def copy(self, old: Tensor, memo: dict[int, Any]) -> Tensor:
         if is_lazy(old):
-            return UninitializedBuffer(old.requires_grad, old.device, old.dtype)
+            return UninitializedBuffer(old.requires_grad, old.device, old.dtype)  # type: ignore[arg-type]
         if self.kept is not None:
             return self.kept(old.detach())
         if old.is_leaf:
@@ -245,13 +291,17 @@ def _copied_hook(hook: Any, memo: dict[int, Any]) -> Any:
         return hook
 
 
-def _put_in(made: nn.Module, layers: dict[str, nn.Module], registered: dict[int, Any]) -> None:
-    """See to it that the copy holds its new tensors: a class may copy itself in its own way."""
+def _check_copy(made: nn.Module, layers: dict[str, nn.Module], registered: dict[int, Any]) -> None:
+    """See to it that the copy is one and holds its new tensors: a class may copy itself in its own way."""
     for path, old in layers.items():
         try:
             new = made.get_submodule(plain_name(path))
         except AttributeError:
+            if not registered:
+                continue
             raise InputError(f"{_called(path, old)} is not part of what its owner copies itself to") from None
+        if new is old:
+            raise InputError(f"{_called(path, old)} cannot be copied: what it gives as its copy is itself")
         for mine, its in ((old._parameters, new._parameters), (old._buffers, new._buffers)):
             for name, tensor in mine.items():
                 wanted = registered.get(id(tensor))
@@ -259,9 +309,7 @@ def _put_in(made: nn.Module, layers: dict[str, nn.Module], registered: dict[int,
                     its[name] = wanted
 
 
-def _why_not(
-    layers: dict[str, nn.Module], kept: Callable[[Tensor], Tensor] | None, error: Exception
-) -> str:
+def _why_not(layers: dict[str, nn.Module], kept: Callable[[Tensor], Tensor] | None, error: Exception) -> str:
     """A sentence that names what cannot be copied."""
     if isinstance(error, InputError):
         return str(error)
@@ -273,8 +321,8 @@ def _why_not(
             except Exception as reason:
                 said = (str(reason).strip().splitlines() or [type(reason).__name__])[0][:200]
                 return (
-                    f"attribute {name!r} of {_called(path, layer)} cannot be copied ({said}); take it off the "
-                    "module first"
+                    f"attribute {name!r} of {_called(path, layer)} cannot be copied ({said}); take it off "
+                    "the module first"
                 )
     said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     return f"{type(layers['']).__name__} cannot be copied ({said})"

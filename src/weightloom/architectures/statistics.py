@@ -1,10 +1,10 @@
 """Running statistics of normalisations, measured on images whatever class, rank or export holds them.
 
 A statistic is known by what is done with it: an operation of ATen whose arguments are called ``running_mean``
-and ``running_var`` reads it. While images are run, each such operation uses the statistics of its batch, as in
-training, and the mean over all batches is kept beside; nothing else of the module is in training mode and nothing
-is written. What no such operation reads has no result here, so it stays as it is. Knows nothing of graphs and
-of predicted weights.
+and ``running_var`` reads it. While images are run, each such operation uses the statistics of its batch, as
+in training, and the mean over all batches is kept beside; nothing else of the module is in training mode and
+nothing is written. What no such operation reads has no result here, so it stays as it is. Knows nothing of
+graphs and of predicted weights.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from weightloom.architectures.copying import copy_module, run_without_global_hooks
+from weightloom.architectures.copying import copy_module
 
 STATISTICS = {"mean": "running_mean", "variance": "running_var"}
 """The role of a tensor in its node, and the argument of the operation that reads it."""
@@ -40,8 +40,8 @@ class Measured:
 def measure_statistics(module: nn.Module, names: Iterable[str], batches: Iterable[Tensor]) -> Measured:
     """The statistics ``names`` of ``module`` on ``batches`` of images, each the plain mean over the batches.
 
-    ``module`` stays as it is: a copy is run, in eval mode and without hooks other than those of torch that make
-    weights. A statistic that no batch has met is not in the result.
+    ``module`` stays as it is: a copy is run, in eval mode and without hooks other than those of torch that
+    make weights. A statistic that no batch has met is not in the result.
 
     Args:
         module: a module of ours, such as a copy of a caller's.
@@ -56,8 +56,8 @@ def measure_statistics(module: nn.Module, names: Iterable[str], batches: Iterabl
         ([3.0, 2.0], 1)
     """
     # Parameters are the module's own memory; whatever a forward pass changes in buffers stays in the copy.
-    twin = copy_module(module, lambda _, old, is_buffer: None if is_buffer else old.detach(), hooks=False)
-    twin = run_without_global_hooks(twin.eval(), [])
+    twin = copy_module(module, lambda _, old, is_buffer: None if is_buffer else old.detach(), running=[])
+    twin.eval()
     buffers = dict(twin.named_buffers())
     recorder = StatisticsRecorder({name: buffers[name] for name in names})
     # In inference mode composite operations such as batch norm arrive whole.
@@ -129,6 +129,6 @@ def _by_name(func: Any, args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {**found, **kwargs}
 
 
-def _place(tensor: Tensor) -> tuple[int, int, tuple[int, ...]]:
+def _place(tensor: Tensor) -> tuple[Any, ...]:
     """What a tensor and a plain alias of it have in common."""
     return tensor.untyped_storage()._cdata, tensor.storage_offset(), tuple(tensor.shape)

@@ -12,17 +12,16 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from weightloom.architectures.copying import copy_module, hooked_layers, run_without_global_hooks
+from weightloom.architectures.copying import copy_module, hooked_layers, objects_in
 from weightloom.errors import InputError
 
 _BATCH = 2  # a batch of one is a special case to torch.export and to some modules
@@ -92,11 +91,6 @@ def trace(module: nn.Module, shape: tuple[int, ...]) -> Trace:
     )
 
 
-_WITHOUT_FIELDS = (
-    str, bytes, int, float, complex, type, nn.Module, FunctionType, BuiltinFunctionType, MethodType, ModuleType,
-)  # fmt: skip
-
-
 def tensors_in(value: Any) -> list[Any]:
     """Tensors or refs in nested lists, tuples, sets, dicts and the fields of any other object.
 
@@ -106,31 +100,7 @@ def tensors_in(value: Any) -> list[Any]:
         >>> [len(tensor) for tensor in tensors_in(out)]
         [2, 3]
     """
-    found: list[Any] = []
-    seen: set[int] = set()
-    stack = [value]
-    while stack:
-        one = stack.pop()
-        if isinstance(one, (Tensor, Ref)):
-            found.append(one)
-        elif one is not None and id(one) not in seen and not isinstance(one, _WITHOUT_FIELDS):
-            seen.add(id(one))
-            stack += reversed(_parts(one))
-    return found
-
-
-def _parts(value: Any) -> list[Any]:
-    if isinstance(value, Mapping):
-        return list(value.values())
-    if isinstance(value, Collection):
-        return list(value)
-    slots = [name for kind in type(value).__mro__ for name in _named(vars(kind).get("__slots__", ()))]
-    own = [getattr(value, name) for name in slots if name != "__dict__" and hasattr(value, name)]
-    return own + list(getattr(value, "__dict__", {}).values())
-
-
-def _named(slots: Any) -> tuple[str, ...]:
-    return (slots,) if isinstance(slots, str) else tuple(slots)
+    return objects_in(value, (Tensor, Ref))
 
 
 def _checked(module: nn.Module, output: Any) -> list[Tensor]:
@@ -138,14 +108,10 @@ def _checked(module: nn.Module, output: Any) -> list[Tensor]:
     tensors = tensors_in(output)
     if not tensors:
         raise InputError(
-            f"the forward pass of {type(module).__name__} gives {_article(type(output).__name__)}, in which no "
-            "tensor is found; it can give a tensor, or a list, dict or object that holds tensors"
+            f"the forward pass of {type(module).__name__} gives an object of type {type(output).__name__!r}, "
+            "in which no tensor is found; it can give a tensor, or a list, dict or object that holds tensors"
         )
     return tensors
-
-
-def _article(name: str) -> str:
-    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 
 
 class _Recorder(TorchDispatchMode):
@@ -178,7 +144,7 @@ def record(module: nn.Module, shape: tuple[int, ...], running: list[str]) -> Tra
     """``running`` holds the names of the layers that are at work, the innermost last, also when one fails."""
     # In inference mode composite operations (linear, attention, batch norm) arrive whole.
     with torch.inference_mode(), warnings.catch_warnings(action="ignore"):
-        twin = run_without_global_hooks(_without_memory(module).eval(), running)
+        twin = _without_memory(module, running).eval()
         picture = torch.empty(_batch_of(module), *shape, device="meta", dtype=dtype_of(twin))
         recorder = _Recorder()
         with torch.device("meta"), recorder:
@@ -195,14 +161,14 @@ def record(module: nn.Module, shape: tuple[int, ...], running: list[str]) -> Tra
     )
 
 
-def _without_memory(module: nn.Module) -> nn.Module:
+def _without_memory(module: nn.Module, running: list[str]) -> nn.Module:
     def emptied(name: str, old: Tensor, is_buffer: bool) -> Tensor:
         return torch.empty_like(old, device="meta")
 
     try:
-        return copy_module(module, emptied, kept=lambda old: emptied("", old, False), hooks=False)
+        return copy_module(module, emptied, kept=lambda old: emptied("", old, False), running=running)
     except InputError:  # of an object that copies itself by the values of tensors, such as a random stream
-        return copy_module(module, emptied, hooks=False)
+        return copy_module(module, emptied, running=running)
 
 
 def dtype_of(module: nn.Module) -> torch.dtype:
@@ -216,7 +182,7 @@ def _batch_of(module: nn.Module) -> int:
 
 
 def fixed_batch(module: nn.Module) -> int | None:
-    """The batch that an exported module was made for, where it takes no other.
+    """The batch that an exported module, or one with an exported part, was made for where it takes no other.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
@@ -224,20 +190,24 @@ def fixed_batch(module: nn.Module) -> int | None:
         >>> fixed_batch(exported), fixed_batch(net)
         (3, None)
     """
-    if not isinstance(module, torch.fx.GraphModule):
-        return None
-    given = (node.meta.get("val") for node in module.graph.nodes if node.op == "placeholder")
-    first = next(given, None)
-    return first.shape[0] if isinstance(first, Tensor) and first.dim() and type(first.shape[0]) is int else None
+    for part in module.modules():
+        if isinstance(part, torch.fx.GraphModule):
+            given = (node.meta.get("val") for node in part.graph.nodes if node.op == "placeholder")
+            first = next(given, None)
+            if isinstance(first, Tensor) and first.dim() and type(first.shape[0]) is int:
+                return first.shape[0]
+    return None
+
+
+_TALKATIVE = ("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor")
+"""Loggers that write whole tracebacks where an export fails; the first export may be what makes them."""
 
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """What torch logs and prints of a module that it cannot export stays inside; a sentence says the reason."""
-    import torch.export  # its loggers must be there to be found
-
-    known = logging.root.manager.loggerDict.items()
-    loggers = [one for name, one in known if name.startswith("torch.") and isinstance(one, logging.Logger)]
+    """What torch logs and prints of a module that it cannot export stays inside; a sentence says why."""
+    known = [name for name in logging.root.manager.loggerDict if name.startswith("torch.")]
+    loggers = [logging.getLogger(name) for name in {*known, *_TALKATIVE}]
     before = [logger.disabled for logger in loggers]
     try:
         for logger in loggers:
@@ -254,7 +224,7 @@ def _silent() -> Iterator[None]:
 
 
 def exported(twin: nn.Module, arguments: tuple[Any, ...]) -> torch.export.ExportedProgram:
-    """``twin``, a copy of ours, as a program of ATen operations; nothing of what torch says of it is printed."""
+    """``twin``, a copy of ours, as a program of ATen operations; what torch says of it is not printed."""
     with _silent():
         return torch.export.export(twin, arguments, strict=False)
 
@@ -265,7 +235,7 @@ def exported_copy(module: nn.Module, arguments: tuple[Any, ...]) -> torch.export
     Raises:
         Exception: of the many kinds that ``torch.export`` has.
     """
-    return exported(run_without_global_hooks(copy_module(module, hooks=False), []), arguments)
+    return exported(copy_module(module, running=[]), arguments)
 
 
 class _Flat(nn.Module):
@@ -298,7 +268,7 @@ def export(module: nn.Module, shape: tuple[int, ...]) -> Trace:
         with fake:
             return torch.empty(old.shape, dtype=old.dtype, device="cpu")
 
-    twin = run_without_global_hooks(copy_module(module, emptied, hooks=False).eval(), [])
+    twin = copy_module(module, emptied, running=[]).eval()
     with fake:
         picture = torch.empty(_batch_of(module), *shape, dtype=dtype_of(twin))
     program = exported(_Flat(twin, module), (picture,))

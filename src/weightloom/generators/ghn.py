@@ -233,7 +233,9 @@ class GHN(nn.Module, Generator):
         heads = set(graph.heads)
         if trunks:
             shapes = {index: graph.nodes[index].shape for index in graph.normed_ends}
-            heads -= {i for i, shape in shapes.items() if shape is not None and shape[0] != self.config.classes}
+            heads -= {
+                i for i, shape in shapes.items() if shape is not None and shape[0] != self.config.classes
+            }
         biases = {i for i in graph.head_biases if heads.intersection(graph.predecessors[i])}
         return heads, biases
 
@@ -241,9 +243,9 @@ class GHN(nn.Module, Generator):
         if rows != self.config.classes:
             raise UnsupportedRequestError(
                 f"generator {self.name} predicts heads of {self.config.classes} classes, but layer "
-                f"{name.removesuffix('.weight')!r} has {rows}; replace it by one of {self.config.classes}, keep "
-                "it with partial=True (a module of your own), or give examples of the classes (an architecture "
-                "of this library)"
+                f"{name.removesuffix('.weight')!r} has {rows}; replace it by one of {self.config.classes}, "
+                "keep it with partial=True (a module of your own), or give examples of the classes (an "
+                "architecture of this library)"
             )
 
     def _decoded(self, what: str, details: list[Any], states: Tensor) -> Tensor:
@@ -368,8 +370,8 @@ class GHN(nn.Module, Generator):
             input: (channels, height, width) to trace it with; the generator's own if left out.
             graph: its graph, where it has been captured already.
             images: (B, channels, height, width) without labels, for running statistics.
-            batch_norm: what becomes of the running statistics that the graph holds. ``images`` measures them on
-                ``images`` (without any it is ``generated``), ``generated`` sets mean 0 and variance 1,
+            batch_norm: what becomes of the running statistics that the graph holds. ``images`` measures them
+                on ``images`` (without any it is ``generated``), ``generated`` sets mean 0 and variance 1,
                 ``batch`` makes torch's own norms use the batch that they see, in eval mode as well; they lose
                 their running statistics. Others stay as they are; the report names all of them.
             partial: keep the parameters that cannot be predicted, heads for other numbers of classes among

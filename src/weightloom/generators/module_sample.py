@@ -168,7 +168,9 @@ def outcome(statistics: Mapping[str, Sequence[str]]) -> str:
     for words in (MEASURED, OF_BATCH, GENERATED):
         if words in statistics:
             return words
-    running = any(name.rpartition(".")[2].startswith(("running_", "moving_")) for name in statistics.get(LEFT, ()))
+    running = any(
+        name.rpartition(".")[2].startswith(("running_", "moving_")) for name in statistics.get(LEFT, ())
+    )
     return LEFT if running else "none"
 
 
@@ -187,7 +189,9 @@ def _measured(module: nn.Module, names: Iterable[str], images: Tensor) -> Measur
         raise InputError(f"the images do not fit the module: {reason}") from None
     broken = [name for name, value in found.values.items() if not all_finite(value)]
     if broken:
-        raise InputError(f"{broken[0]!r} measured on these images is not finite; hand over more images, or others")
+        raise InputError(
+            f"{broken[0]!r} measured on these images is not finite; hand over more images, or others"
+        )
     return found
 
 
@@ -204,8 +208,8 @@ def _use_batches(module: nn.Module, names: Iterable[str]) -> None:
         norm = module.get_submodule(path)
         if not isinstance(norm, nn.modules.batchnorm._NormBase):
             raise InputError(
-                f"batch_norm='batch' is for torch's own norms; layer {path!r} is of {type(norm).__name__}, whose "
-                "running statistics can be measured ('images') or stay as they are"
+                f"batch_norm='batch' is for torch's own norms; layer {path!r} is of {type(norm).__name__}, "
+                "whose running statistics can be measured ('images')"
             )
         norm.track_running_stats = False
         norm.running_mean = norm.running_var = norm.num_batches_tracked = None
@@ -239,7 +243,8 @@ def check_images(images: Any, dims: int | None = None) -> Tensor:
     fits = images.ndim > 1 if dims is None else images.ndim == dims + 1
     if not fits or len(images) < 2 or not images.numel() or not images.is_floating_point():
         raise InputError(
-            f"batch norms need at least 2 images {shown} of floats, not {tuple(images.shape)} of {images.dtype}"
+            f"batch norms need at least 2 images {shown} of floats, not {tuple(images.shape)} of "
+            f"{images.dtype}"
         )
     if not all_finite(images):
         raise InputError("images hold values that are not finite")

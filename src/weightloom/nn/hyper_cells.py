@@ -366,7 +366,7 @@ def _is_plain(inputs: Tensor) -> bool:
 
 def is_traced() -> bool:
     """Whether torch writes down what is done: values cannot be looked at then."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
 
 
 def is_autocast(x: Tensor) -> bool:

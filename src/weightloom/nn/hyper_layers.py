@@ -385,8 +385,8 @@ def _hyperize(
         raise InputError("the module's layers are generated already; materialize makes them plain")
     if chosen and not free:
         raise InputError(
-            "every layer to replace has a weight that is made of other tensors already (weight or spectral norm, "
-            "pruning); take that off first (torch.nn.utils.remove_weight_norm, prune.remove, "
+            "every layer to replace has a weight that is made of other tensors already (weight or spectral "
+            "norm, pruning); take that off first (torch.nn.utils.remove_weight_norm, prune.remove, "
             "parametrize.remove_parametrizations)"
         )
     if chosen and not kept:

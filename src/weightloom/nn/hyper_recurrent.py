@@ -428,7 +428,8 @@ def check_packed(packed: PackedSequence) -> None:
         )
     if int(sizes[-1]) < 1:
         raise InputError(
-            f"every step of a packed sequence has at least one sequence: batch_sizes end in {sizes[-8:].tolist()}"
+            "every step of a packed sequence has at least one sequence: batch_sizes end in "
+            f"{sizes[-8:].tolist()}"
         )
     count = int(sizes[0])
     for order in (packed.sorted_indices, packed.unsorted_indices):
@@ -436,8 +437,8 @@ def check_packed(packed: PackedSequence) -> None:
             continue
         if len(order) != count:
             raise InputError(
-                f"a packed sequence has no empty sequences: {len(order)} are put in order, and batch_sizes begin "
-                f"with {count}"
+                f"a packed sequence has no empty sequences: {len(order)} are put in order, and batch_sizes "
+                f"begin with {count}"
             )
         if not is_traced() and not torch.equal(order.sort().values.cpu(), torch.arange(count)):
             raise InputError(f"the order of a packed sequence has each of 0 to {count - 1} once")
