@@ -173,3 +173,35 @@ def test_layers_without_a_shape_are_copied_as_such():
         net = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d())
         twin = copy_module(net)
         assert twin(X).shape == (2, 4, 4, 4) and type(net[0]) is nn.LazyConv2d
+
+
+def test_functions_that_were_put_in_mean_the_copy():
+    net, got = convnet(), []
+    plain, whole = net.forward, net[1].forward
+
+    def forward(x, *, factor=2.0):
+        got.append(x)
+        return plain(x * factor)
+
+    net.forward = forward
+    net[1].forward = lambda x: inner(x)
+
+    def inner(x):
+        return whole(x) + net[0].bias.view(1, -1, 1, 1)
+
+    net[2].register_forward_hook(lambda layer, given, y: y + net[0].bias.view(1, -1, 1, 1))
+    twin = copy_module(net, lambda name, old, is_buffer: torch.zeros_like(old))
+    assert not twin(X).any() and net(X).any() and len(got) == 2
+
+
+GLOBAL = convnet()
+GLOBAL_FORWARD = GLOBAL.forward
+
+
+def test_a_function_that_means_the_module_by_a_global_name_is_refused():
+    GLOBAL.forward = lambda x: GLOBAL_FORWARD(x)
+    with pytest.raises(InputError, match=r"'forward' of a Sequential uses .* global name 'GLOBAL_FORWARD'"):
+        copy_module(GLOBAL)
+    del GLOBAL.forward
+    GLOBAL.pool = lambda x: nn.functional.max_pool2d(x, 2)
+    assert copy_module(GLOBAL).pool(X).shape == (2, 3, 3, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from torch.func import functional_call
 
 from weightloom.architectures import ArchitectureSpec, parse_architecture
+from weightloom.architectures.spec import Whole
 from weightloom.fitting import accuracy, initial_flats, recalibrate, run_networks
 from weightloom.weights import layout_of
 
@@ -207,7 +209,7 @@ def test_a_batched_call_under_vmap_is_the_same():
 class OwnNorms(ArchitectureSpec):
     """A family with a batch norm of its own class; it is not registered."""
 
-    width: int = 4
+    width: Annotated[int, Whole(1, 9, "odd for torch's norm")] = 4
     family = "own-norms"
 
     def body(self, input):

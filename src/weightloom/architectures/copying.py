@@ -12,7 +12,7 @@ import copy
 import warnings
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Set
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -45,8 +45,9 @@ def copy_module(
     """A copy of ``module`` that shares nothing with it.
 
     Parts that ``torch.compile`` has wrapped or compiled are plain in the copy. A tensor that the module holds
-    under several names stays shared. Hooks are copied with what they are bound to; plain functions, and hooks
-    that cannot be copied, are the caller's own objects.
+    under several names stays shared. Hooks are copied with what they are bound to; plain functions, such as
+    hooks and a ``forward`` that was put in, mean the copies of the modules that they mean; what else they
+    mean, and hooks that cannot be copied, are the caller's own objects.
 
     Args:
         module: any module; it is not changed, and nothing of it is run.
@@ -97,6 +98,7 @@ def copy_module(
                 if _COMPILED in layer._modules:
                     memo[id(layer)] = copy.deepcopy(layer._modules[_COMPILED], memo)
             made = copy.deepcopy(module, memo)
+            _rebind_functions(everywhere, memo)
             _copy_hooks(everywhere, memo, every=running is None)
     except Exception as error:
         raise InputError(_why_not(layers, kept, error)) from None
@@ -114,26 +116,30 @@ def copy_module(
 def _all_layers(module: nn.Module) -> list[nn.Module]:
     """The module, its layers, and those that it only keeps in lists, dicts and objects, each once."""
     found: dict[int, nn.Module] = {}
+    seen: dict[int, Any] = {}  # layers often keep one and the same object, such as a config
     waiting = [module]
     while waiting:
         for layer in waiting.pop().modules():
             if id(layer) not in found:
                 found[id(layer)] = layer
-                waiting += objects_in([value for _, value in _own_attributes(layer)], nn.Module)
+                waiting += objects_in([value for _, value in _own_attributes(layer)], nn.Module, seen)
     return list(found.values())
 
 
-def objects_in(value: Any, kinds: type | tuple[type, ...]) -> list[Any]:
-    """Objects of ``kinds`` in nested lists, tuples, sets, dicts and the fields of other objects, in order."""
+def objects_in(value: Any, kinds: type | tuple[type, ...], seen: dict[int, Any] | None = None) -> list[Any]:
+    """Objects of ``kinds`` in nested lists, tuples, sets, dicts and the fields of other objects, in order.
+
+    ``seen`` holds what has been looked into, by identity, for several calls that look into nothing twice.
+    """
     found: list[Any] = []
-    seen: set[int] = set()
+    seen = {} if seen is None else seen
     stack = [value]
     while stack:
         one = stack.pop()
         if isinstance(one, kinds):
             found.append(one)
         elif one is not None and id(one) not in seen and not isinstance(one, _WITHOUT_PARTS):
-            seen.add(id(one))
+            seen[id(one)] = one
             stack += reversed(_parts(one))
     return found
 
@@ -286,9 +292,65 @@ def _copy_hooks(layers: Any, memo: dict[int, Any], *, every: bool) -> None:
 
 def _copied_hook(hook: Any, memo: dict[int, Any]) -> Any:
     try:
-        return copy.deepcopy(hook, memo)
+        return _rebound(hook, memo) if isinstance(hook, FunctionType) else copy.deepcopy(hook, memo)
     except Exception:  # of whatever it is bound to: a file, a logger, a trainer
         return hook
+
+
+def _rebind_functions(layers: list[nn.Module], memo: dict[int, Any]) -> None:
+    """Functions that are attributes of copies, such as a ``forward`` that was put in, mean the copies too."""
+    for layer in layers:
+        new = memo.get(id(layer))
+        if not isinstance(new, nn.Module) or isinstance(new, torch.jit.ScriptModule):
+            continue
+        for name, value in list(vars(new).items()):
+            if not isinstance(value, FunctionType):
+                continue
+            vars(new)[name] = _rebound(value, memo)
+            for word in value.__code__.co_names:
+                meant = value.__globals__.get(word)
+                if _copy_of(meant, memo) is not meant:
+                    raise InputError(
+                        f"attribute {name!r} of a {type(layer).__name__} uses the module itself by the global "
+                        f"name {word!r}, so a copy would run the original; write it as a method, or within a "
+                        "function"
+                    )
+
+
+def _rebound(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
+    """``function``, with the copies of the modules and methods that it has from where it was written."""
+    cells = function.__closure__ or ()
+    if id(function) in memo or not cells:
+        return memo.get(id(function), function)  # type: ignore[no-any-return]
+    memo[id(function)] = function  # one that holds itself ends here
+    contents = [_content(cell) for cell in cells]
+    found = [_copy_of(content, memo) for content in contents]
+    if any(new is not old for new, old in zip(found, contents, strict=True)):
+        pairs = zip(cells, found, contents, strict=True)
+        own = tuple(cell if new is old else CellType(new) for cell, new, old in pairs)
+        made = FunctionType(
+            function.__code__, function.__globals__, function.__name__, function.__defaults__, own
+        )
+        made.__kwdefaults__ = function.__kwdefaults__
+        vars(made).update(vars(function))
+        memo[id(function)] = made
+    return memo[id(function)]  # type: ignore[no-any-return]
+
+
+def _content(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # nothing is in it yet
+        return None
+
+
+def _copy_of(value: Any, memo: dict[int, Any]) -> Any:
+    if isinstance(value, nn.Module):
+        return memo.get(id(value), value)
+    if isinstance(value, MethodType) and isinstance(value.__self__, nn.Module):
+        owner = memo.get(id(value.__self__), value.__self__)
+        return value if owner is value.__self__ else MethodType(value.__func__, owner)
+    return _rebound(value, memo) if isinstance(value, FunctionType) else value
 
 
 def _check_copy(made: nn.Module, layers: dict[str, nn.Module], registered: dict[int, Any]) -> None:
