@@ -311,9 +311,9 @@ def _rebind_functions(layers: list[nn.Module], memo: dict[int, Any]) -> None:
                 meant = value.__globals__.get(word)
                 if _copy_of(meant, memo) is not meant:
                     raise InputError(
-                        f"attribute {name!r} of a {type(layer).__name__} uses the module itself by the global "
-                        f"name {word!r}, so a copy would run the original; write it as a method, or within a "
-                        "function"
+                        f"attribute {name!r} of a {type(layer).__name__} uses the module itself by the "
+                        f"global name {word!r}, so a copy would run the original; write it as a method, or "
+                        "within a function"
                     )
 
 
