@@ -57,6 +57,7 @@ from tests.faults.odd_parts import (
     named_by_the_block,
     perceptron,
     pixels_first,
+    ruled,
     same_layer_again,
     signal,
     standardised,
@@ -186,9 +187,7 @@ KEPT = {
     "an array of numpy": Odd(
         make=around(lambda m, y: y * torch.from_numpy(m.scale), scale=lambda: torch.ones(1).numpy())
     ),
-    "a buffer that is not saved": Odd(
-        make=around(lambda m, y: y), wrap=lambda net: (net.register_buffer("b", torch.ones(1), False), net)[1]
-    ),
+    "a buffer that is not saved": Odd(make=lambda norm: ruled(around(lambda m, y: y)(norm))),
     "a stream of random numbers": Odd(make=around(lambda m, y: y, stream=torch.Generator)),
     "a link to its owner": Odd(
         make=lambda norm: linked(around(lambda m, y: m.body[0].owner[0].same(y), same=nn.Identity)(norm))

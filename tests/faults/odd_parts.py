@@ -360,6 +360,11 @@ def copying_itself(norm):
     return nn.Sequential(Copier(3, 12, 3), *body(norm)[1:])
 
 
+def ruled(net):
+    net.register_buffer("ruler", torch.ones(1), persistent=False)
+    return net
+
+
 def linked(net):
     net.body[0].owner = (net,)
     return net

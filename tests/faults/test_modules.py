@@ -151,6 +151,17 @@ def test_no_statistic_is_reset_and_nothing_is_touched(name, ghn, tmp_path, recor
 
     assert sample.report["hooks_not_run"] == hooked(net)
 
+    # Without images a reset is said, and all else is as it was.
+    GATHERED.clear()
+    fresh = ghn.generate(net, input=odd.input, partial=True)
+    words = {n: how for how, names in fresh.report["statistics"].items() for n in names}
+    for buffer, value in fresh.module.named_buffers():
+        if words.get(buffer) == "generated":
+            assert not value.sub(0 if "mean" in buffer else 1).any()
+        elif value.is_floating_point():
+            assert words[buffer] == "left as they were" and torch.equal(value, statistics_before[buffer])
+    assert not any(GATHERED)
+
     # What is kept, and a file that is loaded in the documented way.
     assert len(sample.report["kept"]) == odd.kept
     path = sample.save(tmp_path / "net.safetensors")

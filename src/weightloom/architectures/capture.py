@@ -116,7 +116,11 @@ def _set_apart(module: nn.Module) -> dict[str, str]:
     found = {}
     for (name, layer), *rest in owners.values():
         # A block that gives a parameter of a layer inside it a name of its own is no second owner.
-        others = [other for other, owner in rest if owner not in set(layer.modules())]
+        others = [
+            other
+            for other, owner in rest
+            if owner not in set(layer.modules()) and layer not in set(owner.modules())
+        ]
         if others:
             found[name] = f"shared with {', '.join(map(repr, others))}"
     frozen = (name for name, p in module.named_parameters() if not p.requires_grad)

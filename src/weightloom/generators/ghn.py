@@ -410,7 +410,7 @@ class GHN(nn.Module, Generator):
         require_finite(predicted, f"generator {self.name}")
 
         made = filled(module, graph, predicted, self.device)
-        empty = any(buffer.is_meta for buffer in module.buffers())
+        empty = {plain_name(name) for name, buffer in module.named_buffers() if buffer.is_meta}
         statistics = set_statistics(made, graph, batch_norm, images, fresh=empty)
         report = {
             "generator": self.name,

@@ -5,7 +5,7 @@ Shapes: B images (B, C, H, W).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -119,7 +119,11 @@ def filled(
 
 @torch.no_grad()
 def set_statistics(
-    sample: nn.Module, graph: ModuleGraph, how: StatisticsChoice, images: Tensor | None, fresh: bool
+    sample: nn.Module,
+    graph: ModuleGraph,
+    how: StatisticsChoice,
+    images: Tensor | None,
+    fresh: Collection[str] = (),
 ) -> dict[str, list[str]]:
     """Set the running statistics of a module with predicted weights, in place.
 
@@ -128,7 +132,7 @@ def set_statistics(
         graph: its graph, which says what is a statistic.
         how: ``images``, ``generated`` or ``batch``.
         images: what they are measured on; without any, ``images`` is ``generated``.
-        fresh: the module had no memory: its statistics are those of fresh norms already.
+        fresh: buffers that had no memory: those that are statistics have mean 0 and variance 1 already.
 
     Returns:
         The names of all buffers of floats by what became of them; the keys are :data:`OUTCOMES`.
@@ -148,11 +152,10 @@ def set_statistics(
         for name, value in measured.values.items():
             buffers[name].copy_(value)
             _count(buffers, name, measured.batches[name])
-        done = dict.fromkeys(measured.values, MEASURED)
-        if fresh:
-            done = {**dict.fromkeys(roles, GENERATED), **done}
+        done = {name: GENERATED for name in roles if name in fresh}
+        done |= dict.fromkeys(measured.values, MEASURED)
     else:
-        for name in roles if fresh else roles.keys() - _of_kept_layers(graph):
+        for name in roles.keys() - (_of_kept_layers(graph) - set(fresh)):
             buffers[name].fill_(_FRESH[roles[name]])
             _count(buffers, name, 0)
             done[name] = GENERATED
@@ -246,6 +249,8 @@ def check_images(images: Any, dims: int | None = None) -> Tensor:
             f"batch norms need at least 2 images {shown} of floats, not {tuple(images.shape)} of "
             f"{images.dtype}"
         )
+    if images.is_meta or images.layout is not torch.strided:
+        raise InputError("images are an ordinary tensor in memory, neither sparse nor on the meta device")
     if not all_finite(images):
         raise InputError("images hold values that are not finite")
     furthest = float(images.abs().max())
