@@ -242,6 +242,19 @@ def test_the_report_names_every_statistic():
     assert not sample.module[1].running_mean.any()
     with pytest.raises(InputError, match="layer '1' is of Own"):
         make().generate(net, images=images, batch_norm="batch")
+
+    class Derived(nn.BatchNorm2d):
+        def forward(self, x):
+            own = self.running_mean, self.running_var, self.weight, self.bias
+            return nn.functional.batch_norm(x, *own, self.training)
+
+    net[1] = Derived(20)
+    with pytest.raises(InputError, match="layer '1' is of Derived"):
+        make().generate(net, batch_norm="batch")
+    tracked = nn.InstanceNorm2d(20, track_running_stats=True)
+    net[1] = tracked
+    sample = make().generate(net, batch_norm="batch")
+    assert sample.report["statistics"]["of each batch"] == names and sample.module[1].running_mean is None
     frozen = make().generate(convnet()[3:], input=(20, 16, 16)).report
     assert frozen["batch_norm"] == "none" and frozen["statistics"] == {}
 

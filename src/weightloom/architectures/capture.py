@@ -88,8 +88,8 @@ def graph_of_trace(trace: Trace, module: nn.Module, *, partial: bool = False) ->
     )
     loose = set(module._parameters) if any(True for _ in module.children()) else set[str]()
     for path in hooked_layers(module):
-        held = (f"{path}.{name}".removeprefix(".") for name in made_from(module.get_submodule(path)))
-        builder.refuse(held, "made into another tensor by a hook, and hooks are not run")
+        names = (f"{path}.{name}".removeprefix(".") for name in made_from(module.get_submodule(path)))
+        builder.refuse(names, "made into another tensor by a hook, and hooks are not run")
     graph = builder.build(_set_apart(module), loose)
     if not builder.reached:
         raise InputError(f"the output of {type(module).__name__} does not depend on its picture")
@@ -113,7 +113,7 @@ def _set_apart(module: nn.Module) -> dict[str, str]:
             id(p): own for own, p in reversed(layer._parameters.items()) if p is not None
         }.items():
             owners.setdefault(number, []).append((f"{path}.{own}".removeprefix("."), layer))
-    found = {}
+    reasons = {}
     for (name, layer), *rest in owners.values():
         # A block that gives a parameter of a layer inside it a name of its own is no second owner.
         others = [
@@ -122,15 +122,15 @@ def _set_apart(module: nn.Module) -> dict[str, str]:
             if owner not in set(layer.modules()) and layer not in set(owner.modules())
         ]
         if others:
-            found[name] = f"shared with {', '.join(map(repr, others))}"
+            reasons[name] = f"shared with {', '.join(map(repr, others))}"
     frozen = (name for name, p in module.named_parameters() if not p.requires_grad)
-    found |= dict.fromkeys(frozen, "frozen (requires_grad=False)")
+    reasons |= dict.fromkeys(frozen, "frozen (requires_grad=False)")
     for path, layer in module.named_modules():
         # What a parametrisation makes of a predicted weight is another weight.
-        held = [n for n, _ in layer.named_parameters(path)] if isinstance(layer, ParametrizationList) else []
-        held += [f"{path}.{name}".removeprefix(".") for name in made_from(layer)]
-        found |= dict.fromkeys(held, "behind a parametrisation, such as a spectral norm")
-    return found
+        made = [n for n, _ in layer.named_parameters(path)] if isinstance(layer, ParametrizationList) else []
+        made += [f"{path}.{name}".removeprefix(".") for name in made_from(layer)]
+        reasons |= dict.fromkeys(made, "behind a parametrisation, such as a spectral norm")
+    return reasons
 
 
 # ------------------------------------------------------------------------------- from a trace to a graph
@@ -346,11 +346,11 @@ class GraphBuilder:
                 shape = _as_table(kind, self.shapes[name])
                 tensors += self.own(role, name)
         for role, argument in STATISTICS.items():
-            held = self.buffer(arguments.get(argument))
-            if held is not None and held not in self.owned:
-                self.owned.add(held)
-                tensors.append(GraphTensor(role, held, self.buffer_shapes[held]))
-                counter = held.rpartition(".")[0] + ".num_batches_tracked"
+            buffer = self.buffer(arguments.get(argument))
+            if buffer is not None and buffer not in self.owned:
+                self.owned.add(buffer)
+                tensors.append(GraphTensor(role, buffer, self.buffer_shapes[buffer]))
+                counter = buffer.rpartition(".")[0] + ".num_batches_tracked"
                 counter = counter.removeprefix(".")
                 if role == "variance" and counter in self.buffer_shapes:
                     tensors.append(GraphTensor("counter", counter, ()))

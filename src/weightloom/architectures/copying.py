@@ -45,9 +45,9 @@ def copy_module(
     """A copy of ``module`` that shares nothing with it.
 
     Parts that ``torch.compile`` has wrapped or compiled are plain in the copy. A tensor that the module holds
-    under several names stays shared. Hooks are copied with what they are bound to; plain functions, such as
-    hooks and a ``forward`` that was put in, mean the copies of the modules that they mean; what else they
-    mean, and hooks that cannot be copied, are the caller's own objects.
+    under several names stays shared. Hooks are copied with what they are bound to. Plain functions, such as
+    hooks and a ``forward`` that was put in, refer to the copies of the modules that they refer to; whatever
+    else they refer to, and hooks that cannot be copied, are the caller's own objects.
 
     Args:
         module: any module; it is not changed, and nothing of it is run.
@@ -115,15 +115,15 @@ def copy_module(
 
 def _all_layers(module: nn.Module) -> list[nn.Module]:
     """The module, its layers, and those that it only keeps in lists, dicts and objects, each once."""
-    found: dict[int, nn.Module] = {}
+    layers: dict[int, nn.Module] = {}
     seen: dict[int, Any] = {}  # layers often keep one and the same object, such as a config
     waiting = [module]
     while waiting:
         for layer in waiting.pop().modules():
-            if id(layer) not in found:
-                found[id(layer)] = layer
+            if id(layer) not in layers:
+                layers[id(layer)] = layer
                 waiting += objects_in([value for _, value in _own_attributes(layer)], nn.Module, seen)
-    return list(found.values())
+    return list(layers.values())
 
 
 def objects_in(value: Any, kinds: type | tuple[type, ...], seen: dict[int, Any] | None = None) -> list[Any]:
@@ -131,17 +131,17 @@ def objects_in(value: Any, kinds: type | tuple[type, ...], seen: dict[int, Any] 
 
     ``seen`` holds what has been looked into, by identity, for several calls that look into nothing twice.
     """
-    found: list[Any] = []
+    objects: list[Any] = []
     seen = {} if seen is None else seen
     stack = [value]
     while stack:
         one = stack.pop()
         if isinstance(one, kinds):
-            found.append(one)
+            objects.append(one)
         elif one is not None and id(one) not in seen and not isinstance(one, _WITHOUT_PARTS):
             seen[id(one)] = one
             stack += reversed(_parts(one))
-    return found
+    return objects
 
 
 _WITHOUT_PARTS = (
@@ -298,7 +298,7 @@ def _copied_hook(hook: Any, memo: dict[int, Any]) -> Any:
 
 
 def _rebind_functions(layers: list[nn.Module], memo: dict[int, Any]) -> None:
-    """Functions that are attributes of copies, such as a ``forward`` that was put in, mean the copies too."""
+    """Functions that are attributes, such as a ``forward`` that was put in, refer to the copies in a copy."""
     for layer in layers:
         new = memo.get(id(layer))
         if not isinstance(new, nn.Module) or isinstance(new, torch.jit.ScriptModule):
@@ -308,8 +308,8 @@ def _rebind_functions(layers: list[nn.Module], memo: dict[int, Any]) -> None:
                 continue
             vars(new)[name] = _rebound(value, memo)
             for word in value.__code__.co_names:
-                meant = value.__globals__.get(word)
-                if _copy_of(meant, memo) is not meant:
+                referred = value.__globals__.get(word)
+                if _copy_of(referred, memo) is not referred:
                     raise InputError(
                         f"attribute {name!r} of a {type(layer).__name__} uses the module itself by the "
                         f"global name {word!r}, so a copy would run the original; write it as a method, or "
@@ -324,9 +324,9 @@ def _rebound(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
         return memo.get(id(function), function)  # type: ignore[no-any-return]
     memo[id(function)] = function  # one that holds itself ends here
     contents = [_content(cell) for cell in cells]
-    found = [_copy_of(content, memo) for content in contents]
-    if any(new is not old for new, old in zip(found, contents, strict=True)):
-        pairs = zip(cells, found, contents, strict=True)
+    copies = [_copy_of(content, memo) for content in contents]
+    if any(new is not old for new, old in zip(copies, contents, strict=True)):
+        pairs = zip(cells, copies, contents, strict=True)
         own = tuple(cell if new is old else CellType(new) for cell, new, old in pairs)
         made = FunctionType(
             function.__code__, function.__globals__, function.__name__, function.__defaults__, own

@@ -124,9 +124,9 @@ def _in_training(func: Any) -> Any:
 def _by_name(func: Any, args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """All arguments of a call by their names in the schema, left-out ones by their defaults."""
     schema = func._schema.arguments
-    found = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}
-    found |= {argument.name: value for argument, value in zip(schema, args, strict=False)}
-    return {**found, **kwargs}
+    defaults = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}
+    given = {argument.name: value for argument, value in zip(schema, args, strict=False)}
+    return {**defaults, **given, **kwargs}
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:

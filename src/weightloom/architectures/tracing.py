@@ -85,7 +85,7 @@ def trace(module: nn.Module, shape: tuple[int, ...]) -> Trace:
     shaped = any(word in reason for word in ("size", "shape", "channels", "dim"))
     hint = " (input=(channels, height, width) is the shape of the pictures that it takes)" if shaped else ""
     if hooked_layers(module):
-        hint += "; its hooks were not run, put what it needs of them into its forward"
+        hint += "; its hooks were not run: what the network needs of them belongs in its forward"
     raise InputError(
         f"{type(module).__name__} cannot be traced on a picture of {pixels}{layer}: {reason[:300]}{hint}"
     )
@@ -252,11 +252,11 @@ class _Flat(nn.Module):
 
 def _first_names(module: nn.Module) -> dict[str, str]:
     """Of every name of a parameter or buffer, the first that the same tensor has."""
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     for named in (module.named_parameters, module.named_buffers):
         first = {id(tensor): name for name, tensor in named()}
-        found |= {name: first[id(tensor)] for name, tensor in named(remove_duplicate=False)}
-    return found
+        names |= {name: first[id(tensor)] for name, tensor in named(remove_duplicate=False)}
+    return names
 
 
 def export(module: nn.Module, shape: tuple[int, ...]) -> Trace:

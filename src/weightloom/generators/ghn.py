@@ -397,8 +397,8 @@ class GHN(nn.Module, Generator):
             check_images(images, dims)
         if partial:
             graph = keep_other_heads(graph, self.config.classes)
-        held = (*module.named_parameters(), *module.named_buffers())
-        shapes = {plain_name(name): tuple(tensor.shape) for name, tensor in held}
+        tensors = (*module.named_parameters(), *module.named_buffers())
+        shapes = {plain_name(name): tuple(tensor.shape) for name, tensor in tensors}
         for node in graph.nodes:
             for tensor in node.tensors:
                 if tensor.role != "counter" and shapes.get(tensor.name) != tensor.shape:

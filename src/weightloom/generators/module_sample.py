@@ -57,8 +57,8 @@ class ModuleSample:
     @cached_property
     def state_dict(self) -> dict[str, Tensor]:
         """The weights by name, buffers included."""
-        held = self.module.state_dict().items()
-        return {name: v.detach().clone() if isinstance(v, Tensor) else v for name, v in held}
+        state = self.module.state_dict().items()
+        return {name: v.detach().clone() if isinstance(v, Tensor) else v for name, v in state}
 
     def save(self, path: str | Path) -> Path:
         """Write the state dict as safetensors with its report in the header.
@@ -159,11 +159,11 @@ def set_statistics(
             buffers[name].fill_(_FRESH[roles[name]])
             _count(buffers, name, 0)
             done[name] = GENERATED
-    found: dict[str, list[str]] = {}
+    by_outcome: dict[str, list[str]] = {}
     for name, buffer in buffers.items():
         if buffer.is_floating_point() or name in done:
-            found.setdefault(done.get(name, LEFT), []).append(name)
-    return found
+            by_outcome.setdefault(done.get(name, LEFT), []).append(name)
+    return by_outcome
 
 
 def outcome(statistics: Mapping[str, Sequence[str]]) -> str:
@@ -178,7 +178,6 @@ def outcome(statistics: Mapping[str, Sequence[str]]) -> str:
 
 
 def _measured(module: nn.Module, names: Iterable[str], images: Tensor) -> Measured:
-    check_images(images)
     parameter = next(module.parameters())
     images = images[:MOST_RECALIBRATION].to(device=parameter.device, dtype=dtype_of(module))
     size = fixed_batch(module)
@@ -186,16 +185,16 @@ def _measured(module: nn.Module, names: Iterable[str], images: Tensor) -> Measur
         raise InputError(f"the module takes batches of {size} images, and there are {len(images)}")
     parts = images.tensor_split(-(-len(images) // _BATCH)) if size is None else images.split(size)
     try:
-        found = measure_statistics(module, names, (part for part in parts if size in (None, len(part))))
+        measured = measure_statistics(module, names, (part for part in parts if size in (None, len(part))))
     except Exception as error:  # of the caller's own forward pass
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise InputError(f"the images do not fit the module: {reason}") from None
-    broken = [name for name, value in found.values.items() if not all_finite(value)]
+    broken = [name for name, value in measured.values.items() if not all_finite(value)]
     if broken:
         raise InputError(
             f"{broken[0]!r} measured on these images is not finite; hand over more images, or others"
         )
-    return found
+    return measured
 
 
 def _count(buffers: Mapping[str, Tensor], name: str, batches: int) -> None:
@@ -209,7 +208,8 @@ def _use_batches(module: nn.Module, names: Iterable[str]) -> None:
     """Norms forget their statistics, so that they use those of the batch that they see."""
     for path in dict.fromkeys(name.rpartition(".")[0] for name in names):
         norm = module.get_submodule(path)
-        if not isinstance(norm, nn.modules.batchnorm._NormBase):
+        own = not type(norm).forward.__module__.startswith("torch.")
+        if own or not isinstance(norm, nn.modules.batchnorm._NormBase):
             raise InputError(
                 f"batch_norm='batch' is for torch's own norms; layer {path!r} is of {type(norm).__name__}, "
                 "whose running statistics can be measured ('images')"
@@ -221,15 +221,15 @@ def _use_batches(module: nn.Module, names: Iterable[str]) -> None:
 def _of_kept_layers(graph: ModuleGraph) -> set[str]:
     """Statistics of what nothing predicted has changed: norms all of whose layers before them were kept."""
     kept = {name for name, _ in graph.kept}
-    found = set[str]()
+    statistics = set[str]()
     for index, node in enumerate(graph.nodes):
         before = [index, *np.flatnonzero(graph.distances[:, index])]
         tensors = [t for i in before for t in graph.nodes[i].tensors]
         if not any(t.role in ("weight", "bias") for t in tensors) and any(
             graph.nodes[i].name in kept for i in before
         ):
-            found |= {t.name for t in node.tensors if t.role in STATISTICS}
-    return found
+            statistics |= {t.name for t in node.tensors if t.role in STATISTICS}
+    return statistics
 
 
 def check_images(images: Any, dims: int | None = None) -> Tensor:
