@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -136,6 +137,23 @@ def test_what_cannot_be_copied_is_named():
     assert torch.equal(copy_module(scripted)(torch.ones(1, 2)), scripted(torch.ones(1, 2)))
     with pytest.raises(InputError, match=r"layer '0' .* is TorchScript"):
         copy_module(scripted, ones)
+    with warnings.catch_warnings(action="ignore"):
+        mixed = nn.Sequential(nn.Linear(2, 2), torch.jit.script(nn.ReLU()))
+    assert bool((copy_module(mixed, ones, running=[])(torch.ones(1, 2)) == 3).all())
+
+
+def test_functions_of_torchscript_are_shared():
+    with warnings.catch_warnings(action="ignore"):
+        net = nn.Sequential(nn.ReLU())
+        net.inside = {"all": [torch.jit.script(nn.functional.relu6)]}
+    assert copy_module(net).inside["all"][0] is net.inside["all"][0]
+
+
+def test_weak_references_are_to_the_copy():
+    net = convnet()
+    net[2].owner = weakref.ref(net)
+    twin = copy_module(net)
+    assert twin[2].owner() is twin and net[2].owner() is net
 
 
 class Itself(nn.Linear):

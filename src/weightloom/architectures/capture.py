@@ -109,10 +109,8 @@ def _set_apart(module: nn.Module) -> dict[str, str]:
     """Parameters that have a place in the graph and are not to be predicted, with the reason."""
     owners: dict[int, list[tuple[str, nn.Module]]] = {}
     for path, layer in module.named_modules():  # each layer once, whatever it is called
-        for number, own in {
-            id(p): own for own, p in reversed(layer._parameters.items()) if p is not None
-        }.items():
-            owners.setdefault(number, []).append((f"{path}.{own}".removeprefix("."), layer))
+        for own, parameter in layer.named_parameters(recurse=False):  # and each of its parameters
+            owners.setdefault(id(parameter), []).append((f"{path}.{own}".removeprefix("."), layer))
     reasons = {}
     for (name, layer), *rest in owners.values():
         # A block that gives a parameter of a layer inside it a name of its own is no second owner.

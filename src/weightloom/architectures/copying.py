@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Set
 from types import BuiltinFunctionType, CellType, FunctionType, MethodType, ModuleType
@@ -74,7 +75,7 @@ def copy_module(
     alive: list[Any] = []  # ids name objects only while these live
     if tensors is not None:
         for path, layer in layers.items():
-            if isinstance(layer, torch.jit.ScriptModule):
+            if isinstance(layer, torch.jit.ScriptModule) and any(True for _ in _tensors_of(layer)):
                 raise InputError(
                     f"{_called(path, layer)} is TorchScript, whose weights and operations stay inside; hand "
                     "over the module that it was made from"
@@ -86,7 +87,8 @@ def copy_module(
                     memo[id(old)] = new if is_buffer else _parameter(old, new)
                     alive.append(old)
     registered = dict(memo)
-    everywhere = _all_layers(module)
+    everywhere, functions = _all_layers(module)
+    memo |= {id(function): function for function in functions}  # they cannot be copied, and keep nothing
     for layer in everywhere:
         for name in _HOOKS:
             if vars(layer).get(name):
@@ -98,7 +100,7 @@ def copy_module(
                 if _COMPILED in layer._modules:
                     memo[id(layer)] = copy.deepcopy(layer._modules[_COMPILED], memo)
             made = copy.deepcopy(module, memo)
-            _rebind_functions(everywhere, memo)
+            _rebind(everywhere, memo)
             _copy_hooks(everywhere, memo, every=running is None)
     except Exception as error:
         raise InputError(_why_not(layers, kept, error)) from None
@@ -113,17 +115,27 @@ def copy_module(
     return made
 
 
-def _all_layers(module: nn.Module) -> list[nn.Module]:
-    """The module, its layers, and those that it only keeps in lists, dicts and objects, each once."""
+def _tensors_of(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
+
+
+def _all_layers(module: nn.Module) -> tuple[list[nn.Module], list[torch.jit.ScriptFunction]]:
+    """The module, its layers, and those that it only keeps in lists, dicts and objects, each once; and the
+    functions of TorchScript among these.
+    """
     layers: dict[int, nn.Module] = {}
+    functions: list[torch.jit.ScriptFunction] = []
     seen: dict[int, Any] = {}  # layers often keep one and the same object, such as a config
     waiting = [module]
     while waiting:
         for layer in waiting.pop().modules():
             if id(layer) not in layers:
                 layers[id(layer)] = layer
-                waiting += objects_in([value for _, value in _own_attributes(layer)], nn.Module, seen)
-    return list(layers.values())
+                kept = [value for _, value in _own_attributes(layer)]
+                for one in objects_in(kept, (nn.Module, torch.jit.ScriptFunction), seen):
+                    (waiting if isinstance(one, nn.Module) else functions).append(one)
+    return list(layers.values()), functions
 
 
 def objects_in(value: Any, kinds: type | tuple[type, ...], seen: dict[int, Any] | None = None) -> list[Any]:
@@ -198,7 +210,8 @@ def made_from(layer: nn.Module) -> list[str]:
         >>> made_from(prune.identity(nn.Linear(2, 2), "weight")), made_from(nn.Linear(2, 2))
         (['weight_orig'], [])
     """
-    parts = ((name, *name.rpartition("_")[::2]) for name in layer._parameters)
+    own = [name for name, _ in layer.named_parameters(recurse=False)]
+    parts = ((name, *name.rpartition("_")[::2]) for name in own)
     return [
         name
         for name, base, ending in parts
@@ -297,18 +310,19 @@ def _copied_hook(hook: Any, memo: dict[int, Any]) -> Any:
         return hook
 
 
-def _rebind_functions(layers: list[nn.Module], memo: dict[int, Any]) -> None:
-    """Functions that are attributes, such as a ``forward`` that was put in, refer to the copies in a copy."""
+def _rebind(layers: list[nn.Module], memo: dict[int, Any]) -> None:
+    """Functions, such as a ``forward`` that was put in, and weak references refer to the copies in a copy."""
     for layer in layers:
         new = memo.get(id(layer))
         if not isinstance(new, nn.Module) or isinstance(new, torch.jit.ScriptModule):
             continue
         for name, value in list(vars(new).items()):
-            if not isinstance(value, FunctionType):
+            if not isinstance(value, (FunctionType, weakref.ReferenceType)):
                 continue
-            vars(new)[name] = _rebound(value, memo)
-            for word in value.__code__.co_names:
-                referred = value.__globals__.get(word)
+            vars(new)[name] = _copy_of(value, memo)
+            words = value.__code__.co_names if isinstance(value, FunctionType) else ()
+            for word in words:
+                referred = getattr(value, "__globals__", {}).get(word)
                 if _copy_of(referred, memo) is not referred:
                     raise InputError(
                         f"attribute {name!r} of a {type(layer).__name__} uses the module itself by the "
@@ -350,6 +364,8 @@ def _copy_of(value: Any, memo: dict[int, Any]) -> Any:
     if isinstance(value, MethodType) and isinstance(value.__self__, nn.Module):
         owner = memo.get(id(value.__self__), value.__self__)
         return value if owner is value.__self__ else MethodType(value.__func__, owner)
+    if isinstance(value, weakref.ReferenceType) and id(value()) in memo:
+        return weakref.ref(memo[id(value())])
     return _rebound(value, memo) if isinstance(value, FunctionType) else value
 
 
