@@ -159,8 +159,6 @@ class Overridden(nn.BatchNorm2d):
 
 
 class Stubborn(nn.BatchNorm2d):
-    """Refuses to leave eval mode."""
-
     def train(self, mode=True):
         return super().train(False)
 
@@ -469,8 +467,8 @@ def all_kinds(net, gathered):
 def exported(net, batch=16, dynamic=False, train=False):
     """As ``torch.export`` gives it, with its norms' training baked in."""
     shapes = ({0: torch.export.Dim("B", min=2, max=512)},) if dynamic else None
-    program = torch.export.export(net.train(train), (torch.zeros(batch, *IMAGE),), dynamic_shapes=shapes)
-    return program.module()
+    given = (torch.zeros(batch, *IMAGE),)
+    return torch.export.export(net.train(train), given, dynamic_shapes=shapes).module()
 
 
 def compiled_inside(net):
