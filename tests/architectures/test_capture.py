@@ -13,8 +13,9 @@ from torch.nn.utils import prune
 
 from weightloom.architectures import architecture_families, architectures, parse_architecture
 from weightloom.architectures.capture import capture_graph, graph_of_trace
+from weightloom.architectures.copying import copy_module
 from weightloom.architectures.graph import KINDS, NORM_KINDS, WEIGHT_KINDS
-from weightloom.architectures.tracing import copy_with, export
+from weightloom.architectures.tracing import export
 from weightloom.errors import InputError, UnsupportedLayerError
 
 TEXTS = [text for family in architecture_families() for text in architectures.get(family).example_texts()]
@@ -266,7 +267,7 @@ def test_nothing_of_the_callers_is_changed():
 def test_copies_keep_sharing_and_copy_no_old_weights():
     conv = nn.Conv2d(3, 3, 3)
     net = nn.Sequential(conv, nn.BatchNorm2d(3), conv)
-    twin = copy_with(net, lambda name, old, is_buffer: torch.ones_like(old))
+    twin = copy_module(net, lambda name, old, is_buffer: torch.ones_like(old))
     assert twin[0] is twin[2] and twin[0] is not conv and bool((twin[0].weight == 1).all())
     assert isinstance(twin[0].weight, nn.Parameter) and "running_mean" in dict(twin[1].named_buffers())
     assert not bool((conv.weight == 1).all())
@@ -327,3 +328,107 @@ def test_a_path_that_depends_on_the_pixels_is_one_sentence_and_nothing_else(capf
     with pytest.raises(InputError, match="depends on the pixels"):
         capture_graph(Fickle(), (3, 4, 4))
     assert capfd.readouterr() == ("", "")
+
+
+class Result:
+    def __init__(self, logits):
+        self.inside = [{"logits": logits}]
+
+
+class Lazy:
+    """Makes its tensor when it is asked for."""
+
+    def __init__(self, make):
+        self._make = make
+
+
+def test_outputs_are_found_in_any_object_or_their_type_is_named():
+    head = nn.Linear(12, 2)
+    for wrap in (Result, lambda y: (y, None, "a"), lambda y: {"a": [y]}, lambda y: {1: Result((3, y))}):
+        graph = capture_graph(Made(lambda m, x, wrap=wrap: wrap(m.head(x.flatten(1))), head=head), (3, 2, 2))
+        assert kinds(graph) == ["input", "conv", "bias"]
+    for wrap, name in (
+        (lambda y: Lazy(lambda: y), "Lazy"),
+        (lambda y: None, "NoneType"),
+        (lambda y: {}, "dict"),
+    ):
+        with pytest.raises(InputError, match=f"object of type '{name}', in which no tensor is found"):
+            capture_graph(Made(lambda m, x, wrap=wrap: wrap(m.head(x.flatten(1))), head=head), (3, 2, 2))
+
+
+def test_hooks_are_not_run_and_what_fails_without_them_says_so():
+    got, net = [], nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+    net[1].register_forward_hook(lambda layer, given, y: got.append(y.numpy()))
+    net[1].register_forward_pre_hook(lambda layer, given: got.append(given))
+    capture_graph(net, (3, 4, 4))
+    graph_of_trace(export(net, (3, 4, 4)), net)
+    assert not got
+    needed = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(4, 2))
+    needed[0].register_forward_hook(lambda layer, given, y: y.mean((2, 3)))
+    with pytest.raises(InputError, match="its hooks were not run"):
+        capture_graph(needed, (3, 8, 8))
+
+
+def test_a_weight_that_a_hook_of_the_callers_makes_is_named():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.Flatten(), nn.Linear(16, 2))
+    net[0].weight_orig = nn.Parameter(net[0].weight.detach().clone())
+    del net[0]._parameters["weight"]
+    net[0].weight = net[0].weight_orig.detach()
+    net[0].register_forward_pre_hook(lambda layer, _: setattr(layer, "weight", layer.weight_orig * 2))
+    with pytest.raises(UnsupportedLayerError, match=r"0 \(Conv2d, made into another tensor by a hook"):
+        capture_graph(net, (3, 4, 4))
+
+
+@pytest.mark.parametrize("how", ["recorded", "exported"])
+def test_one_layer_under_two_names_has_the_first(how):
+    conv, norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+    net = Made(
+        lambda m, x: m.head(m.body(x)), first=conv, body=nn.Sequential(conv, norm, nn.Flatten()),
+        norms=nn.ModuleList([norm]), head=nn.Linear(16, 2),
+    )  # fmt: skip
+    net.name_of_its_own = conv.weight
+    graph = capture_graph(net, (3, 4, 4))
+    if how == "exported":
+        graph = graph_of_trace(export(net, (3, 4, 4)), net)
+    assert set(graph.owner) == {name for name, _ in (*net.named_parameters(), *net.named_buffers())}
+    assert "name_of_its_own" in graph.owner and "body.1.running_mean" in graph.owner
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")
+def test_names_are_those_without_torch_compile():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2))
+    plain = capture_graph(net, (3, 4, 4))
+    assert capture_graph(torch.compile(net), (3, 4, 4)) == plain
+    assert capture_graph(nn.Sequential(torch.compile(net[0]), *net[1:]), (3, 4, 4)) == plain
+
+
+def test_constants_that_are_kept_are_read_in_an_export_too(capfd):
+    net = Made(lambda m, x: m.head(x.flatten(1) * m.on[0].item()), head=nn.Linear(12, 2))
+    net.on = [torch.ones(1, requires_grad=True) * 2]
+    graph = capture_graph(net, (3, 2, 2))
+    assert graph.how == "torch.export" and kinds(graph) == ["input", "conv", "bias"]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_torch_says_nothing_of_what_cannot_be_exported(capfd, recwarn):
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(12, 2)
+
+        def forward(self, x):
+            warnings.warn("said while it runs", stacklevel=1)
+            return self.head(x.flatten(1)).numpy()
+
+    with pytest.raises(InputError, match="cannot be traced"):
+        capture_graph(Odd(), (3, 2, 2))
+    assert capfd.readouterr() == ("", "") and not recwarn.list
+
+
+def test_an_exported_module_is_read_with_the_batch_that_it_takes():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2)).eval()
+    with warnings.catch_warnings(action="ignore"):
+        made = torch.export.export(net, (torch.zeros(5, 3, 4, 4),)).module()
+    assert capture_graph(made, (3, 4, 4)).nodes == capture_graph(net, (3, 4, 4)).nodes
+    inside = nn.Sequential(made, nn.Linear(2, 2))
+    assert len(capture_graph(inside, (3, 4, 4))) == len(capture_graph(net, (3, 4, 4))) + 2

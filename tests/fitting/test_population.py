@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Annotated
+
 import pytest
 import torch
+from torch import nn
 from torch.func import functional_call
 
-from weightloom.architectures import parse_architecture
+from weightloom.architectures import ArchitectureSpec, parse_architecture
+from weightloom.architectures.spec import Whole
 from weightloom.fitting import accuracy, initial_flats, recalibrate, run_networks
 from weightloom.weights import layout_of
 
@@ -198,3 +203,41 @@ def test_a_batched_call_under_vmap_is_the_same():
         return functional_call(module, state, (batch,))
 
     assert torch.allclose(vmap(one)(flats, images), run_networks(spec, flats, images), atol=1e-5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnNorms(ArchitectureSpec):
+    """A family with a batch norm of its own class; it is not registered."""
+
+    width: Annotated[int, Whole(1, 9, "odd for torch's norm")] = 4
+    family = "own-norms"
+
+    def body(self, input):
+        class Own(nn.BatchNorm2d):
+            def forward(self, x):
+                own = self.running_mean, self.running_var, self.weight, self.bias
+                return nn.functional.batch_norm(x, *own, self.training, 0.1)
+
+        norm = nn.BatchNorm2d if self.width % 2 else Own
+        layers = nn.Conv2d(input[0], 4, 3), norm(4), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        return nn.Sequential(*layers), 4
+
+    @classmethod
+    def example_texts(cls):
+        return ()
+
+
+def test_statistics_of_norms_of_ones_own_are_measured_as_torchs():
+    images = 2 + torch.randn(8, 1, 8, 8)
+    own, torchs = (OwnNorms(width=width, classes=3, input=(1, 8, 8)) for width in (4, 5))
+    flats = networks(torchs, 2)
+    found = recalibrate(own, flats, images)
+    assert torch.equal(found, recalibrate(torchs, flats, images)) and not torch.equal(found, flats)
+    module = torchs.build()
+    module.load_state_dict(layout_of(torchs).unflatten(flats[0]))
+    module.body[1].momentum = None
+    module.body[1].reset_running_stats()
+    module.train()(images)
+    state = layout_of(own).unflatten(found[0])
+    assert torch.allclose(state["body.1.running_mean"], module.body[1].running_mean, atol=1e-6)
+    assert torch.allclose(state["body.1.running_var"], module.body[1].running_var, atol=1e-6)

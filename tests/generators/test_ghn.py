@@ -19,6 +19,7 @@ from weightloom.errors import (
 )
 from weightloom.generators.ghn import GHN, GHNConfig, fan_in_scale, make_validity
 from weightloom.generators.load import load_generator
+from weightloom.io import load_tensors
 from weightloom.nn.graph import GraphBatch
 from weightloom.tasks import SupportSet
 
@@ -128,12 +129,144 @@ def test_layers_that_cannot_be_predicted_are_named_or_kept():
 
 
 def test_shared_weights_stay_shared():
-    conv = nn.Conv2d(3, 3, 3, padding=1)
-    net = nn.Sequential(conv, nn.ReLU(), conv, nn.Flatten(), nn.Linear(768, 3))
+    conv, tied = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1, bias=False)
+    tied.weight = conv.weight
+    net = nn.Sequential(conv, nn.ReLU(), tied, nn.Flatten(), nn.Linear(768, 3))
     with pytest.raises(UnsupportedLayerError, match="shared with"):
         make().generate(net)
+    made = make().generate(net, partial=True).module
+    assert made[0].weight is made[2].weight and torch.equal(made[0].weight, conv.weight)
+
+
+def test_one_layer_under_two_names_is_predicted_once():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.trunk = convnet()
+            self.head, self.norms = self.trunk[-1], nn.ModuleList([self.trunk[1]])
+
+        def forward(self, x):
+            return self.trunk(x)
+
+    net, images = Named(), torch.randn(8, 3, 16, 16)
+    sample = make().generate(net, images=images)
+    made, state = sample.module, sample.state_dict
+    assert sample.report["predicted"] == sum(p.numel() for p in net.parameters())
+    assert made.head is made.trunk[-1] and made.norms[0] is made.trunk[1]
+    alone = make().generate(net.trunk, images=images).state_dict
+    for first, second, plain in (
+        ("trunk.5.weight", "head.weight", "5.weight"),
+        ("trunk.1.running_var", "norms.0.running_var", "1.running_var"),
+    ):
+        assert torch.equal(state[first], state[second]) and torch.equal(state[first], alone[plain])
+
+
+def test_heads_for_other_classes_and_trunks_are_kept_or_predicted_on_request():
+    model, trunk = make(), convnet()[:2]
+    for net in (convnet(classes=7), trunk, convnet()[:1]):
+        with pytest.raises(UnsupportedRequestError, match="partial=True"):
+            model.generate(net)
+    other = convnet(classes=7)
+    sample = model.generate(other, partial=True)
+    assert sample.report["kept"].keys() == {"5.weight", "5.bias"}
+    assert "7 rows" in sample.report["kept"]["5.weight"]
+    assert torch.equal(sample.module[5].weight, other[5].weight)
+    assert not torch.equal(sample.module[0].weight, other[0].weight)
+    whole = model.generate(trunk, partial=True)
+    assert not whole.report["kept"] and not torch.equal(whole.module[0].weight, trunk[0].weight)
+    with pytest.raises(InputError, match="what it has is kept"):
+        model.generate(convnet()[:1], partial=True)
+
+
+def test_of_a_kept_trunk_no_statistic_is_reset():
+    net = convnet()
+    for part in net[:2]:
+        part.requires_grad_(False)
+    nn.init.constant_(net[1].running_mean, 7.0)
     sample = make().generate(net, partial=True)
-    assert sample.module[0] is sample.module[2] and torch.equal(sample.module[0].weight, conv.weight)
+    assert sample.report["batch_norm"] == "left as they were"
+    assert torch.equal(sample.module[1].running_mean, net[1].running_mean)
+    images = torch.randn(8, 3, 16, 16)
+    assert make().generate(net, partial=True, images=images).report["batch_norm"] == "re-estimated on images"
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")
+def test_what_is_saved_of_a_compiled_module_loads_into_the_plain_one(tmp_path):
+    net, images = convnet(), torch.randn(8, 3, 16, 16)
+    wanted = make().generate(net, images=images)
+    for given in (torch.compile(net), nn.Sequential(torch.compile(net[:3]), *net[3:])):
+        sample = make().generate(given, images=images)
+        assert not [name for name in sample.state_dict if "_orig_mod" in name]
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(*(one.state_dict.values() for one in (sample, wanted)), strict=True)
+        )
+    path = make().generate(torch.compile(net), images=images).save(tmp_path / "net.safetensors")
+    again = convnet()
+    again.load_state_dict(load_tensors(path)[0])
+    assert torch.equal(again.eval()(images), wanted.module(images))
+
+
+def test_more_than_tensors_in_a_state_dict_is_not_saved(tmp_path):
+    class Extra(nn.Sequential):
+        def get_extra_state(self):
+            return {"version": 1}
+
+        def set_extra_state(self, state):
+            pass
+
+    sample = make().generate(Extra(*convnet()))
+    with pytest.raises(CheckpointError, match="'_extra_state' is no tensor"):
+        sample.save(tmp_path / "net.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_report_names_every_statistic():
+    class Own(nn.Module):
+        def __init__(self, channels):
+            super().__init__()
+            self.register_buffer("running_mean", torch.full((channels,), 7.0))
+            self.register_buffer("running_var", torch.ones(channels))
+
+        def forward(self, x):
+            return nn.functional.batch_norm(x, self.running_mean, self.running_var, None, None, self.training)
+
+    net, images = convnet(), torch.randn(8, 3, 16, 16)
+    net[1] = Own(20)
+    net.register_buffer("ruler", torch.ones(2))
+    names = ["1.running_mean", "1.running_var"]
+    report = make().generate(net, images=images).report
+    assert report["statistics"] == {"left as they were": ["ruler"], "re-estimated on images": names}
+    sample = make().generate(net)
+    assert sample.report["batch_norm"] == "generated" and sample.report["statistics"]["generated"] == names
+    assert not sample.module[1].running_mean.any()
+    with pytest.raises(InputError, match="layer '1' is of Own"):
+        make().generate(net, images=images, batch_norm="batch")
+
+    class Derived(nn.BatchNorm2d):
+        def forward(self, x):
+            own = self.running_mean, self.running_var, self.weight, self.bias
+            return nn.functional.batch_norm(x, *own, self.training)
+
+    net[1] = Derived(20)
+    with pytest.raises(InputError, match="layer '1' is of Derived"):
+        make().generate(net, batch_norm="batch")
+    tracked = nn.InstanceNorm2d(20, track_running_stats=True)
+    net[1] = tracked
+    sample = make().generate(net, batch_norm="batch")
+    assert sample.report["statistics"]["of each batch"] == names and sample.module[1].running_mean is None
+    frozen = make().generate(convnet()[3:], input=(20, 16, 16)).report
+    assert frozen["batch_norm"] == "none" and frozen["statistics"] == {}
+
+
+def test_statistics_that_are_not_finite_are_refused():
+    class Huge(nn.Module):
+        def forward(self, x):
+            return x * 1e30
+
+    with pytest.raises(InputError, match=r"'1.running_var' measured on these images is not finite"):
+        make().generate(nn.Sequential(Huge(), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(768, 3)),
+                        images=torch.randn(8, 3, 16, 16))  # fmt: skip
 
 
 def test_other_class_counts_and_other_graphs_are_refused():

@@ -9,6 +9,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from weightloom.architectures import parse_architecture
 from weightloom.errors import InputError, UnknownNameError
@@ -351,3 +352,59 @@ def test_what_is_no_module_is_a_sentence():
     for call in (lambda: hyperize([1]), lambda: materialize(3), lambda: hyperize_together({"a": 1})):
         with pytest.raises(InputError, match="a module is needed"):
             call()
+
+
+def test_layers_whose_weights_are_made_stay_plain_or_are_a_sentence():
+    x = torch.randn(2, 3, 8, 8)
+    made = (
+        nn.utils.weight_norm, nn.utils.spectral_norm, nn.utils.parametrizations.weight_norm,
+        lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+        lambda layer: prune.l1_unstructured(layer, "bias", 0.5),
+    )  # fmt: skip
+    for change in made:
+        with warnings.catch_warnings(action="ignore"):
+            layer = change(nn.Conv2d(3, 8, 3)).eval()
+        with pytest.raises(InputError, match="made of other tensors already"):
+            hyperize(layer, embedding_size=4)
+        hyper = hyperize(nn.Sequential(layer, nn.Conv2d(8, 8, 3)), embedding_size=4).eval()
+        assert isinstance(hyper[1], HyperConv2d) and not isinstance(hyper[0], HyperConv2d)
+        assert torch.equal(hyper[0](x), layer(x)) and hyper[0].bias is not layer.bias
+        assert torch.equal(materialize(hyper)(x), hyper(x))
+
+
+def test_layers_without_a_shape_are_a_sentence_or_skipped():
+    with warnings.catch_warnings(action="ignore"):
+        net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.LazyConv2d(8, 3), nn.Flatten(), nn.LazyLinear(2))
+    with pytest.raises(InputError, match=r"layer '1' \(LazyConv2d\) has no shape yet; run the module once"):
+        hyperize(net, embedding_size=4)
+    with pytest.raises(InputError, match=r"layer '3' \(LazyLinear\) has no shape yet"):
+        hyperize(net, embedding_size=4, linear=True, skip=["1"])
+    hyper = hyperize(net, embedding_size=4, skip=["1"])
+    assert hyper(torch.randn(2, 3, 8, 8)).shape == (2, 2) and type(net[1]) is nn.LazyConv2d
+
+
+def test_what_a_module_keeps_and_hooks_is_copied():
+    class Keeping(nn.Sequential):
+        def forward(self, x):
+            self.last = [super().forward(x)]
+            return self.last[0]
+
+    net, got = Keeping(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)), []
+    net[1].register_forward_hook(lambda layer, given, y: got.append(y) or y * 2)
+    net(torch.randn(2, 3, 8, 8))
+    hyper = hyperize(net, embedding_size=4)
+    assert len(got) == 1 and hyper.last[0] is not net.last[0] and hyper.last[0].grad_fn is None
+    with torch.no_grad():
+        hyper(torch.randn(2, 3, 8, 8))
+    assert len(got) == 2 and torch.equal(
+        materialize(hyper)(torch.ones(1, 3, 8, 8)), hyper(torch.ones(1, 3, 8, 8))
+    )
+    pair = hyperize_together({"a": net, "b": nn.Sequential(net[0])}, embedding_size=4)
+    assert pair["a"][0] is pair["b"][0], "what two networks share stays shared"
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")
+def test_compiled_modules_are_plain_in_the_copy():
+    hyper = hyperize(torch.compile(nn.Sequential(nn.Conv2d(3, 8, 3))), embedding_size=4)
+    assert type(hyper) is nn.Sequential and "0.embedding" in hyper.state_dict()
+    assert list(materialize(torch.compile(hyper)).state_dict()) == ["0.weight", "0.bias"]

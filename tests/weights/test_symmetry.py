@@ -133,6 +133,12 @@ def test_an_unknown_operation_ties_what_it_touches_and_nothing_else():
     assert groups_of(symmetry, "third.weight") == [None, 0]
 
 
+def test_hooks_of_the_module_are_not_run():
+    got, net = [], Stranger().eval()
+    net.first.register_forward_hook(lambda layer, given, y: got.append(y))
+    assert permutation_spec_of(net, torch.zeros(16, 4)).sizes == (6,) and not got
+
+
 class Branches(nn.Module):
     def forward(self, x):
         return x + 1 if float(x.sum()) > 0 else x - 1

@@ -12,12 +12,14 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
+from weightloom.architectures.copying import copy_module, hooked_layers, is_compiled, made_from
 from weightloom.architectures.graph import GraphNode, GraphTensor, ModuleGraph, Shape4
 from weightloom.architectures.spec import ArchitectureSpec
+from weightloom.architectures.statistics import STATISTICS
 from weightloom.architectures.tracing import Call, Ref, Trace, trace
 from weightloom.errors import InputError, SpecError, UnsupportedLayerError
 
@@ -25,12 +27,14 @@ from weightloom.errors import InputError, SpecError, UnsupportedLayerError
 def capture_graph(module: nn.Module, input: Sequence[int], *, partial: bool = False) -> ModuleGraph:
     """The computation graph of ``module`` for pictures of shape ``input`` (channels, height, width).
 
-    Every parameter and batch-norm statistic belongs to exactly one node. A weight that its layer uses several
-    times has a node at each place, and the first one owns it; one that several layers share cannot be
-    predicted.
+    Every parameter and running statistic that the output depends on belongs to exactly one node. A weight
+    that its layer uses several times has a node at each place, and the first one owns it; one that several
+    layers share cannot be predicted. A layer that the module holds under several names has the first of them,
+    and names are those that the module has without ``torch.compile``.
 
     Args:
-        module: any module whose forward pass takes one batch of pictures. It is not changed.
+        module: any module whose forward pass takes one batch of pictures. It is not changed, and its hooks
+            are not run.
         input: shape of one picture.
         partial: list parameters that cannot be predicted in ``kept`` instead of raising.
 
@@ -52,6 +56,8 @@ def capture_graph(module: nn.Module, input: Sequence[int], *, partial: bool = Fa
     for name, tensor in module.named_parameters():
         if is_lazy(tensor):
             raise InputError(f"parameter {name!r} has no shape yet; run the module once on a picture first")
+    if is_compiled(module):
+        module = copy_module(module, lambda name, old, is_buffer: torch.empty_like(old, device="meta"))
     return graph_of_trace(trace(module, shape), module, partial=partial)
 
 
@@ -81,6 +87,9 @@ def graph_of_trace(trace: Trace, module: nn.Module, *, partial: bool = False) ->
         {name: tuple(b.shape) for name, b in module.named_buffers()},
     )
     loose = set(module._parameters) if any(True for _ in module.children()) else set[str]()
+    for path in hooked_layers(module):
+        names = (f"{path}.{name}".removeprefix(".") for name in made_from(module.get_submodule(path)))
+        builder.refuse(names, "made into another tensor by a hook, and hooks are not run")
     graph = builder.build(_set_apart(module), loose)
     if not builder.reached:
         raise InputError(f"the output of {type(module).__name__} does not depend on its picture")
@@ -98,24 +107,28 @@ def graph_of_trace(trace: Trace, module: nn.Module, *, partial: bool = False) ->
 
 def _set_apart(module: nn.Module) -> dict[str, str]:
     """Parameters that have a place in the graph and are not to be predicted, with the reason."""
-    names: dict[int, list[str]] = {}
-    for name, p in module.named_parameters(remove_duplicate=False):
-        names.setdefault(id(p), []).append(name)
-    found = {
-        first: f"shared with {', '.join(map(repr, others))}" for first, *others in names.values() if others
-    }
+    owners: dict[int, list[tuple[str, nn.Module]]] = {}
+    for path, layer in module.named_modules():  # each layer once, whatever it is called
+        for own, parameter in layer.named_parameters(recurse=False):  # and each of its parameters
+            owners.setdefault(id(parameter), []).append((f"{path}.{own}".removeprefix("."), layer))
+    reasons = {}
+    for (name, layer), *rest in owners.values():
+        # A block that gives a parameter of a layer inside it a name of its own is no second owner.
+        others = [
+            other
+            for other, owner in rest
+            if owner not in set(layer.modules()) and layer not in set(owner.modules())
+        ]
+        if others:
+            reasons[name] = f"shared with {', '.join(map(repr, others))}"
     frozen = (name for name, p in module.named_parameters() if not p.requires_grad)
-    found |= dict.fromkeys(frozen, "frozen (requires_grad=False)")
+    reasons |= dict.fromkeys(frozen, "frozen (requires_grad=False)")
     for path, layer in module.named_modules():
         # What a parametrisation makes of a predicted weight is another weight.
-        held = [n for n, _ in layer.named_parameters(path)] if isinstance(layer, ParametrizationList) else []
-        # Older hooks keep NAME_orig, or NAME_g and NAME_v, beside the NAME that they make of them.
-        for name in layer._parameters:
-            base, _, ending = name.rpartition("_")
-            if ending in ("orig", "g", "v") and isinstance(vars(layer).get(base), Tensor):
-                held.append(f"{path}.{name}".removeprefix("."))
-        found |= dict.fromkeys(held, "behind a parametrisation, such as a spectral norm")
-    return found
+        made = [n for n, _ in layer.named_parameters(path)] if isinstance(layer, ParametrizationList) else []
+        made += [f"{path}.{name}".removeprefix(".") for name in made_from(layer)]
+        reasons |= dict.fromkeys(made, "behind a parametrisation, such as a spectral norm")
+    return reasons
 
 
 # ------------------------------------------------------------------------------- from a trace to a graph
@@ -131,6 +144,7 @@ class _Value(NamedTuple):
 
 
 _CONSTANT = _Value()
+_NORMS = {"batch_norm": "batch_norm", "group_norm": "group_norm", "instance_norm": "group_norm"}
 _TableKind = Callable[[tuple[int, ...]], str]
 """The kind of node that a parameter of some shape becomes."""
 
@@ -250,6 +264,8 @@ class GraphBuilder:
     def read(self, call: Call) -> _Value:
         name = call.op.rstrip("_") if call.in_place else call.op
         handler = _HANDLERS.get(name)
+        if handler is None and call.arguments.keys() >= set(STATISTICS.values()):
+            handler = GraphBuilder.norm  # batch norm in one of its other forms
         if handler is not None:
             return handler(self, call.arguments, call)
         return self.through(call.arguments, call)
@@ -320,22 +336,19 @@ class GraphBuilder:
 
     def norm(self, arguments: Mapping[str, Any], call: Call) -> _Value:
         x = self.of(arguments["input"])
-        kind = {"batch_norm": "batch_norm", "group_norm": "group_norm", "instance_norm": "group_norm"}.get(
-            call.op, "layer_norm"
-        )
+        kind = next((kind for word, kind in _NORMS.items() if word in call.op), "layer_norm")
         tensors: list[GraphTensor] = []
         shape: Shape4 | None = None
         for role in ("weight", "bias"):
             for name in sorted(self.of(arguments.get(role)).parameters):
                 shape = _as_table(kind, self.shapes[name])
                 tensors += self.own(role, name)
-        for role, argument in (("mean", "running_mean"), ("variance", "running_var")):
-            ref = arguments.get(argument)
-            held = self.trace.buffers.get(ref.key) if isinstance(ref, Ref) else None
-            if held is not None and held not in self.owned:
-                self.owned.add(held)
-                tensors.append(GraphTensor(role, held, self.buffer_shapes[held]))
-                counter = held.rpartition(".")[0] + ".num_batches_tracked"
+        for role, argument in STATISTICS.items():
+            buffer = self.buffer(arguments.get(argument))
+            if buffer is not None and buffer not in self.owned:
+                self.owned.add(buffer)
+                tensors.append(GraphTensor(role, buffer, self.buffer_shapes[buffer]))
+                counter = buffer.rpartition(".")[0] + ".num_batches_tracked"
                 counter = counter.removeprefix(".")
                 if role == "variance" and counter in self.buffer_shapes:
                     tensors.append(GraphTensor("counter", counter, ()))
@@ -343,6 +356,13 @@ class GraphBuilder:
             return self.through(arguments, call)
         name = tensors[0].name if tensors else f"{kind}_{len(self.nodes)}"
         return self.node(kind, name, x.nodes, tensors, shape)
+
+    def buffer(self, ref: Any) -> str | None:
+        """The buffer that a tensor is, or is a plain alias of."""
+        if not isinstance(ref, Ref):
+            return None
+        name = self.trace.buffers.get(ref.key) or self.trace.memories.get(ref.memory)
+        return name if name is not None and self.buffer_shapes[name] == ref.shape else None
 
     def add(self, arguments: Mapping[str, Any], call: Call) -> _Value:
         return self._meet(arguments, "sum", lambda shape: "bias" if _is_vector(shape) else "position")

@@ -165,6 +165,12 @@ class ModuleGraph:
         )
 
     @cached_property
+    def normed_ends(self) -> frozenset[int]:
+        """Those of :attr:`heads` behind which a norm comes: the last layers of a trunk that has no head."""
+        norms = np.array([node.kind in NORM_KINDS for node in self.nodes])
+        return frozenset(index for index in self.heads if (self.distances[index, norms] > 0).any())
+
+    @cached_property
     def channels(self) -> tuple[int, ...]:
         """How many channels the signal has after each node; 0 where that is not known.
 

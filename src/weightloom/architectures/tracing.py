@@ -4,23 +4,24 @@ A copy of the module without memory of its own (on the meta device) sees one pic
 mode, and every ATen operation is written down with what it reads: the operations that ``torch.export``
 gives, several times faster. Where that fails ``torch.export`` itself is asked, over fake CPU tensors.
 Tensors are followed by identity, never by position or by names of autograd nodes. The caller's module is
-left as it was.
+left as it was, and its hooks are not run.
 """
 
 from __future__ import annotations
 
-import copy
 import io
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from weightloom.architectures.copying import copy_module, hooked_layers, objects_in
 from weightloom.errors import InputError
 
 _BATCH = 2  # a batch of one is a special case to torch.export and to some modules
@@ -54,39 +55,22 @@ class Trace:
     inputs: set[int]
     outputs: list[int]
     how: str
-
-
-def copy_with(module: nn.Module, tensors: Callable[[str, Tensor, bool], Tensor]) -> nn.Module:
-    """A deep copy of ``module`` whose tensors are those that ``tensors(name, old, is_buffer)`` gives.
-
-    Nothing of the old tensors is copied. A tensor that the module holds under several names is asked for once
-    and stays shared.
-    """
-    memo: dict[int, Any] = {}
-    for is_buffer, items in (
-        (False, module.named_parameters()),
-        (True, module.named_buffers()),
-    ):
-        for name, old in items:
-            new = tensors(name, old, is_buffer)
-            memo[id(old)] = new if is_buffer else nn.Parameter(new, requires_grad=old.requires_grad)
-    for path, layer in module.named_modules():
-        for name, old in vars(layer).items():  # what hooks have made, and what a module keeps for later
-            if isinstance(old, Tensor):
-                memo[id(old)] = tensors(f"{path}.{name}".removeprefix("."), old, True)
-    return copy.deepcopy(module, memo)
+    memories: Mapping[int, str] = field(default_factory=dict)
+    """Buffers by whose memory they are, where that is known."""
 
 
 def trace(module: nn.Module, shape: tuple[int, ...]) -> Trace:
     """What happens to a picture of ``shape`` (C, H, W): recorded, or exported where that fails.
 
     Raises:
-        InputError: neither can be done with such a picture.
+        InputError: neither can be done with such a picture, or the output holds no tensor.
     """
     running: list[str] = []
     try:
         return record(module, shape, running)
     except Exception as error:
+        if isinstance(error, InputError) and not running:
+            raise  # ours: it cannot be copied, or gives no tensor
         recorded = error
     try:
         return export(module, shape)
@@ -100,21 +84,34 @@ def trace(module: nn.Module, shape: tuple[int, ...]) -> Trace:
     layer = f", in layer {running[-1]!r}" if running and running[-1] else ""
     shaped = any(word in reason for word in ("size", "shape", "channels", "dim"))
     hint = " (input=(channels, height, width) is the shape of the pictures that it takes)" if shaped else ""
+    if hooked_layers(module):
+        hint += "; its hooks were not run: what the network needs of them belongs in its forward"
     raise InputError(
         f"{type(module).__name__} cannot be traced on a picture of {pixels}{layer}: {reason[:300]}{hint}"
     )
 
 
-def _tensors_in(value: Any) -> Iterable[Any]:
-    """Tensors or refs in nested lists, tuples, dicts and dataclass-like outputs."""
-    if isinstance(value, (Tensor, Ref)):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors_in(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors_in(item)
+def tensors_in(value: Any) -> list[Any]:
+    """Tensors or refs in nested lists, tuples, sets, dicts and the fields of any other object.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> out = SimpleNamespace(logits=torch.zeros(2), more={"features": [torch.ones(3)]})
+        >>> [len(tensor) for tensor in tensors_in(out)]
+        [2, 3]
+    """
+    return objects_in(value, (Tensor, Ref))
+
+
+def _checked(module: nn.Module, output: Any) -> list[Tensor]:
+    """The tensors of an output, of which there must be some."""
+    tensors = tensors_in(output)
+    if not tensors:
+        raise InputError(
+            f"the forward pass of {type(module).__name__} gives an object of type {type(output).__name__!r}, "
+            "in which no tensor is found; it can give a tensor, or a list, dict or object that holds tensors"
+        )
+    return tensors
 
 
 class _Recorder(TorchDispatchMode):
@@ -130,7 +127,7 @@ class _Recorder(TorchDispatchMode):
         names = [argument.name for argument in func._schema.arguments]
         arguments = {name: self.lift(value) for name, value in zip(names, args, strict=False)}
         arguments |= {name: self.lift(value) for name, value in kwargs.items()}
-        results = tuple(self.lift(t) for t in _tensors_in(result))
+        results = tuple(self.lift(t) for t in tensors_in(result))
         name = func._schema.name.split("::")[-1]
         self.calls.append(Call(name, arguments, results, func._schema.is_mutable))
         return result
@@ -146,62 +143,137 @@ class _Recorder(TorchDispatchMode):
 def record(module: nn.Module, shape: tuple[int, ...], running: list[str]) -> Trace:
     """``running`` holds the names of the layers that are at work, the innermost last, also when one fails."""
     # In inference mode composite operations (linear, attention, batch norm) arrive whole.
-    with torch.inference_mode():
-        twin = copy_with(module, lambda name, old, is_buffer: torch.empty_like(old, device="meta")).eval()
-        dtype = next((p.dtype for p in twin.parameters() if p.is_floating_point()), torch.float32)
-        picture = torch.empty(_BATCH, *shape, device="meta", dtype=dtype)
-        for name, layer in twin.named_modules():
-            layer.register_forward_pre_hook(lambda *_, name=name: running.append(name))
-            layer.register_forward_hook(lambda *_: _leave(running))
+    with torch.inference_mode(), warnings.catch_warnings(action="ignore"):
+        twin = _without_memory(module, running).eval()
+        picture = torch.empty(_batch_of(module), *shape, device="meta", dtype=dtype_of(twin))
         recorder = _Recorder()
         with torch.device("meta"), recorder:
             output = twin(picture)
+    buffers = dict(twin.named_buffers())
     return Trace(
         recorder.calls,
         {id(p): name for name, p in twin.named_parameters()},
-        {id(b): name for name, b in twin.named_buffers()},
+        {id(b): name for name, b in buffers.items()},
         {id(picture)},
-        [id(t) for t in _tensors_in(output)],
+        [id(t) for t in _checked(module, output)],
         "recorded",
+        {b.untyped_storage()._cdata: name for name, b in buffers.items()},
     )
 
 
-def _leave(running: list[str]) -> None:
-    """A hook gives nothing: what it gave would stand in the place of the layer's output."""
-    running.pop()
+def _without_memory(module: nn.Module, running: list[str]) -> nn.Module:
+    def emptied(name: str, old: Tensor, is_buffer: bool) -> Tensor:
+        return torch.empty_like(old, device="meta")
+
+    try:
+        return copy_module(module, emptied, kept=lambda old: emptied("", old, False), running=running)
+    except InputError:  # of an object that copies itself by the values of tensors, such as a random stream
+        return copy_module(module, emptied, running=running)
 
 
-_TALKATIVE = ("fx.experimental.symbolic_shapes", "_subclasses.fake_tensor")
-"""Loggers that write whole tracebacks where an export fails."""
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """What a picture for ``module`` has to be of: the type of its first parameter of floats."""
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+
+
+def _batch_of(module: nn.Module) -> int:
+    """Pictures of a trace's batch: as many as an exported module insists on."""
+    return fixed_batch(module) or _BATCH
+
+
+def fixed_batch(module: nn.Module) -> int | None:
+    """The batch that an exported module, or one with an exported part, was made for where it takes no other.
+
+    Example:
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+        >>> exported = torch.export.export(net, (torch.zeros(3, 4),)).module()
+        >>> fixed_batch(exported), fixed_batch(net)
+        (3, None)
+    """
+    for part in module.modules():
+        if isinstance(part, torch.fx.GraphModule):
+            given = (node.meta.get("val") for node in part.graph.nodes if node.op == "placeholder")
+            first = next(given, None)
+            if isinstance(first, Tensor) and first.dim() and type(first.shape[0]) is int:
+                return first.shape[0]
+    return None
+
+
+_TALKATIVE = ("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor")
+"""Loggers that write whole tracebacks where an export fails; the first export may be what makes them."""
 
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """What torch prints of a module that it cannot export stays inside; the reason is said in a sentence."""
-    loggers = [logging.getLogger(f"torch.{name}") for name in _TALKATIVE]
+    """What torch logs and prints of a module that it cannot export stays inside; a sentence says why."""
+    known = [name for name in logging.root.manager.loggerDict if name.startswith("torch.")]
+    loggers = [logging.getLogger(name) for name in {*known, *_TALKATIVE}]
     before = [logger.disabled for logger in loggers]
     try:
         for logger in loggers:
             logger.disabled = True
-        with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
+        with (
+            redirect_stderr(io.StringIO()),
+            redirect_stdout(io.StringIO()),
+            warnings.catch_warnings(action="ignore"),
+        ):
             yield
     finally:
         for logger, disabled in zip(loggers, before, strict=True):
             logger.disabled = disabled
 
 
+def exported(twin: nn.Module, arguments: tuple[Any, ...]) -> torch.export.ExportedProgram:
+    """``twin``, a copy of ours, as a program of ATen operations; what torch says of it is not printed."""
+    with _silent():
+        return torch.export.export(twin, arguments, strict=False)
+
+
+def exported_copy(module: nn.Module, arguments: tuple[Any, ...]) -> torch.export.ExportedProgram:
+    """A copy of ``module`` as a program of ATen operations; the module's hooks are not run.
+
+    Raises:
+        Exception: of the many kinds that ``torch.export`` has.
+    """
+    return exported(copy_module(module, running=[]), arguments)
+
+
+class _Flat(nn.Module):
+    """What a module gives, whatever it is wrapped in, as a plain list of tensors."""
+
+    def __init__(self, module: nn.Module, named: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self._named = (named,)  # in a tuple, where torch does not see a module
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return _checked(self._named[0], self.module(x))
+
+
+def _first_names(module: nn.Module) -> dict[str, str]:
+    """Of every name of a parameter or buffer, the first that the same tensor has."""
+    names: dict[str, str] = {}
+    for named in (module.named_parameters, module.named_buffers):
+        first = {id(tensor): name for name, tensor in named()}
+        names |= {name: first[id(tensor)] for name, tensor in named(remove_duplicate=False)}
+    return names
+
+
 def export(module: nn.Module, shape: tuple[int, ...]) -> Trace:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        twin = copy_with(
-            module, lambda name, old, is_buffer: torch.empty(old.shape, dtype=old.dtype, device="cpu")
-        ).eval()
-        dtype = next((p.dtype for p in twin.parameters() if p.is_floating_point()), torch.float32)
-        picture = torch.empty(_BATCH, *shape, dtype=dtype)
-    with _silent():
-        program = torch.export.export(twin, (picture,), strict=False)
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+
+    def emptied(name: str, old: Tensor, is_buffer: bool) -> Tensor:
+        with fake:
+            return torch.empty(old.shape, dtype=old.dtype, device="cpu")
+
+    twin = copy_module(module, emptied, running=[]).eval()
+    with fake:
+        picture = torch.empty(_batch_of(module), *shape, dtype=dtype_of(twin))
+    program = exported(_Flat(twin, module), (picture,))
     signature = program.graph_signature
+    first = _first_names(twin)
     keys = {node: number for number, node in enumerate(program.graph.nodes)}
 
     def lift(value: Any) -> Any:
@@ -216,9 +288,9 @@ def export(module: nn.Module, shape: tuple[int, ...]) -> Trace:
     for node, key in keys.items():
         if node.op == "placeholder":
             if node.name in signature.inputs_to_parameters:
-                parameters[key] = signature.inputs_to_parameters[node.name]
+                parameters[key] = first[signature.inputs_to_parameters[node.name].removeprefix("module.")]
             elif node.name in signature.inputs_to_buffers:
-                buffers[key] = signature.inputs_to_buffers[node.name]
+                buffers[key] = first[signature.inputs_to_buffers[node.name].removeprefix("module.")]
             elif node.name in signature.user_inputs:
                 inputs.add(key)
         elif node.op == "call_function":
@@ -231,5 +303,5 @@ def export(module: nn.Module, shape: tuple[int, ...]) -> Trace:
             changes = schema is not None and schema.is_mutable
             calls.append(Call(op.split("::")[-1], arguments, (lift(node),), changes))
         elif node.op == "output":
-            outputs = [ref.key for ref in _tensors_in(lift(node.args))]
+            outputs = [ref.key for ref in tensors_in(lift(node.args))]
     return Trace(calls, parameters, buffers, inputs, outputs, "torch.export")

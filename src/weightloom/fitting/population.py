@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from weightloom.architectures import ArchitectureSpec
+from weightloom.architectures.statistics import StatisticsRecorder
 from weightloom.fitting.precision import full_precision
 from weightloom.weights import layout_of
 
@@ -125,25 +126,19 @@ def accuracy(
 
 @torch.no_grad()
 def recalibrate(spec: ArchitectureSpec, flats: Tensor, images: Tensor) -> Tensor:
-    """(N, P) with batch-norm statistics measured anew on unlabelled images (N, B, ...) or (B, ...).
+    """(N, P) with running statistics measured anew on unlabelled images (N, B, ...) or (B, ...), one batch.
 
-    Networks without batch norms come back unchanged.
+    Other buffers, and networks without any, come back unchanged.
     """
     layout = layout_of(spec)
     if not any(slot.is_buffer for slot in layout.slots):
         return flats.clone()
-    module = _template(spec, True)
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    kept = [norm.momentum for norm in norms]
+    module = _template(spec, False)
     result = []
-    try:
-        for norm in norms:
-            norm.momentum = 1.0  # the running statistic becomes the statistic of this batch
-        for n, flat in enumerate(flats):
-            state = {name: value.clone() for name, value in layout.unflatten(flat).items()}
+    for n, flat in enumerate(flats):
+        state = {name: value.clone() for name, value in layout.unflatten(flat).items()}
+        recorder = StatisticsRecorder({s.name: state[s.name] for s in layout.slots if s.is_buffer})
+        with torch.inference_mode(), recorder:
             functional_call(module, state, (images if images.dim() == 4 else images[n],))
-            result.append(layout.flatten(state))
-    finally:
-        for norm, momentum in zip(norms, kept, strict=True):
-            norm.momentum = momentum
+        result.append(layout.flatten({**state, **recorder.measured().values}))
     return torch.stack(result)

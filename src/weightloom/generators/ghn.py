@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from weightloom.architectures import ArchitectureSpec
 from weightloom.architectures.capture import capture_graph, graph_of
+from weightloom.architectures.copying import hooked_layers, plain_name
 from weightloom.architectures.graph import NORM_KINDS, WEIGHT_KINDS, GraphTensor, ModuleGraph, Shape4
 from weightloom.architectures.narrowing import narrow_twin, repeated, widened
-from weightloom.architectures.tracing import copy_with
 from weightloom.conditioning.architecture import MAX_CLASSES
 from weightloom.errors import CheckpointError, InputError, SpecError, UnsupportedRequestError, WeightloomError
 from weightloom.fitting import accuracy, closed_form_network, left_out, recalibrate, trunk_features
@@ -39,11 +39,15 @@ from weightloom.generators.base import (
     merge_reports,
 )
 from weightloom.generators.module_sample import (
+    MEASURED,
     MOST_RECALIBRATION,
     ModuleSample,
+    StatisticsChoice,
     check_images,
-    measure_norms,
-    predicted_norms,
+    filled,
+    keep_other_heads,
+    outcome,
+    set_statistics,
 )
 from weightloom.io import load_tensors, read_json, save_tensors, shapes_of, write_json
 from weightloom.nn.graph import GatedGraphNetwork, GraphBatch, GraphTransformer, NodeEncoder
@@ -171,10 +175,13 @@ class GHN(nn.Module, Generator):
         size = sum(math.prod(tensor.shape) for tensor in own)
         return torch.cat([encoded.mean(0), encoded.new_tensor([math.log(max(size, 1))])])
 
-    def forward(self, graphs: Sequence[ModuleGraph], *, heads: bool = True) -> list[dict[str, Tensor]]:
+    def forward(
+        self, graphs: Sequence[ModuleGraph], *, heads: bool = True, trunks: bool = False
+    ) -> list[dict[str, Tensor]]:
         """The predicted parameters of each graph by name, differentiable; one pass for all of them.
 
-        ``heads=False`` leaves the last layers at zero, for whatever number of classes.
+        ``heads=False`` leaves the last layers at zero, for whatever number of classes. With ``trunks`` last
+        layers of another width than a head's, after which a norm comes, are layers as all others.
 
         Raises:
             UnsupportedRequestError: a head has another number of classes than the generator was trained for.
@@ -188,7 +195,7 @@ class GHN(nn.Module, Generator):
         groups: dict[tuple[Any, ...], list[tuple[int, int, GraphTensor]]] = defaultdict(list)
         start = 0
         for number, (graph, twin) in enumerate(zip(graphs, twins, strict=True)):
-            last, last_biases = set(graph.heads), set(graph.head_biases)
+            last, last_biases = self._ends(graph, trunks)
             for index, node in enumerate(twin.graph.nodes):
                 whole = twin.shapes[index]
                 for tensor in node.tensors:
@@ -221,12 +228,24 @@ class GHN(nn.Module, Generator):
                 found[number][tensor.name] = value.reshape(tensor.shape)
         return found
 
+    def _ends(self, graph: ModuleGraph, trunks: bool) -> tuple[set[int], set[int]]:
+        """The heads of a graph, and their biases."""
+        heads = set(graph.heads)
+        if trunks:
+            shapes = {index: graph.nodes[index].shape for index in graph.normed_ends}
+            heads -= {
+                i for i, shape in shapes.items() if shape is not None and shape[0] != self.config.classes
+            }
+        biases = {i for i in graph.head_biases if heads.intersection(graph.predecessors[i])}
+        return heads, biases
+
     def _check_classes(self, name: str, rows: int) -> None:
         if rows != self.config.classes:
             raise UnsupportedRequestError(
                 f"generator {self.name} predicts heads of {self.config.classes} classes, but layer "
                 f"{name.removesuffix('.weight')!r} has {rows}; replace it by one of {self.config.classes}, "
-                "or give examples of the classes with an architecture of this library"
+                "keep it with partial=True (a module of your own), or give examples of the classes (an "
+                "architecture of this library)"
             )
 
     def _decoded(self, what: str, details: list[Any], states: Tensor) -> Tensor:
@@ -328,8 +347,10 @@ class GHN(nn.Module, Generator):
             return sample
         if tuple(check_images(images).shape[1:]) != sample.architecture.input:
             raise InputError(f"{sample.architecture} does not read images of {tuple(images.shape[1:])}")
+        if not any(slot.is_buffer for slot in layout_of(sample.architecture).slots):
+            return sample
         flat = recalibrate(sample.architecture, sample.flat[None], images[:MOST_RECALIBRATION])[0]
-        return replace(sample, flat=flat, report={**sample.report, "batch_norm": "re-estimated on images"})
+        return replace(sample, flat=flat, report={**sample.report, "batch_norm": MEASURED})
 
     @torch.no_grad()
     def generate_module(
@@ -339,7 +360,7 @@ class GHN(nn.Module, Generator):
         input: Sequence[int] | None = None,
         graph: ModuleGraph | None = None,
         images: Tensor | None = None,
-        batch_norm: Literal["images", "generated", "batch"] = "images",
+        batch_norm: StatisticsChoice = "images",
         partial: bool = False,
     ) -> ModuleSample:
         """A copy of ``module`` with predicted weights; ``module`` itself stays as it is.
@@ -348,68 +369,60 @@ class GHN(nn.Module, Generator):
             module: a classifier that takes one batch of pictures.
             input: (channels, height, width) to trace it with; the generator's own if left out.
             graph: its graph, where it has been captured already.
-            images: (B, channels, height, width) without labels, for batch-norm statistics.
-            batch_norm: ``images`` measures the statistics on ``images`` (without any they stay mean 0 and
-                variance 1, and the report says so), ``generated`` leaves them so, ``batch`` makes batch norms
-                use the batch that they see, in eval mode as well; they lose their running statistics.
-            partial: keep the parameters that cannot be predicted, and list them in the report.
+            images: (B, channels, height, width) without labels, for running statistics.
+            batch_norm: what becomes of the running statistics that the graph holds. ``images`` measures them
+                on ``images`` (without any it is ``generated``), ``generated`` sets mean 0 and variance 1,
+                ``batch`` makes torch's own norms use the batch that they see, in eval mode as well; they lose
+                their running statistics. Others stay as they are; the report names all of them.
+            partial: keep the parameters that cannot be predicted, heads for other numbers of classes among
+                them, and list them in the report. A trunk without a head is predicted whole where a norm
+                ends it.
 
         Raises:
             UnsupportedLayerError: layers whose weights cannot be predicted, unless ``partial``.
-            UnsupportedRequestError: a head for another number of classes.
-            InputError: the module cannot be traced, or the images do not fit.
+            UnsupportedRequestError: a head for another number of classes, unless ``partial``.
+            InputError: the module cannot be copied or traced, or the images do not fit.
         """
         if batch_norm not in ("images", "generated", "batch"):
             raise InputError(f"batch_norm is 'images', 'generated' or 'batch', not {batch_norm!r}")
         if graph is not None and not isinstance(graph, ModuleGraph):
             raise InputError(f"graph is what capture_graph gives, not {type(graph).__name__}")
         started = time.perf_counter()
+        dims = None
         if graph is None:
-            graph = capture_graph(module, input or self.validity.input, partial=partial)
-        shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
+            shape = self.validity.input if input is None else input
+            graph = capture_graph(module, shape, partial=partial)
+            dims = len(shape)
+        if images is not None:
+            check_images(images, dims)
+        if partial:
+            graph = keep_other_heads(graph, self.config.classes)
+        tensors = (*module.named_parameters(), *module.named_buffers())
+        shapes = {plain_name(name): tuple(tensor.shape) for name, tensor in tensors}
         for node in graph.nodes:
             for tensor in node.tensors:
-                if tensor.role in ("weight", "bias") and shapes.get(tensor.name) != tensor.shape:
+                if tensor.role != "counter" and shapes.get(tensor.name) != tensor.shape:
                     raise InputError(f"the graph is of another module: {tensor.name!r} does not fit")
-        (predicted,) = self([graph])
+        (predicted,) = self([graph], trunks=partial)
         if not predicted:
             why = "; what it has is kept" if graph.kept else " that its output depends on"
             raise InputError(f"{type(module).__name__} has no weights to predict{why}")
         require_finite(predicted, f"generator {self.name}")
 
-        fresh = {t.name: t for node in graph.nodes for t in node.tensors if t.name not in predicted}
-
-        def tensor_of(name: str, old: Tensor, is_buffer: bool) -> Tensor:
-            device = self.device if old.is_meta else old.device
-            if name in predicted:  # a copy: tensors of one shape were decoded as one
-                return predicted[name].to(device=device, dtype=old.dtype, copy=True).contiguous()
-            if name in fresh:
-                start = torch.ones_like if fresh[name].role == "variance" else torch.zeros_like
-                return start(old, device=device)
-            return old.detach().clone()
-
-        made = copy_with(module, tensor_of).eval()
-        norms = predicted_norms(made, graph)
-        how = "none"
-        if norms:
-            how = "generated"
-            if batch_norm == "batch":
-                how = "of each batch"
-                for norm in norms:
-                    norm.track_running_stats = False
-                    norm.running_mean = norm.running_var = norm.num_batches_tracked = None
-            elif batch_norm == "images" and images is not None:
-                measure_norms(made, norms, images)
-                how = "re-estimated on images"
+        made = filled(module, graph, predicted, self.device)
+        empty = {plain_name(name) for name, buffer in module.named_buffers() if buffer.is_meta}
+        statistics = set_statistics(made, graph, batch_norm, images, fresh=empty)
         report = {
             "generator": self.name,
             "kind": self.kind,
             "valid_for": {"tasks": list(self.validity.tasks), "classes": self.config.classes},
             "nodes": len(graph),
             "predicted": sum(value.numel() for value in predicted.values()),
-            "batch_norm": how,
+            "batch_norm": outcome(statistics),
+            "statistics": statistics,
             "kept": dict(graph.kept),
             "unused": list(graph.unused),
+            "hooks_not_run": hooked_layers(module),
             "seconds": time.perf_counter() - started,
         }
         return ModuleSample(made, graph, report)

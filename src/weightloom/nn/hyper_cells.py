@@ -214,7 +214,7 @@ class _Fixed:
         """The main gates (G, B, N) before their squashing, and the scalings."""
         g = self.cell.gates
         z = torch.addmm(self.embed_bias, hyper_h, self.embed)  # (B, 3GZ)
-        z = z.view(len(z), 3 * g, -1).transpose(0, 1)  # (B, 3GZ) -> (B, 3G, Z) -> (3G, B, Z)
+        z = z.unflatten(1, (3 * g, -1)).transpose(0, 1)  # (B, 3GZ) -> (B, 3G, Z) -> (3G, B, Z)
         # Three products and not one: each (G, B, N), and no gradient has to be put together again.
         d_h, d_x, shift = (torch.bmm(own, each) for own, each in zip(z.split(g), self.spread, strict=True))
         gates = torch.addcmul(torch.addcmul(shift + self.bias, d_x, self.inputs[t]), d_h, recurrent)
@@ -229,8 +229,9 @@ class LSTMHyperCell(HyperCell):
 
     A sequence is one function with a gradient of its own (:func:`weightloom.nn.hyper_scan.lstm_scan`), faster
     than :meth:`step` by step. The steps are gone one by one where torch has to see inside or more
-    is asked for: in graphs that are compiled or exported, under ``torch.func``, in mixed or half precision,
-    for sequences of several lengths, and for scalings (so ``want_scales`` is the way to second derivatives).
+    is asked for: in graphs that are compiled, exported or traced, under ``torch.func``, in mixed or half
+    precision, without memory, for no sequence at all or for several lengths, and for scalings (so
+    ``want_scales`` is the way to second derivatives).
     """
 
     gates = 4
@@ -351,14 +352,27 @@ class RNNHyperCell(HyperCell):
 
 
 def _is_plain(inputs: Tensor) -> bool:
-    """Whether nothing but autograd looks at what is done, and all of it is of one precision."""
+    """Whether nothing but autograd looks at what is done, and all of it is of one precision and in memory."""
     return (
         inputs.dtype in (torch.float32, torch.float64)
-        and not torch.compiler.is_compiling()
-        and not torch.is_autocast_enabled(inputs.device.type)
+        and not is_traced()
+        and not inputs.is_meta
+        and inputs.numel() > 0
+        and not is_autocast(inputs)
         # Not public, but what torch itself asks before it lets a function with its own gradient run.
         and not torch._C._are_functorch_transforms_active()
     )
+
+
+def is_traced() -> bool:
+    """Whether torch writes down what is done: values cannot be looked at then."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+
+
+def is_autocast(x: Tensor) -> bool:
+    """Whether mixed precision is on where ``x`` is; not every device has it."""
+    kind = x.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def check_rate(what: str, value: float) -> float:

@@ -12,7 +12,6 @@ layers, see Chang, Flokas and Lipson, "Principled weight initialization for hype
 
 from __future__ import annotations
 
-import copy
 import fnmatch
 import inspect
 import math
@@ -23,7 +22,9 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
+from weightloom.architectures.copying import copy_module, made_from
 from weightloom.errors import InputError, UnknownNameError
 from weightloom.nn.weight_generators import (
     BlockGenerator,
@@ -222,7 +223,8 @@ def hyperize(
 ) -> nn.Module:
     """A copy of ``module`` whose convolutions have generated kernels; ``module`` stays as it is.
 
-    Everything else is as it was: the class and its methods, biases, norms, other layers. Layers with kernels
+    Everything else is as it was: the class and its methods, biases, norms, other layers, among them those
+    whose weight is made of other tensors already (weight or spectral norm, pruning). Layers with kernels
     of one size share a generator (with ``kind="coordinates"`` all layers do). Weights start at random, at
     the size (root mean square) of those that they replace. What the paper leaves plain, such as a first
     layer of 3 channels or 1 x 1 shortcuts, is named in ``skip``.
@@ -239,7 +241,8 @@ def hyperize(
 
     Raises:
         InputError: no layer to replace; a pattern in ``skip`` that no layer has; layers that share one
-            weight; an option that the generator does not have or that makes no sense.
+            weight, are frozen, or have no shape yet; something in the module that cannot be copied; an option
+            that the generator does not have or that makes no sense.
         UnknownNameError: no such kind of generator.
 
     Example:
@@ -293,7 +296,7 @@ def materialize(module: nn.Module) -> nn.Module:
         InputError: ``module`` has no generated layer.
     """
     _require_module(module)
-    plain = copy.deepcopy(module)
+    plain = copy_module(module)
     made: dict[nn.Module, nn.Module] = {
         layer: _plain_layer(layer) for layer in plain.modules() if isinstance(layer, HyperLayer)
     }
@@ -318,8 +321,15 @@ def _split_options(options: dict[str, Any]) -> dict[str, Any]:
 
 def _layers(module: nn.Module, linear: bool) -> Iterator[tuple[str, nn.Module]]:
     for name, layer in module.named_modules():
-        if type(layer) in REPLACED and (linear or type(layer) is not nn.Linear):
+        kind = _kind(layer)
+        if kind in REPLACED and (linear or kind is not nn.Linear):
             yield name, layer
+
+
+def _kind(layer: nn.Module) -> type[nn.Module]:
+    """The class of a layer; of one without a shape, what it becomes; of a parametrised one, what it was."""
+    kind: type[nn.Module] = getattr(type(layer), "cls_to_become", None) or type_before_parametrizations(layer)
+    return kind
 
 
 def _separates(layer: nn.Module, options: dict[str, Any]) -> bool:
@@ -347,7 +357,11 @@ def _hyperize(
         raise InputError(f"skip is a list of names, not {skip!r}")
     for module in modules.values():
         _require_module(module)
-    copies = copy.deepcopy(modules)
+    names = list(modules)
+    if len(names) == 1:
+        copies = {names[0]: copy_module(modules[names[0]])}
+    else:  # at once, so that what they share stays shared
+        copies = dict(zip(names, copy_module(nn.ModuleList(modules.values())).children(), strict=True))
     found = [(name, layer) for module in copies.values() for name, layer in _layers(module, linear)]
     for pattern in skip:
         if not any(fnmatch.fnmatchcase(name, pattern) for name, _ in found):
@@ -355,13 +369,26 @@ def _hyperize(
     chosen = dict.fromkeys(
         layer for name, layer in found if not any(fnmatch.fnmatchcase(name, p) for p in skip)
     )
-    kept = [layer for layer in chosen if kind != "separable" or _separates(layer, options)]
+    for name, layer in found:
+        if layer in chosen and type(layer) is not _kind(layer) and not is_parametrized(layer):
+            raise InputError(
+                f"layer {name!r} ({type(layer).__name__}) has no shape yet; run the module once on an input "
+                "first, or skip it"
+            )
+    free = [layer for layer in chosen if not made_from(layer) and not is_parametrized(layer)]
+    kept = [layer for layer in free if kind != "separable" or _separates(layer, options)]
     still = next((name for name, layer in found if layer in kept and not layer.weight.requires_grad), None)
     if still is not None:
         raise InputError(f"layer {still!r} is frozen, and a generated weight is not: skip it or unfreeze it")
     parts = [part for module in copies.values() for part in module.modules()]
     if not found and any(isinstance(part, HyperLayer) for part in parts):
         raise InputError("the module's layers are generated already; materialize makes them plain")
+    if chosen and not free:
+        raise InputError(
+            "every layer to replace has a weight that is made of other tensors already (weight or spectral "
+            "norm, pruning); take that off first (torch.nn.utils.remove_weight_norm, prune.remove, "
+            "parametrize.remove_parametrizations)"
+        )
     if chosen and not kept:
         raise InputError(f"no layer would be smaller with separable kernels; layers it has: {_listed(found)}")
     if not kept:

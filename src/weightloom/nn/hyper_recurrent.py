@@ -19,7 +19,15 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from weightloom.errors import InputError
-from weightloom.nn.hyper_cells import HyperCell, LSTMHyperCell, RNNHyperCell, States, check_rate
+from weightloom.nn.hyper_cells import (
+    HyperCell,
+    LSTMHyperCell,
+    RNNHyperCell,
+    States,
+    check_rate,
+    is_autocast,
+    is_traced,
+)
 from weightloom.nn.weight_generators import require_size
 
 State = Tensor | tuple[Tensor, Tensor]
@@ -64,6 +72,8 @@ class _HyperRecurrent(nn.Module):
         self.dropout = check_rate("dropout", dropout)
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.batch_first, self.bidirectional = batch_first, bidirectional
+        # What code written for the namesake may ask for.
+        self.bias, self.proj_size = True, 0
         self.directions = 2 if bidirectional else 1
         sizes = [input_size] + [hidden_size * self.directions] * (num_layers - 1)
         self.cells = nn.ModuleList(
@@ -84,6 +94,11 @@ class _HyperRecurrent(nn.Module):
     def flatten_parameters(self) -> None:
         """Nothing to do; here so that code written for the namesake runs."""
 
+    @property
+    def all_weights(self) -> list[list[nn.Parameter]]:
+        """The parameters of each layer and direction, in the order of the cells."""
+        return [list(cell.parameters()) for cell in self.cells]
+
     def _run(self, input: Tensor | PackedSequence, hx: State | None, return_scales: bool) -> tuple[Any, ...]:
         """Whatever is handed in to time-major tensors and back."""
         packed = input if isinstance(input, PackedSequence) else None
@@ -102,15 +117,13 @@ class _HyperRecurrent(nn.Module):
                 f"input must end in {self.input_size} features, {order} or (steps, features), "
                 f"not {tuple(x.shape)}"
             )
-        own = self._cell(0).weight_ih.dtype
-        if x.dtype != own and not torch.is_autocast_enabled(x.device.type):
-            raise InputError(f"input is of {x.dtype}, the weights are of {own}")
+        check_kind(x, self._cell(0))
         if not batched:
             x = x[:, None]  # (T, I) -> (T, 1, I)
         elif self.batch_first and packed is None:
             x = x.transpose(0, 1)  # (B, T, I) -> (T, B, I)
-        if 0 in x.shape[:2]:
-            raise InputError(f"input must have at least one step and one sequence, not {tuple(x.shape[:2])}")
+        if x.shape[0] == 0:
+            raise InputError(f"input must have at least one step, not {tuple(x.shape[:2])}")
         check_finite(x)
         states = self._states(hx, x, batched)
         outputs, last, scales = self._layers(x, states, lengths, return_scales)
@@ -193,6 +206,7 @@ class _HyperRecurrent(nn.Module):
                     + ("" if full == plain else f" or, without a hyper state, {plain}")
                     + f", not {tuple(state.shape)}"
                 )
+            check_kind(state, self._cell(0), f"hx: {name}")
             check_finite(state, f"hx: {name}")
             state = state if batched else state[:, None]
             if state.shape[-1] < sum(inside):
@@ -370,17 +384,25 @@ class HyperLSTMCell(LSTMHyperCell):
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """The next (h, c) for ``input`` (B, I) or (I,)."""
+        if not isinstance(input, Tensor):
+            raise InputError(f"input must be a tensor, not {type(input).__name__}")
         if input.dim() not in (1, 2) or input.shape[-1] != self.input_size:
             raise InputError(
                 f"input must have the shape (batch, {self.input_size}) or ({self.input_size},), "
                 f"not {tuple(input.shape)}"
             )
+        check_kind(input, self)
         check_finite(input)
-        lead = tuple(input.shape[:-1])
-        x = input.view(1, -1, self.input_size)  # (B, I) or (I,) -> (1, B, I)
+        lead = input.shape[:-1]
+        x = input.reshape(1, -1, self.input_size)  # (B, I) or (I,) -> (1, B, I)
         states = self.begin(x)
         if hx is not None:
             n, inside = self.hidden_size, list(self.state_sizes[1:])
+            if not isinstance(hx, tuple | list) or len(hx) != 2 or not all(isinstance(s, Tensor) for s in hx):
+                raise InputError("hx must be two tensors, h and c")
+            for name, state in zip(("h", "c"), hx, strict=True):
+                check_kind(state, self, f"hx: {name}")
+                check_finite(state, f"hx: {name}")
             h, c = hx
             if tuple(h.shape) != (*lead, n):
                 raise InputError(f"hx: h must have the shape {(*lead, n)}, not {tuple(h.shape)}")
@@ -390,10 +412,10 @@ class HyperLSTMCell(LSTMHyperCell):
                     f"{(*lead, n)}, not {tuple(c.shape)}"
                 )
             c = F.pad(c, (0, sum(inside) - c.shape[-1]))
-            states = (h.view(-1, n), *c.view(-1, sum(inside)).split(inside, dim=-1))
+            states = (h.reshape(-1, n), *c.reshape(-1, sum(inside)).split(inside, dim=-1))
         after = self.scan(x, states).states
         memory = torch.cat(after[1:], dim=-1)
-        return after[0].view(*lead, -1), memory.view(*lead, -1)
+        return after[0].view(*lead, self.hidden_size), memory.view(*lead, sum(self.state_sizes[1:]))
 
 
 def check_packed(packed: PackedSequence) -> None:
@@ -404,18 +426,43 @@ def check_packed(packed: PackedSequence) -> None:
             f"a packed sequence has its longest first: batch_sizes {sizes[:8].tolist()} must not grow "
             f"and must add up to the {len(packed.data)} rows of data"
         )
+    if int(sizes[-1]) < 1:
+        raise InputError(
+            "every step of a packed sequence has at least one sequence: batch_sizes end in "
+            f"{sizes[-8:].tolist()}"
+        )
+    count = int(sizes[0])
+    for order in (packed.sorted_indices, packed.unsorted_indices):
+        if order is None:
+            continue
+        if len(order) != count:
+            raise InputError(
+                f"a packed sequence has no empty sequences: {len(order)} are put in order, and batch_sizes "
+                f"begin with {count}"
+            )
+        if not is_traced() and not torch.equal(order.sort().values.cpu(), torch.arange(count)):
+            raise InputError(f"the order of a packed sequence has each of 0 to {count - 1} once")
+
+
+def check_kind(x: Tensor, cell: HyperCell, name: str = "input") -> None:
+    """Raise :class:`InputError` unless ``x`` has the cell's type of numbers and is where its weights are."""
+    own = cell.weight_ih
+    if x.dtype != own.dtype and not is_autocast(x):
+        raise InputError(f"{name} is of {x.dtype}, the weights are of {own.dtype}")
+    if x.device != own.device:
+        raise InputError(f"{name} is on {x.device}, the weights are on {own.device}")
 
 
 def check_finite(x: Tensor, name: str = "input") -> None:
     """Raise :class:`InputError` where ``x`` holds numbers that are not finite.
 
-    Not asked where numbers cannot be looked at: in a graph that is being compiled, and inside ``vmap``.
+    Not asked where numbers cannot be looked at: while torch compiles, exports or traces, and inside ``vmap``.
     """
-    if torch.compiler.is_compiling():
+    if is_traced():
         return
     try:
         finite = bool(torch.isfinite(x.detach()).all())
-    except RuntimeError:  # of vmap, about control flow that depends on data
+    except RuntimeError:  # of vmap, about control flow that depends on data, and of tensors without memory
         return
     if not finite:
         raise InputError(f"{name} holds numbers that are not finite")

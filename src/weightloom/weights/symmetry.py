@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from weightloom.architectures import ArchitectureSpec
+from weightloom.architectures.tracing import exported_copy
 from weightloom.errors import UnsupportedRequestError
 
 
@@ -140,7 +141,7 @@ def _capture(module: nn.Module, images: Tensor) -> tuple[fx.GraphModule, tuple[s
     The only function here that knows where graphs come from.
     """
     try:
-        program = torch.export.export(module, (images,), strict=False)
+        program = exported_copy(module, (images,))
     except Exception as error:  # export raises a dozen unrelated kinds
         raise UnsupportedRequestError(
             f"{type(module).__name__} cannot be captured as one graph, so its symmetries are not known "
