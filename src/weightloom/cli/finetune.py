@@ -9,9 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
+from weightloom.cli.folders import data_counts, data_facts, data_report
 from weightloom.cli.inputs import (
     DataFolder,
     Json,
+    SkipBroken,
     TaskName,
     calm_threads,
     check_out,
@@ -31,6 +33,7 @@ def finetune(
     ],
     task: TaskName = None,
     data: DataFolder = None,
+    skip_broken: SkipBroken = False,
     arch: Annotated[
         str | None,
         typer.Option(
@@ -76,7 +79,7 @@ def finetune(
 
     network = load_network(file, arch)
     calm_threads(network.spec.num_parameters())
-    target = fitting_task(network, task, data)
+    target = fitting_task(network, task, data, skip_broken)
     starts = [network.flat]
     if from_random:
         starts.append(fitting.initial_flats(network.spec, [seed_for("random-init", seed, 0)])[0])
@@ -92,9 +95,11 @@ def finetune(
             on_step=lambda step: move("fine-tuning", step, steps),
         )
     lines = curve.accuracy.T.tolist()
+    folder_report = data_report(target)
     report = {
         "generator": "finetune",
         "task": str(target),
+        "data": data_counts(folder_report),
         "steps": steps,
         "learning_rate": lr,
         "batch_size": batch_size,
@@ -114,6 +119,7 @@ def finetune(
         "file": file,
         "architecture": network.spec.full_text(),
         "task": str(target),
+        "data": folder_report,
         "steps": steps,
         "learning_rate": lr,
         "batch_size": batch_size,
@@ -131,7 +137,12 @@ def finetune(
         return
     say(f"{percent(lines[0][0])} before, {percent(lines[0][-1])} after {steps:,} steps", style="bold")
     facts(
-        [("file", file), ("architecture", result["architecture"]), ("task", f"{target}: {target.describe()}")]
+        [
+            ("file", file),
+            ("architecture", result["architecture"]),
+            ("task", f"{target}: {target.describe()}"),
+            *data_facts(folder_report),
+        ]
     )
     say()
     columns = ["steps", "this network"] + (["random initialisation"] if random else [])

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from weightloom.cli.inputs import Json, find_recipe, plain_text, provenance, recipe_names, short_text
-from weightloom.cli.output import emit, facts, percent, say, table
+from weightloom.cli.output import emit, facts, note, percent, say, table
 from weightloom.errors import CheckpointError, InputError, UnknownNameError
 
 
@@ -30,7 +30,7 @@ def info(
         weightloom info 'resnet(depth=8,width=8)'
         weightloom info 'mnist[3,1,7]+rot90'
     """
-    described, show = _everything() if thing is None else _describe(plain_text(thing, "name"))
+    described, show = _everything() if thing is None else _describe(thing)
     if as_json:
         emit(described)
     else:
@@ -48,6 +48,8 @@ def _describe(text: str) -> Answer:
     if not text.strip():
         raise InputError("say what to describe: a file, a folder, a generator, a task or an architecture")
     path = Path(text).expanduser()
+    if not _exists(path):  # a file's name need not be text, every other name is
+        plain_text(text, "name")
     head = re.split(r"[(\[+@]", text.strip(), maxsplit=1)[0].strip()
     if text in bundled_names():
         return _generator(text)
@@ -281,11 +283,22 @@ def _folder(path: Path) -> Answer:
         return _tokenizer(path) if isinstance(kind, str) and kind in tokenizers else _generator(path)
     from weightloom.cli.data import describe_task, print_task
     from weightloom.tasks import FolderTask
+    from weightloom.tasks.listing import find_pictures
 
     try:
-        return describe_task(FolderTask(path)), print_task
+        described = describe_task(FolderTask(path, skip_broken=True))
     except InputError as error:
+        found, _ = find_pictures(path)
+        if found:  # it was meant to be such a folder, and the error says what is wrong with it
+            raise
         raise InputError(f"{path}: is neither a zoo, a generator nor images by class ({error})") from None
+
+    def show(d: dict[str, Any]) -> None:
+        print_task(d)
+        if d["data"]["broken"]:
+            note("other commands refuse this folder, unless --skip-broken leaves out what cannot be read")
+
+    return described, show
 
 
 def _tokenizer(path: Path) -> Answer:

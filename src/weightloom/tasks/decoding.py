@@ -1,0 +1,263 @@
+"""Pictures from strangers to pixels: which decoders are used, how much they may take, what is refused before.
+
+What a picture is follows from its content, never from a name. Knows bytes and Pillow's images, and no folder.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import sys
+import zlib
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from weightloom.errors import InputError
+from weightloom.tasks.depth import Picture
+from weightloom.tasks.metadata import JPEG, PNG, in_one_scan, without_metadata
+from weightloom.tasks.shrinking import ENOUGH, LARGE, shrink, tag_of
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from PIL.ImageFile import ImageFile
+
+DECODERS = {
+    "PNG": "Png", "JPEG": "Jpeg", "GIF": "Gif", "WEBP": "WebP", "BMP": "Bmp", "TIFF": "Tiff", "AVIF": "Avif",
+    "JPEG2000": "Jpeg2K", "QOI": "Qoi", "PPM": "Ppm", "ICO": "Ico", "SGI": "Sgi", "PCX": "Pcx", "DIB": "Bmp",
+    "TGA": "Tga",
+}  # fmt: skip
+"""Formats that are read, each with Pillow's module, in the order in which they are tried.
+
+Never to be added: EPS (starts Ghostscript), WMF, BUFR, GRIB and HDF5 (hand the file to whatever was
+registered), IPTC (opens what is inside as any format), FPX and MIC (read by another package).
+"""
+
+MOST_BYTES = 256_000_000
+"""Bytes of a file."""
+
+MOST_PIXELS = 64_000_000
+"""Pixels of a picture: four bytes each once it is decoded."""
+
+IN_ONE_SCAN = 256_000_000
+"""Pixels of a JPEG that has all its colours in one scan: it is made small while it is decoded."""
+
+COSTLY = {"AVIF": 24_000_000, "JPEG2000": 24_000_000, "WEBP": 24_000_000, "QOI": 4_000_000}
+"""Pixels where the decoder takes 10 to 20 bytes for each, or two microseconds."""
+
+_FOREIGN = (
+    (b"%!PS", "PostScript"),
+    (b"\xc5\xd0\xd3\xc6", "PostScript"),
+    (b"%PDF", "a PDF"),
+    (b"8BPS", "a Photoshop file"),
+    (b"DDS ", "a DDS texture"),
+    (b"BLP", "a BLP texture"),
+    (b"icns", "an ICNS icon"),
+    (b"SIMPLE  =", "a FITS file"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"GRIB", "a GRIB file"),
+    (b"\xd7\xcd\xc6\x9a", "a Windows metafile"),
+    (b"\x01\0\0\0", "a Windows metafile"),
+    (b"PK\3\4", "a zip archive"),
+    (b"\x1f\x8b", "a file compressed with gzip"),
+    (b"version https://git-lfs", "Git LFS"),
+)
+_HEIF = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"hevm", b"hevs")
+
+
+class TooLargeError(InputError):
+    """A picture with more bytes or pixels than are read."""
+
+
+def too_large(what: str, most: str) -> TooLargeError:
+    """The one error for whatever is too large: what it has, the limit, and how to make it smaller."""
+    return TooLargeError(
+        f"it has {what}, and at most {most} are read: make it smaller first, for instance with "
+        "`magick IN -resize 2048x2048 OUT.jpg` or Pillow's Image.thumbnail"
+    )
+
+
+def decode_bytes(content: bytes, size: int) -> Picture:
+    """The picture in a file's content at ``size``; where its metadata are in the way, without them.
+
+    Raises:
+        InputError: it is of another kind, or too large.
+        Exception: whatever Pillow's decoder raises for what is broken.
+    """
+    refuse_foreign(content)
+    try:
+        return _decoded(content, size)
+    except (InputError, MemoryError):
+        raise
+    except Exception:
+        plain = without_metadata(content)
+        if plain is None:
+            raise
+        return _decoded(plain, size)
+
+
+def decode_image(image: Image.Image, size: int) -> Picture:
+    """A PIL image at ``size``. One that still lies in its file becomes what its file would.
+
+    Raises:
+        InputError: as :func:`decode_bytes`.
+        Exception: whatever Pillow raises.
+    """
+    from PIL import ImageFile
+
+    if isinstance(image, ImageFile.ImageFile):
+        kind = "JPEG" if image.format == "MPO" else image.format
+        if kind not in DECODERS:  # to load it might start a program
+            raise InputError(f"it is a {kind} file, which is not read; save it as PNG")
+        content = _file_of(image)
+        if content is not None or kind != "JPEG":
+            _check(image, kind == "JPEG" and in_one_scan(content or b""))
+        large = kind == "JPEG" and math.prod(image.size) > LARGE
+        if content is not None and (large or _wide_modes(image)):
+            return decode_bytes(content, size)
+        try:
+            image.load()
+        except Exception:
+            if content is None:
+                raise
+            return decode_bytes(content, size)
+    return shrink(image, size, image.size)
+
+
+def refuse_foreign(content: bytes) -> None:
+    """Say what a file is that people take for a picture, or that is none. Raises :class:`InputError`."""
+    if not content:
+        raise InputError("it is empty")
+    kind = next((what for start, what in _FOREIGN if content.startswith(start)), None)
+    if content[4:8] == b"ftyp" and content[8:12] in _HEIF:
+        kind = "HEIC"
+    text = content[:1000].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype html", b"<html")):
+        kind = "a web page"
+    elif text.startswith(b"<") and b"<svg" in text:
+        kind = "SVG, a drawing made of lines"
+    if kind == "PostScript":
+        raise InputError("it is PostScript, a program that draws, which is never run; save it as PNG")
+    if kind == "Git LFS":
+        raise InputError("it is a pointer of Git LFS; `git lfs pull` fetches the picture itself")
+    if kind is not None:
+        raise InputError(f"it is {kind}, which is not read; save it as PNG")
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """The names of :data:`DECODERS` that this Pillow has, with their modules loaded.
+
+    ``Image.open`` loads all modules that there are, Ghostscript's among them, when one that it is asked for
+    is missing.
+    """
+    from PIL import Image
+
+    Image.preinit()
+    for module in DECODERS.values():
+        try:
+            import_module(f"PIL.{module}ImagePlugin")
+        except ImportError:
+            continue
+    return tuple(name for name in DECODERS if name in Image.OPEN)
+
+
+def _opened(content: bytes) -> ImageFile:
+    """Pillow's object for a file's content, its pixels not decoded yet."""
+    from PIL import Image, JpegImagePlugin
+
+    stream = io.BytesIO(content)
+    if content.startswith(JPEG):
+        # Not by Image.open, whose limit of pixels does not know that a JPEG can be made small while it is
+        # decoded.
+        return JpegImagePlugin.JpegImageFile(stream)
+    tga = content.endswith(
+        b"TRUEVISION-XFILE.\0"
+    )  # the only mark of such a file, whose beginning may be anything
+    return Image.open(stream, formats=[name for name in _formats() if tga or name != "TGA"])
+
+
+def _decoded(content: bytes, size: int) -> Picture:
+    picture = _opened(content)
+    width, height = picture.size
+    jpeg = picture.format == "JPEG"
+    _check(picture, jpeg and in_one_scan(content))
+    if jpeg and width * height > LARGE:
+        _draft(picture, size)
+    low_bytes = _low_bytes(picture, content)
+    picture.load()
+    return shrink(picture, size, (width, height), low_bytes)
+
+
+def _check(picture: ImageFile, one_scan: bool) -> None:
+    """Raise :class:`InputError` for more pixels than are decoded, and for what Pillow decodes wrongly."""
+    if tag_of(picture, 284)[:1] == (2,) and max(tag_of(picture, 258), default=8) > 8:
+        raise InputError("it has colours of 16 bits in planes of their own, which are not read")
+    count, kind = math.prod(picture.size), "JPEG" if picture.format == "MPO" else str(picture.format)
+    most = IN_ONE_SCAN if one_scan else COSTLY.get(kind, MOST_PIXELS)
+    if count > most:
+        named = "JPEG in several scans" if kind == "JPEG" and not one_scan else kind
+        raise too_large(f"{count / 1e6:,.0f} megapixels", f"{most / 1e6:,.0f} ({named})")
+
+
+def _draft(picture: ImageFile, size: int) -> None:
+    """Have a JPEG decoded at a half, a quarter or an eighth, which its decoder does block by block."""
+    width, height = picture.size
+    side = min(width, height)
+    scale = next((s for s in (8, 4, 2) if side // s >= ENOUGH * size), 1)
+    while scale < 8 and width * height > MOST_PIXELS * scale**2 and side // (2 * scale) >= size:
+        scale *= 2  # a long strip
+    if width * height > MOST_PIXELS * scale**2:
+        most = f"{MOST_PIXELS / 1e6:,.0f} (JPEG, {side:,} pixels wide or high)"
+        raise too_large(f"{width * height / 1e6:,.0f} megapixels", most)
+    if scale > 1:
+        picture.draft(None, (width // scale, height // scale))
+
+
+def _wide_modes(picture: ImageFile) -> set[str]:
+    """The ways in which a picture's parts are unpacked, where all have 16 bits a colour."""
+    ways = [
+        tile.args if isinstance(tile.args, str) else str((tile.args or ("",))[0]) for tile in picture.tile
+    ]
+    return (
+        set(ways) if ways and all(way[-4:-1] == ";16" and not way.startswith("I") for way in ways) else set()
+    )
+
+
+def _low_bytes(picture: ImageFile, content: bytes) -> Image.Image | None:
+    """The low bytes of colours with 16 bits, of which Pillow keeps the high ones; None for other pictures."""
+    from PIL import Image
+
+    ways = _wide_modes(picture)
+    if ways == {"LA;16B"} and content.startswith(PNG):
+        # Grey and opacity of 16 bits are the very bytes of four channels of 8: only the header says which.
+        header = content[12:24] + b"\x08\x06" + content[26:29]
+        four = _opened(content[:12] + header + zlib.crc32(header).to_bytes(4, "big") + content[33:])
+        _, low, _, low_cover = four.split()
+        return Image.merge("LA", (low, low_cover))
+    if len(ways) != 1 or (way := ways.pop())[:-1] not in ("RGB;16", "RGBX;16", "RGBA;16"):
+        return None
+    little = way[-1] == "L" or (way[-1] == "N" and sys.byteorder == "little")
+    swapped = way[:-1] + ("B" if little else "L")
+    other = _opened(content)
+    other.tile = [
+        tile._replace(args=swapped if isinstance(tile.args, str) else (swapped, *(tile.args or ())[1:]))
+        for tile in other.tile
+    ]
+    other.load()
+    return other
+
+
+def _file_of(image: ImageFile) -> bytes | None:
+    """The content of the file of an image that was not decoded yet; None where it was, or cannot be."""
+    stream = image.fp
+    if not image.tile or image.tell() != 0 or stream is None or stream.closed or not stream.seekable():
+        return None
+    place = stream.tell()
+    count = stream.seek(0, io.SEEK_END)
+    stream.seek(0)
+    content = stream.read(MOST_BYTES) if count <= MOST_BYTES else b""
+    stream.seek(place)
+    if count > MOST_BYTES:
+        raise too_large(f"{count / 1e6:,.0f} megabytes", f"{MOST_BYTES / 1e6:,.0f}")
+    return content
