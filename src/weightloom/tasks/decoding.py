@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import io
 import math
+import re
+import struct
 import sys
 import zlib
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from weightloom.errors import InputError
 from weightloom.tasks.depth import Picture
-from weightloom.tasks.metadata import JPEG, PNG, in_one_scan, without_metadata
+from weightloom.tasks.metadata import PNG, in_one_scan, without_metadata
 from weightloom.tasks.shrinking import ENOUGH, LARGE, shrink, tag_of
 
 if TYPE_CHECKING:
@@ -42,8 +44,10 @@ MOST_PIXELS = 64_000_000
 IN_ONE_SCAN = 256_000_000
 """Pixels of a JPEG that has all its colours in one scan: it is made small while it is decoded."""
 
-COSTLY = {"AVIF": 24_000_000, "JPEG2000": 24_000_000, "WEBP": 24_000_000, "QOI": 4_000_000}
-"""Pixels where the decoder takes 10 to 20 bytes for each, or two microseconds."""
+COSTLY = {
+    "AVIF": 24_000_000, "JPEG2000": 24_000_000, "WEBP": 24_000_000, "QOI": 4_000_000, "PPM of digits": 4_000_000,
+}  # fmt: skip
+"""Pixels where the decoder takes 10 to 20 bytes or two microseconds for each."""
 
 _FOREIGN = (
     (b"%!PS", "PostScript"),
@@ -54,12 +58,11 @@ _FOREIGN = (
     (b"BLP", "a BLP texture"),
     (b"icns", "an ICNS icon"),
     (b"SIMPLE  =", "a FITS file"),
-    (b"\x89HDF", "an HDF5 file"),
-    (b"GRIB", "a GRIB file"),
+    (b"\x89HDF", "an HDF5 file, no picture"),
     (b"\xd7\xcd\xc6\x9a", "a Windows metafile"),
     (b"\x01\0\0\0", "a Windows metafile"),
-    (b"PK\3\4", "a zip archive"),
-    (b"\x1f\x8b", "a file compressed with gzip"),
+    (b"PK\3\4", "a zip archive, no picture"),
+    (b"\x1f\x8b", "a file compressed with gzip, no picture"),
     (b"version https://git-lfs", "Git LFS"),
 )
 _HEIF = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"hevm", b"hevs")
@@ -77,6 +80,14 @@ def too_large(what: str, most: str) -> TooLargeError:
     )
 
 
+def _too_many_pixels(count: int | Exception, most: int, kind: str) -> TooLargeError:
+    """The same for pixels, which an exception of Pillow has in its message."""
+    if isinstance(count, Exception):
+        found = re.search(r"\((\d+) pixels\)", str(count))
+        count = int(found[1]) if found else most + 1
+    return too_large(f"{count / 1e6:,.0f} megapixels", f"{most / 1e6:,.0f} ({kind})")
+
+
 def decode_bytes(content: bytes, size: int) -> Picture:
     """The picture in a file's content at ``size``; where its metadata are in the way, without them.
 
@@ -84,11 +95,15 @@ def decode_bytes(content: bytes, size: int) -> Picture:
         InputError: it is of another kind, or too large.
         Exception: whatever Pillow's decoder raises for what is broken.
     """
+    from PIL import Image
+
     refuse_foreign(content)
     try:
         return _decoded(content, size)
     except (InputError, MemoryError):
         raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_many_pixels(error, MOST_PIXELS, "a picture inside") from error
     except Exception:
         plain = without_metadata(content)
         if plain is None:
@@ -113,7 +128,7 @@ def decode_image(image: Image.Image, size: int) -> Picture:
         if content is not None or kind != "JPEG":
             _check(image, kind == "JPEG" and in_one_scan(content or b""))
         large = kind == "JPEG" and math.prod(image.size) > LARGE
-        if content is not None and (large or _wide_modes(image)):
+        if content is not None and (large or _wide_modes(image) or _native_order(image)):
             return decode_bytes(content, size)
         try:
             image.load()
@@ -133,7 +148,7 @@ def refuse_foreign(content: bytes) -> None:
         kind = "HEIC"
     text = content[:1000].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype html", b"<html")):
-        kind = "a web page"
+        kind = "a web page, no picture"
     elif text.startswith(b"<") and b"<svg" in text:
         kind = "SVG, a drawing made of lines"
     if kind == "PostScript":
@@ -141,19 +156,16 @@ def refuse_foreign(content: bytes) -> None:
     if kind == "Git LFS":
         raise InputError("it is a pointer of Git LFS; `git lfs pull` fetches the picture itself")
     if kind is not None:
-        raise InputError(f"it is {kind}, which is not read; save it as PNG")
+        raise InputError(
+            f"it is {kind}" if "no picture" in kind else f"it is {kind}, which is not read; save it as PNG"
+        )
 
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """The names of :data:`DECODERS` that this Pillow has, with their modules loaded.
-
-    ``Image.open`` loads all modules that there are, Ghostscript's among them, when one that it is asked for
-    is missing.
-    """
+    """The names of :data:`DECODERS` that this Pillow has, with their modules loaded."""
     from PIL import Image
 
-    Image.preinit()
     for module in DECODERS.values():
         try:
             import_module(f"PIL.{module}ImagePlugin")
@@ -163,18 +175,27 @@ def _formats() -> tuple[str, ...]:
 
 
 def _opened(content: bytes) -> ImageFile:
-    """Pillow's object for a file's content, its pixels not decoded yet."""
-    from PIL import Image, JpegImagePlugin
+    """Pillow's object for a file's content, its pixels not decoded yet.
 
-    stream = io.BytesIO(content)
-    if content.startswith(JPEG):
-        # Not by Image.open, whose limit of pixels does not know that a JPEG can be made small while it is
-        # decoded.
-        return JpegImagePlugin.JpegImageFile(stream)
-    tga = content.endswith(
-        b"TRUEVISION-XFILE.\0"
-    )  # the only mark of such a file, whose beginning may be anything
-    return Image.open(stream, formats=[name for name in _formats() if tga or name != "TGA"])
+    Not by ``Image.open``, which may load every module that there is, Ghostscript's among them, and whose
+    limit of pixels does not know that a JPEG can be made small while it is decoded.
+    """
+    from PIL import Image, JpegImagePlugin, UnidentifiedImageError
+
+    for name in _formats():
+        factory, accepts = Image.OPEN[name]
+        if name == "JPEG":
+            factory = JpegImagePlugin.JpegImageFile  # two views of a scene are not two pictures
+        if name == "TGA" and not content.endswith(b"TRUEVISION-XFILE.\0"):
+            continue  # its beginning may be anything
+        if accepts is None or accepts(content[:16]) is True:
+            try:
+                return factory(io.BytesIO(content), "")
+            except (SyntaxError, IndexError, TypeError, struct.error):  # it is of another format, or broken
+                continue
+            except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+                raise _too_many_pixels(error, COSTLY.get(name, MOST_PIXELS), name) from error
+    raise UnidentifiedImageError("no format")
 
 
 def _decoded(content: bytes, size: int) -> Picture:
@@ -185,6 +206,7 @@ def _decoded(content: bytes, size: int) -> Picture:
     if jpeg and width * height > LARGE:
         _draft(picture, size)
     low_bytes = _low_bytes(picture, content)
+    picture.tile = _native_order(picture) or picture.tile
     picture.load()
     return shrink(picture, size, (width, height), low_bytes)
 
@@ -194,10 +216,13 @@ def _check(picture: ImageFile, one_scan: bool) -> None:
     if tag_of(picture, 284)[:1] == (2,) and max(tag_of(picture, 258), default=8) > 8:
         raise InputError("it has colours of 16 bits in planes of their own, which are not read")
     count, kind = math.prod(picture.size), "JPEG" if picture.format == "MPO" else str(picture.format)
+    if kind == "JPEG" and not one_scan:
+        kind = "JPEG in several scans"
+    elif picture.tile and picture.tile[0].codec_name == "ppm_plain":
+        kind = "PPM of digits"
     most = IN_ONE_SCAN if one_scan else COSTLY.get(kind, MOST_PIXELS)
     if count > most:
-        named = "JPEG in several scans" if kind == "JPEG" and not one_scan else kind
-        raise too_large(f"{count / 1e6:,.0f} megapixels", f"{most / 1e6:,.0f} ({named})")
+        raise _too_many_pixels(count, most, kind)
 
 
 def _draft(picture: ImageFile, size: int) -> None:
@@ -208,20 +233,38 @@ def _draft(picture: ImageFile, size: int) -> None:
     while scale < 8 and width * height > MOST_PIXELS * scale**2 and side // (2 * scale) >= size:
         scale *= 2  # a long strip
     if width * height > MOST_PIXELS * scale**2:
-        most = f"{MOST_PIXELS / 1e6:,.0f} (JPEG, {side:,} pixels wide or high)"
-        raise too_large(f"{width * height / 1e6:,.0f} megapixels", most)
+        raise _too_many_pixels(width * height, MOST_PIXELS, f"JPEG, {side:,} pixels wide or high")
     if scale > 1:
         picture.draft(None, (width // scale, height // scale))
 
 
-def _wide_modes(picture: ImageFile) -> set[str]:
-    """The ways in which a picture's parts are unpacked, where all have 16 bits a colour."""
-    ways = [
+def _native_order(picture: ImageFile) -> list[Any]:
+    """The parts of a compressed TIFF with deep values as libtiff gives them; [] for other pictures.
+
+    It turns the bytes of each value to the machine's order; Pillow turns those of a big-endian file again.
+    """
+    if any(tile.codec_name != "libtiff" for tile in picture.tile):
+        return []
+    tiles = []
+    for tile, way in zip(picture.tile, _ways(picture), strict=True):
+        native = re.sub(r"^F;32B?F$", "F;32NF", re.sub(r"^(I;16|I;32)B?S$", r"\1NS", way))
+        if native != way:
+            tiles.append(tile._replace(args=(native, *(tile.args or ())[1:])))
+    return tiles
+
+
+def _ways(picture: ImageFile) -> list[str]:
+    """How each part of a picture that is not decoded yet is unpacked."""
+    return [
         tile.args if isinstance(tile.args, str) else str((tile.args or ("",))[0]) for tile in picture.tile
     ]
-    return (
-        set(ways) if ways and all(way[-4:-1] == ";16" and not way.startswith("I") for way in ways) else set()
-    )
+
+
+def _wide_modes(picture: ImageFile) -> set[str]:
+    """The ways in which a picture's parts are unpacked, where all have 16 bits a colour."""
+    ways = set(_ways(picture))
+    wide = all(way[-4:-1] == ";16" and not way.startswith("I") for way in ways)
+    return ways if wide else set()
 
 
 def _low_bytes(picture: ImageFile, content: bytes) -> Image.Image | None:

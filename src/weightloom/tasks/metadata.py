@@ -65,7 +65,8 @@ def _png(content: bytes) -> bytes:
         chunk = content[place:end]
         seen = seen or kind == b"IDAT"
         critical = kind[:1].isupper()
-        if kind in _PNG_KEPT and (critical or _intact(chunk)):
+        fits = kind != b"tRNS" or length >= {0: 2, 2: 6}.get(content[25], 1)  # by the kind of colours
+        if kind in _PNG_KEPT and (critical or (_intact(chunk) and fits)):
             kept.append(chunk)
         place = end
     kept.append(struct.pack(">I", 0) + b"IEND" + struct.pack(">I", zlib.crc32(b"IEND")))

@@ -18,7 +18,6 @@ from weightloom.errors import BrokenPicturesError, CheckpointError, InputError, 
 from weightloom.io import open_regular
 from weightloom.tasks.decoding import (
     MOST_BYTES,
-    MOST_PIXELS,
     TooLargeError,
     decode_bytes,
     decode_image,
@@ -57,27 +56,29 @@ def load_picture(source: Source, size: int) -> Picture:
     """
     from PIL import Image, UnidentifiedImageError
 
+    content = source if isinstance(source, bytes) else b""
     try:
         with warnings.catch_warnings():
-            # What Pillow says of broken metadata helps nobody; a picture inside an icon has Pillow's own
-            # limit.
+            # What Pillow says of broken metadata helps nobody; pictures inside icons have Pillow's own limit.
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             if isinstance(source, Image.Image):
                 return decode_image(source, size)
-            content = source if isinstance(source, bytes) else _content(Path(source))
+            if not isinstance(source, bytes):
+                content = _content(Path(source))
             return replace(decode_bytes(content, size), digest=hashlib.sha256(content).digest())
     except InputError:
         raise
     except UnidentifiedImageError as error:
-        raise InputError("it is no picture of a kind that is read, or its beginning is broken") from error
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise too_large("a picture inside of too many megapixels", f"{MOST_PIXELS / 1e6:,.0f}") from error
+        what = "it is no picture of a kind that is read, or its beginning is broken"
+        if content.startswith(TIFF):
+            what = "it is a TIFF of a kind that is not read, or broken; save it with 8, 16 or 32 bits a value"
+        raise InputError(what) from error
     except MemoryError as error:
         raise InputError("there is not enough memory to decode it") from error
     except Exception as error:  # Pillow's decoders raise whatever a broken file leads to
         text = (str(error).splitlines() or [""])[0].partition(" <_io.")[0].partition(" <PIL.")[0]
-        raise InputError(printable(text or type(error).__name__)[:120]) from error
+        raise InputError(f"it is broken: {printable(text or type(error).__name__)[:120]}") from error
 
 
 def read_picture(

@@ -53,9 +53,10 @@ def shrink(
         InputError: it holds NaN or infinite values.
     """
     view: np.dtype[Any] | None = None
-    if tag_of(picture, 339)[:1] == (2,) and picture.mode == "L":
+    signed = tag_of(picture, 339)[:1] == (2,)
+    if signed and picture.mode == "L":
         view = np.dtype(np.int8)  # Pillow reads signed bytes as if they had no sign
-    elif tag_of(picture, 339)[:1] == (1,) and picture.mode == "I" and tag_of(picture, 258) == (32,):
+    elif not signed and picture.mode == "I" and tag_of(picture, 258) == (32,):
         view = np.dtype(np.uint32)  # and whole numbers without a sign as if they had one
     kind = _kind(picture) if view is None and low_bytes is None else "integers" if view else "sixteen"
     if kind == "bytes":
