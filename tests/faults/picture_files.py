@@ -1,7 +1,8 @@
-"""Pictures of every format and mode, broken ones, and what is right for each, without the reader that is tested.
+"""Pictures of every format and mode, broken ones, and what is right for each, without the tested reader.
 
-``truth`` computes colours from the values that were written, by the formulas of each colour space. ``independent``
-reads a file with imagecodecs and tifffile, which share no code with the reader but libraries of single formats.
+``truth`` computes colours from the values that were written, by the formulas of each colour space.
+``independent`` reads a file with imagecodecs and tifffile, which share nothing with Pillow but libraries of
+single formats. ``resampled`` makes pictures small.
 """
 
 from __future__ import annotations
@@ -10,18 +11,23 @@ import colorsys
 import io
 import struct
 import zlib
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 SIDE = 32
 MODES = (
-    "1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "I", "I;16",
-    "I;16B", "I;16L", "I;16N", "F",
+    "1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "I",
+    "I;16", "I;16B", "I;16L", "I;16N", "F",
 )  # fmt: skip
-LOSSY = ("AVIF", "JPEG", "JPEG2000", "MPO", "WEBP", "GIF")
-"""Formats in which pixels change when they are written, whatever the mode."""
+CHANGING = ("AVIF", "JPEG", "MPO", "WEBP", "GIF")
+"""Formats that change pixels when they are written."""
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\nshowpage\n"
+
+FLAT = ("BMP", "DIB", "PPM")
+"""Formats that leave opacity out when they are written."""
 
 
 def smooth(channels: int, seed: int = 0) -> np.ndarray:
@@ -61,6 +67,10 @@ def picture(mode: str) -> Image.Image:
         return picture(plain).convert(mode)
     bands = len(Image.new(mode, (1, 1)).getbands())
     values = smooth(bands)
+    if mode == "LAB":  # colours that sRGB has: what is made of others is a matter of taste
+        values = np.stack(
+            [60 + values[..., 0] // 2, *((values[..., c] // 8 + 240).astype(np.uint8) for c in (1, 2))], -1
+        )
     return Image.frombytes(mode, (SIDE, SIDE), values.tobytes())
 
 
@@ -129,18 +139,98 @@ def from_lab(values: np.ndarray) -> np.ndarray:
     f = np.stack([fy + a / 500, fy, fy - b / 200], -1)
     xyz = np.where(f > 6 / 29, f**3, (f - 4 / 29) * 3 * (6 / 29) ** 2) * np.array([0.96422, 1.0, 0.82521])
     linear = xyz @ np.array(
-        [[3.1338561, -1.6168667, -0.4906146], [-0.9787684, 1.9161415, 0.0334540], [0.0719453, -0.2289914, 1.4052427]]
+        [
+            [3.1338561, -1.6168667, -0.4906146],
+            [-0.9787684, 1.9161415, 0.0334540],
+            [0.0719453, -0.2289914, 1.4052427],
+        ]
     ).T  # fmt: skip
     linear = linear.clip(0, 1)
     return 255 * np.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear)
 
 
+def independent(kind: str, content: bytes) -> np.ndarray:
+    """(SIDE, SIDE, 3) float from 0 to 255: a file's first picture on white, by imagecodecs or tifffile."""
+    import imagecodecs
+
+    if kind == "TIFF":
+        return independent_tiff(content)
+    name = {"JPEG": "jpeg8", "MPO": "jpeg8", "JPEG2000": "jpeg2k"}.get(kind, kind.lower())
+    values = getattr(imagecodecs, f"{name}_decode")(content)
+    while values.ndim > 3:
+        values = values[0]
+    values = values.astype(float) / (257 if values.dtype == np.uint16 else 1)
+    if values.ndim == 2:
+        return grey(values)
+    if values.shape[-1] == 2:
+        return on_white(grey(values[..., 0]), values[..., 1])
+    if values.shape[-1] == 4 and name == "jpeg8":  # Adobe writes inks upside down
+        return from_cmyk(255 - values)
+    return on_white(values[..., :3], values[..., 3]) if values.shape[-1] == 4 else values
+
+
+def independent_tiff(content: bytes) -> np.ndarray:
+    import tifffile
+
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        page = file.pages[0]
+        values, kind, extra = page.asarray(), page.photometric.name, page.extrasamples
+        palette = page.colormap
+    if page.planarconfig == 2 and values.ndim == 3:
+        values = np.moveaxis(values, 0, -1)
+    if kind == "CIELAB":
+        return from_lab(values)
+    if kind == "PALETTE":
+        indices = values if values.ndim == 2 else values[..., 0]
+        colours = palette.T[indices] / 257
+        return on_white(colours, values[..., 1]) if values.ndim == 3 else colours
+    values = in_bytes(values)
+    if kind == "MINISWHITE":
+        values = 255 - values
+    if kind == "SEPARATED":
+        return from_cmyk(values)
+    if kind == "YCBCR":
+        return from_ycbcr(values)
+    if values.ndim == 2:
+        return grey(values)
+    colours = grey(values[..., 0]) if values.shape[-1] == 2 else values[..., :3]
+    if extra and extra[0].name == "ASSOCALPHA":
+        return colours + 255 - values[..., -1:]
+    return on_white(colours, values[..., -1]) if extra and extra[0].name == "UNASSALPHA" else colours
+
+
+def in_bytes(values: np.ndarray) -> np.ndarray:
+    """Values that fill one of the ranges in use, as floats from 0 to 255."""
+    if values.dtype == bool:
+        return values * 255.0
+    low, high = float(values.min()), float(values.max())
+    if values.dtype == np.uint8:
+        low, high = 0.0, 255.0
+    elif values.dtype.kind == "f":
+        low, high = 0.0, 1.0
+    return (values.astype(float) - low) / (high - low) * 255
+
+
+def resampled(values: np.ndarray, size: int) -> np.ndarray:
+    """The central square of (H, W, C) at ``size``: triangles as wide as two pixels of the result."""
+    height, width = values.shape[:2]
+    side = min(height, width)
+    for axis, whole in ((0, height), (1, width)):
+        scale = side / size
+        centres = (whole - side) / 2 + (np.arange(size) + 0.5) * scale
+        reach = max(scale, 1.0)
+        weights = (1 - np.abs(np.arange(whole) + 0.5 - centres[:, None]) / reach).clip(0)  # (size, whole)
+        weights /= weights.sum(1, keepdims=True)
+        values = np.moveaxis(np.tensordot(weights, values, (1, axis)), 0, axis)
+    return values
+
+
 # -- broken files ------------------------------------------------------------------------------
 
 
-def saved(image: Image.Image, kind: str, **options: object) -> bytes:
+def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
     file = io.BytesIO()
-    image.save(file, kind, **options)  # type: ignore[arg-type]
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
@@ -160,7 +250,7 @@ def with_segment(jpeg: bytes, marker: int, data: bytes) -> bytes:
 
 
 def with_tag(tiff: bytes, tag: int, kind: int, count: int, value: int) -> bytes:
-    """A small-endian TIFF with one entry more in its first directory, which moves to the end."""
+    """A little-endian TIFF with one entry more in its first directory, which moves to the end."""
     (place,) = struct.unpack_from("<I", tiff, 4)
     (entries,) = struct.unpack_from("<H", tiff, place)
     own = [tiff[place + 2 + 12 * n : place + 14 + 12 * n] for n in range(entries)]
@@ -173,7 +263,7 @@ def with_tag(tiff: bytes, tag: int, kind: int, count: int, value: int) -> bytes:
 
 
 def readable_kinds() -> dict[str, bytes]:
-    """Files that are broken beside their pixels: each shows ``smooth(3)`` (within what JPEG and AVIF change)."""
+    """Files that are broken beside their pixels: each shows ``smooth(3)``, as far as its format can."""
     image = Image.fromarray(smooth(3))
     png, jpeg, tiff = (
         saved(image, "PNG"),
@@ -182,7 +272,7 @@ def readable_kinds() -> dict[str, bytes]:
     )
     webp = saved(image, "WEBP", lossless=True)
     bad_exif = b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\1\x12"
-    avif = saved(image, "AVIF", quality=95, exif=saved_exif())
+    avif = saved(image, "AVIF", quality=95, subsampling="4:4:4", exif=saved_exif())
     bomb = zlib.compress(bytes(80_000_000))
     riff = webp + b"EXIF" + struct.pack("<I", 8) + b"\xff" * 8
     return {
@@ -193,7 +283,7 @@ def readable_kinds() -> dict[str, bytes]:
         "png, text packed in an unknown way": with_chunk(png, chunk(b"zTXt", b"Title\0\7abc")),
         "png, text that is no UTF-8": with_chunk(png, chunk(b"iTXt", b"Title\0\0\0\0\0\xff\xfe")),
         "png, text cut off behind the pixels": png[:-12] + chunk(b"tEXt", b"Title\0" + b"x" * 99)[:40],
-        "png, colour profile that unpacks to nothing": with_chunk(png, chunk(b"iCCP", b"p\0\0abc"), before=b"IDAT"),
+        "png, colour profile that unpacks to nothing": with_chunk(png, chunk(b"iCCP", b"p\0\0abc")),
         "png, colour profile packed in an unknown way": with_chunk(png, chunk(b"iCCP", b"p\0\7abc")),
         "png, resolution cut off": with_chunk(png, chunk(b"pHYs", b"\0\0")),
         "png, gamma cut off": with_chunk(png, chunk(b"gAMA", b"")),
@@ -247,15 +337,16 @@ def refused_kinds() -> dict[str, tuple[bytes, str]]:
         "text": (b"ants and bees\n" * 50, "no picture"),
         "zeros": (bytes(5000), "no picture"),
         "noise": (np.random.default_rng(0).bytes(5000), "no picture"),
-        "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\nshowpage\n", "never run"),
-        "PostScript of DOS": (b"\xc5\xd0\xd3\xc6" + struct.pack("<II", 30, 100) + bytes(18) + b"%!PS\n", "never run"),
+        "PostScript": (POSTSCRIPT, "never run"),
+        "PostScript of DOS": (
+            b"\xc5\xd0\xd3\xc6" + struct.pack("<II", 30, 100) + bytes(18) + POSTSCRIPT, "never run"),
         "PDF": (b"%PDF-1.7\n", "a PDF"),
         "SVG": (b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
         "a web page": (b"\n<!DOCTYPE html><html>404</html>", "web page"),
         "HEIC": (struct.pack(">I", 24) + b"ftypheic" + bytes(12), "HEIC"),
         "Photoshop": (b"8BPS\0\1" + bytes(100), "Photoshop"),
         "a zip archive": (b"PK\3\4" + bytes(100), "zip"),
-        "a pointer of Git LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        "a pointer of Git LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "lfs pull"),
         "png, header alone": (png[:33], ""),
         "png, header with a wrong sum": (png[:29] + bytes(4) + png[33:], ""),
         "png, pixels with a flipped byte": (flipped(png, png.index(b"IDAT") + 40), ""),

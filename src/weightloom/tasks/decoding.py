@@ -45,8 +45,12 @@ IN_ONE_SCAN = 256_000_000
 """Pixels of a JPEG that has all its colours in one scan: it is made small while it is decoded."""
 
 COSTLY = {
-    "AVIF": 24_000_000, "JPEG2000": 24_000_000, "WEBP": 24_000_000, "QOI": 4_000_000, "PPM of digits": 4_000_000,
-}  # fmt: skip
+    "AVIF": 24_000_000,
+    "JPEG2000": 24_000_000,
+    "WEBP": 24_000_000,
+    "QOI": 4_000_000,
+    "PPM of digits": 4_000_000,
+}
 """Pixels where the decoder takes 10 to 20 bytes or two microseconds for each."""
 
 _FOREIGN = (
@@ -276,8 +280,9 @@ def _low_bytes(picture: ImageFile, content: bytes) -> Image.Image | None:
         # Grey and opacity of 16 bits are the very bytes of four channels of 8: only the header says which.
         header = content[12:24] + b"\x08\x06" + content[26:29]
         four = _opened(content[:12] + header + zlib.crc32(header).to_bytes(4, "big") + content[33:])
-        _, low, _, low_cover = four.split()
-        return Image.merge("LA", (low, low_cover))
+        _, low, _, cover = four.split()
+        bands = (low, cover) if picture.mode == "LA" else (low, low, low, cover)  # as many as the high bytes
+        return Image.merge(picture.mode, bands)
     if len(ways) != 1 or (way := ways.pop())[:-1] not in ("RGB;16", "RGBX;16", "RGBA;16"):
         return None
     little = way[-1] == "L" or (way[-1] == "N" and sys.byteorder == "little")

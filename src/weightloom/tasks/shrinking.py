@@ -60,11 +60,11 @@ def shrink(
         view = np.dtype(np.uint32)  # and whole numbers without a sign as if they had one
     kind = _kind(picture) if view is None and low_bytes is None else "integers" if view else "sixteen"
     if kind == "bytes":
-        (plane,) = _shrunk(picture.size, size, lambda box: [_on_white(_cut(picture, box))])
+        (plane,) = _shrunk(picture, size, whole, lambda box: [_on_white(_cut(picture, box))])
         pixels = plane[None] if plane.ndim == 2 else plane.transpose(2, 0, 1)  # (H, W[, 3]) -> (C, H, W)
         return Picture(pixels=_upright(pixels, picture), size=whole)
     values = _Values(picture, low_bytes, view)
-    planes = np.stack(_shrunk(picture.size, size, values.planes))  # (C[ + 1], H, W)
+    planes = np.stack(_shrunk(picture, size, whole, values.planes))  # (C[ + 1], H, W)
     planes = _upright(planes, picture)
     return Picture(
         pixels=planes[:-1] if values.covers else planes,
@@ -86,29 +86,39 @@ def _kind(picture: Image.Image) -> str:
 
 
 def _shrunk(
-    whole: tuple[int, int], size: int, planes: Callable[[Box], list[Image.Image]]
+    picture: Image.Image,
+    size: int,
+    whole: tuple[int, int],
+    planes: Callable[[Box], list[Image.Image]],
 ) -> list[NDArray[Any]]:
     """The central square of every plane at ``size``.
 
     Args:
-        whole: width and height of the planes.
+        picture: of the planes' width and height.
         size: height and width in pixels.
+        whole: width and height in the file.
         planes: gives the planes inside a box.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
-    width, height = whole
-    factor = min(width, height) // (ENOUGH * size) if width * height > LARGE else 1
-    if factor <= 1:
-        made = planes((0, 0, width, height))
+    wide, high = picture.size
+    factor = max(1, min(wide, high) // (ENOUGH * size)) if wide * high > LARGE else 1
+    if factor == 1:
+        made = planes((0, 0, wide, high))
     else:
-        made, rows = [], factor * max(1, _BAND // (width * factor))
-        for top in range(0, height, rows):
-            parts = [plane.reduce(factor) for plane in planes((0, top, width, min(top + rows, height)))]
-            made = made or [Image.new(part.mode, (part.width, -(-height // factor))) for part in parts]
+        made, rows = [], factor * max(1, _BAND // (wide * factor))
+        for top in range(0, high, rows):
+            parts = [plane.reduce(factor) for plane in planes((0, top, wide, min(top + rows, high)))]
+            made = made or [Image.new(part.mode, (part.width, -(-high // factor))) for part in parts]
             for plane, part in zip(made, parts, strict=True):
                 plane.paste(part, (0, top // factor))
-    return [np.array(ImageOps.fit(plane, (size, size), Image.Resampling.BILINEAR)) for plane in made]
+    # The last pixel of what was made small, here or by a JPEG's decoder, may stand for fewer than the others.
+    scale = max(1, round(max(whole) / max(picture.size))) if picture.format == "JPEG" else 1
+    width, height = (length / scale for length in whole) if scale > 1 else picture.size
+    across, down = width / factor, height / factor
+    side = min(across, down)
+    box = ((across - side) / 2, (down - side) / 2, (across + side) / 2, (down + side) / 2)
+    return [np.array(plane.resize((size, size), Image.Resampling.BILINEAR, box=box)) for plane in made]
 
 
 def _cut(picture: Image.Image, box: Box) -> Image.Image:
@@ -119,13 +129,30 @@ def _on_white(picture: Image.Image) -> Image.Image:
     """A picture of bytes, in whatever mode, as grey or RGB."""
     from PIL import Image
 
+    if picture.mode == "LAB":
+        return _from_lab(picture)
     if picture.mode == "La":
         picture = picture.convert("LA")
     grey = picture.mode in ("1", "L", "LA")
     if {"A", "a"} & set(picture.getbands()) or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("RGB").convert("L" if grey else "RGB")
+    return picture.convert("L" if grey else "RGB")
+
+
+def _from_lab(picture: Image.Image) -> Image.Image:
+    """CIE L*a*b* as RGB, computed for each pixel; what Pillow does itself interpolates in a coarse table."""
+    from PIL import ImageCms
+
+    made = ImageCms.profileToProfile(
+        picture,
+        ImageCms.createProfile("LAB"),
+        ImageCms.createProfile("sRGB"),
+        outputMode="RGB",
+        flags=ImageCms.Flags.NOOPTIMIZE,
+    )
+    assert made is not None  # it is not done in place
+    return made
 
 
 class _Values:

@@ -144,8 +144,8 @@ class TorchTask(Task):
                 image, label = dataset[i]
             except (TypeError, ValueError) as error:
                 raise InputError(f"{where} is not a pair of an image and an integer label") from error
-            except (OSError, SyntaxError) as error:  # what a dataset of files raises for one that is broken
-                raise InputError(f"{where} cannot be read ({error})") from error
+            except Exception as error:  # what a dataset of files raises for one that is broken
+                raise InputError(f"{where} cannot be read ({error or type(error).__name__})") from error
             try:
                 labels.append(operator.index(label))  # int() would round 1.5 and read "3"
             except TypeError as error:
