@@ -192,13 +192,13 @@ def _opened(content: bytes) -> ImageFile:
             factory = JpegImagePlugin.JpegImageFile  # two views of a scene are not two pictures
         if name == "TGA" and not content.endswith(b"TRUEVISION-XFILE.\0"):
             continue  # its beginning may be anything
-        if accepts is None or accepts(content[:16]) is True:
-            try:
+        try:
+            if accepts is None or accepts(content[:16]) is True:
                 return factory(io.BytesIO(content), "")
-            except (SyntaxError, IndexError, TypeError, struct.error):  # it is of another format, or broken
-                continue
-            except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-                raise _too_many_pixels(error, COSTLY.get(name, MOST_PIXELS), name) from error
+        except (SyntaxError, IndexError, TypeError, struct.error):  # it is of another format, or broken
+            continue
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise _too_many_pixels(error, COSTLY.get(name, MOST_PIXELS), name) from error
     raise UnidentifiedImageError("no format")
 
 
