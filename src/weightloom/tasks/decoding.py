@@ -6,6 +6,7 @@ What a picture is follows from its content, never from a name. Knows bytes and P
 from __future__ import annotations
 
 import io
+import logging
 import math
 import re
 import struct
@@ -170,6 +171,7 @@ def _formats() -> tuple[str, ...]:
     """The names of :data:`DECODERS` that this Pillow has, with their modules loaded."""
     from PIL import Image
 
+    logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it says of broken files is said by us
     for module in DECODERS.values():
         try:
             import_module(f"PIL.{module}ImagePlugin")
