@@ -168,7 +168,7 @@ def test_pictures_in_sub_folders_of_a_class_belong_to_it(tmp_path):
 def parts(root: Path, *names: str) -> Path:
     for seed, name in enumerate(names):
         for label in ("cup", "spoon"):
-            (root / name / label).mkdir(parents=True)
+            (root / name / label).mkdir(parents=True, exist_ok=True)
             for i in range(3 + seed):
                 pixels = np.random.default_rng([seed, i, label == "cup"]).integers(0, 256, (9, 9, 3))
                 Image.fromarray(pixels.astype(np.uint8)).save(root / name / label / f"{i}.png")
@@ -216,6 +216,17 @@ def test_parts_whose_classes_differ_are_one_sentence(tmp_path):
     (root / "test").mkdir()
     with pytest.raises(InputError, match="train has no sub-folders; a folder for training"):
         FolderTask(root)
+    root = parts(tmp_path / "unlabelled", "train")
+    (root / "test").mkdir()
+    (root / "test" / "x.png").write_bytes((root / "train" / "cup" / "0.png").read_bytes())
+    with pytest.raises(
+        InputError, match=r"its folder for testing has no sub-folder .* give .*train alone, of which"
+    ):
+        FolderTask(root)
+    parts(root, "val", "train")
+    report = FolderTask(root).report()
+    assert report["parts"] == {"train": "train", "test": "val"}
+    assert report["passed_over"] == {"folders": {"test": 1}}
     root = parts(tmp_path / "h", "train", "TRAIN", "test")
     with pytest.raises(InputError, match="TRAIN and train could both be meant"):
         FolderTask(root)

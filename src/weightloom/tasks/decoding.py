@@ -14,7 +14,7 @@ import sys
 import zlib
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from weightloom.errors import InputError
 from weightloom.tasks.depth import Picture
@@ -129,15 +129,18 @@ def decode_image(image: Image.Image, size: int) -> Picture:
         kind = "JPEG" if image.format == "MPO" else image.format
         if kind not in DECODERS:  # to load it might start a program
             raise InputError(f"it is a {kind} file, which is not read; save it as PNG")
-        content = _file_of(image)
-        if content is not None or kind != "JPEG":
-            _check(image, kind == "JPEG" and in_one_scan(content or b""))
+        stream = image.fp if image.tile and image.tell() == 0 else None  # what it was not decoded from yet
         large = kind == "JPEG" and math.prod(image.size) > LARGE
-        if content is not None and (large or _wide_modes(image) or _native_order(image)):
-            return decode_bytes(content, size)
+        if stream is not None and (large or _wide_modes(image) or _native_order(image)):
+            content = _whole(stream)
+            if content is not None:
+                return decode_bytes(content, size)
+        if not large or image.tile:
+            _check(image, one_scan=False)
         try:
             image.load()
         except Exception:
+            content = _whole(stream) if stream is not None else None
             if content is None:
                 raise
             return decode_bytes(content, size)
@@ -298,10 +301,9 @@ def _low_bytes(picture: ImageFile, content: bytes) -> Image.Image | None:
     return other
 
 
-def _file_of(image: ImageFile) -> bytes | None:
-    """The content of the file of an image that was not decoded yet; None where it was, or cannot be."""
-    stream = image.fp
-    if not image.tile or image.tell() != 0 or stream is None or stream.closed or not stream.seekable():
+def _whole(stream: IO[bytes]) -> bytes | None:
+    """All of an open file, which stays where it is; None where it is closed or cannot be read again."""
+    if stream.closed or not stream.seekable():
         return None
     place = stream.tell()
     count = stream.seek(0, io.SEEK_END)

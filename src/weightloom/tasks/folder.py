@@ -123,7 +123,7 @@ class FolderTask(Task):
         """Changes with the names and sizes of the images."""
         files = [
             [part, label, str(file.relative_to(self.path)), file.stat().st_size]
-            for part, label, file in self._listing.all()
+            for part, label, file in self._listing.pictures()
         ]
         return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
@@ -193,7 +193,7 @@ class FolderTask(Task):
 
     @cached_property
     def _read(self) -> _Read:
-        every = list(self._listing.all())
+        every = list(self._listing.pictures())
         try:
             pictures = read_pictures(
                 [file for _, _, file in every],

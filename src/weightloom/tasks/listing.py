@@ -86,7 +86,7 @@ class Listing:
         """Names of the classes as they can be shown, in the order of the folders' names."""
         return list(self.files["train"])
 
-    def all(self) -> Iterator[tuple[str, int, Path]]:
+    def pictures(self) -> Iterator[tuple[str, int, Path]]:
         """Part, label and file of every picture."""
         for part in SPLITS:
             for label, files in enumerate(self.files.get(part, {}).values()):
@@ -95,14 +95,12 @@ class Listing:
 
 
 def list_folder(root: Path) -> Listing:
-    """The pictures in ``root``: one folder a class, or one for training and one for testing with the classes
-    in each.
+    """The pictures in ``root`` by class, those in sub-folders of a class among them.
 
-    Pictures in sub-folders of a class belong to it.
+    Its folders are the classes, or a part for training and one for testing with a folder for each class.
 
     Raises:
-        InputError: no such folder, fewer than two classes, a class without pictures, parts whose classes
-            differ.
+        InputError: no such folder, fewer than two classes, a class without pictures, parts that differ.
     """
     try:
         if not root.is_dir():
@@ -153,31 +151,36 @@ class _Lister:
 
     def _parts(self, folders: list[Path]) -> dict[str, Path]:
         """Which folders are for training and for testing, {} where the folders are classes."""
-        by_name = {
-            name: [f for f in folders if f.name.casefold() in name] for name in (TRAIN, TEST, HELD_BACK)
-        }
-        train, test = by_name[TRAIN], by_name[TEST] or by_name[HELD_BACK]
-        if not train or not test:
+        train, test, held_back = (
+            [folder for folder in folders if folder.name.casefold() in names]
+            for names in (TRAIN, TEST, HELD_BACK)
+        )
+        if not train or not (test or held_back):
             return {}
-        if len(train) > 1 or len(test) > 1:
-            names = " and ".join(f.name for f in (train if len(train) > 1 else test))
-            raise InputError(f"{self.root}: {names} could both be meant; keep one of them")
         quiet = _Lister(self.root)
-        if not quiet._inside(train[0])[
-            0
-        ]:  # pictures alone: classes that happen to be called so, or no classes
-            if len(folders) > len(train) + len(by_name[TEST]) + len(by_name[HELD_BACK]):
+        divided = {folder for folder in (*train, *test, *held_back) if quiet._inside(folder)[0]}
+        if not divided & set(train):  # pictures alone: classes that happen to be called so, or no classes
+            if len(folders) > len(train) + len(test) + len(held_back):
                 return {}
             raise InputError(
                 f"{self.root}: {train[0].name} has no sub-folders; a folder for training and one for testing "
                 "have a sub-folder of pictures for each class"
             )
+        test = [folder for folder in test if folder in divided] or held_back
+        if len(train) > 1 or len(test) > 1:
+            names = " and ".join(folder.name for folder in (train if len(train) > 1 else test))
+            raise InputError(f"{self.root}: {names} could both be meant; keep one of them")
+        alone = f"give {train[0]} alone, of which a part is kept for testing"
+        if not test or test[0] not in divided:
+            raise InputError(
+                f"{self.root}: its folder for testing has no sub-folder for each class, so that nothing can "
+                f"be measured on it; {alone}"
+            )
         parts = {"train": train[0], "test": test[0]}
-        if not by_name[TEST] and _only_copies(*(list(quiet.below(parts[part])) for part in SPLITS)):
+        if test == held_back and _only_copies(*(list(quiet.below(parts[part])) for part in SPLITS)):
             raise InputError(
                 f"{self.root}: all pictures in its sub-folder {test[0].name} are in {train[0].name} too, so "
-                f"that nothing is left to measure on; give {train[0]} alone, of which a part is kept for "
-                f"testing, or put other pictures into {test[0].name}"
+                f"that nothing is left to measure on; {alone}, or put other pictures into {test[0].name}"
             )
         return parts
 
@@ -231,9 +234,8 @@ class _Lister:
         for entry in found:
             path, name = folder / entry.name, entry.name
             if name.casefold() in SYSTEM or name.startswith("._"):
-                self.passed_over.system[
-                    "._*" if name.startswith("._") else printable(name, one_line=True)
-                ] += 1
+                shown = "._*" if name.startswith("._") else printable(name, one_line=True)
+                self.passed_over.system[shown] += 1
             elif name.startswith("."):
                 self.passed_over.hidden += 1
             elif entry.is_dir():
