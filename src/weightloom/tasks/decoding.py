@@ -51,8 +51,9 @@ COSTLY = {
     "WEBP": 24_000_000,
     "QOI": 4_000_000,
     "PPM of digits": 4_000_000,
+    "16 bits a colour": 32_000_000,
 }
-"""Pixels where the decoder takes 10 to 20 bytes or two microseconds for each."""
+"""Pixels where a decoder takes 10 to 20 bytes or two microseconds for each, or is asked twice."""
 
 _FOREIGN = (
     (b"%!PS", "PostScript"),
@@ -229,6 +230,8 @@ def _check(picture: ImageFile, one_scan: bool) -> None:
         kind = "JPEG in several scans"
     elif picture.tile and picture.tile[0].codec_name == "ppm_plain":
         kind = "PPM of digits"
+    elif _wide_modes(picture):
+        kind = "16 bits a colour"
     most = IN_ONE_SCAN if one_scan else COSTLY.get(kind, MOST_PIXELS)
     if count > most:
         raise _too_many_pixels(count, most, kind)

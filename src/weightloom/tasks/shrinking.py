@@ -58,7 +58,7 @@ def shrink(
         view = np.dtype(np.int8)  # Pillow reads signed bytes as if they had no sign
     elif not signed and picture.mode == "I" and tag_of(picture, 258) == (32,):
         view = np.dtype(np.uint32)  # and whole numbers without a sign as if they had one
-    kind = _kind(picture) if view is None and low_bytes is None else "integers" if view else "sixteen"
+    kind = "integers" if view is not None else "sixteen" if low_bytes is not None else _kind(picture)
     if kind == "bytes":
         (plane,) = _shrunk(picture, size, whole, lambda box: [_on_white(_cut(picture, box))])
         pixels = plane[None] if plane.ndim == 2 else plane.transpose(2, 0, 1)  # (H, W[, 3]) -> (C, H, W)
