@@ -26,6 +26,7 @@ def picture(kind: str, low: float, high: float) -> Picture:
         ("integers", 0, 2**32 - 1, (0, 2**32 - 1)),
         ("integers", -1000, 1000, (-1024, 1023)),
         ("integers", -1024, 3071, (-1024, 4095)),
+        ("integers", -2000, 2000, (-2048, 2047)),
         ("integers", -128, 127, (-128, 127)),
         ("integers", -32768, 32767, (-32768, 32767)),
         ("integers", -(2**31), 2**31 - 1, (-(2**31), 2**31 - 1)),
@@ -35,7 +36,7 @@ def picture(kind: str, low: float, high: float) -> Picture:
         ("floats", 0, 255, (0, 255)),
         ("floats", 0, 65535, (0, 65535)),
         ("floats", -2.1, 2.6, (-4, 4)),
-        ("floats", -80, 0, (-256, 1)),
+        ("floats", -80, 0, (-128, 1)),
         ("floats", 0, 3e38, (0, 4.0**64)),
     ],
 )

@@ -31,7 +31,11 @@ TaskName = Annotated[
 ]
 DataFolder = Annotated[
     Path | None,
-    typer.Option("--data", metavar="FOLDER", help="Your own images: one sub-folder for each class."),
+    typer.Option(
+        "--data",
+        metavar="FOLDER",
+        help="Your own images: one sub-folder for each class, or train and test with these in each.",
+    ),
 ]
 SkipBroken = Annotated[
     bool, typer.Option("--skip-broken", help="Leave pictures of --data out that cannot be read.")

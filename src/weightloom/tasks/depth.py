@@ -30,9 +30,9 @@ KINDS = {
 
 _BITS = (10, 12, 14, 16)  # of cameras that write 16-bit files
 _WIDE = (8, 10, 12, 14, 16, 20, 24, 28, 32)
-_SIGNED = (7, 10, 12, 14, 15, 20, 24, 28, 31)
+_SIGNED = range(7, 32)
 _FLOATS = (1.0, 4.0, 16.0, 64.0, 255.0, 1023.0, 4095.0, 16383.0, 65535.0, *(4.0**k for k in range(9, 65)))
-_SIGNED_FLOATS = tuple(4.0**k for k in range(65))
+_SIGNED_FLOATS = tuple(2.0**k for k in range(129))
 
 _SLACK = 0.01
 """Share of a range of floats by which a value may lie outside: resampling overshoots."""
