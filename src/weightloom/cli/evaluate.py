@@ -88,7 +88,7 @@ def evaluate(
     seconds = time.perf_counter() - started
     if as_json:
         answer = results[0] if len(files) == 1 else {"networks": results}
-        emit({**answer, "data": folder_report, "seconds": seconds})
+        emit({**answer, **({} if data is None else {"data": folder_report}), "seconds": seconds})
     elif len(files) == 1:
         _show(results[0], targets[0], folder_report)
     else:
