@@ -50,6 +50,7 @@ test: $(STAMP) ## Run the tests, doctests and snippets (ARGS='-k name' for some)
 
 .PHONY: faults
 faults: $(STAMP) ## Run the fault tests at full size: 500 kills, a million changed files
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS),faults]'
 	WEIGHTLOOM_FAULTS=full $(BIN)/python -m pytest tests/faults --junit-xml=build/faults.xml $(ARGS)
 
 .PHONY: ray
@@ -137,7 +138,7 @@ leaderboard: $(STAMP) ## Make the leaderboard again (about an hour on 2 cores; g
 .PHONY: constraints
 constraints: ## Write constraints.txt again, from the newest versions that fit
 	rm -rf build/constraints && $(PYTHON) -m venv build/constraints
-	build/constraints/bin/pip install --quiet 'torch==2.13.0' -e '.[$(EXTRAS),ray,docs,fuzz]'
+	build/constraints/bin/pip install --quiet 'torch==2.13.0' -e '.[$(EXTRAS),ray,docs,fuzz,faults]'
 	{ head -n 2 constraints.txt; build/constraints/bin/pip freeze --all --exclude-editable | sed 's/+cpu$$//' \
 		| grep -Eiv '^(pip|weightloom|nvidia|triton|cuda)'; } > build/constraints.txt
 	mv build/constraints.txt constraints.txt

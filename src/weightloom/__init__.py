@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from weightloom.architectures.capture import capture_graph
     from weightloom.errors import (
+        BrokenPicturesError,
         CheckpointError,
         DataUnavailableError,
         InputError,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
         Task,
         TaskSampler,
         TorchTask,
+        ValueRanges,
         dataset_names,
         fetch_dataset,
         parse_task,
@@ -61,6 +63,7 @@ _HOME = {
     "architecture_from_json": "architectures",
     "parse_architecture": "architectures",
     "capture_graph": "architectures.capture",
+    "BrokenPicturesError": "errors",
     "CheckpointError": "errors",
     "DataUnavailableError": "errors",
     "InputError": "errors",
@@ -85,6 +88,7 @@ _HOME = {
     "Task": "tasks",
     "TaskSampler": "tasks",
     "TorchTask": "tasks",
+    "ValueRanges": "tasks",
     "dataset_names": "tasks",
     "fetch_dataset": "tasks",
     "parse_task": "tasks",
@@ -110,6 +114,7 @@ __all__ = [  # noqa: RUF022 - by room
     "architecture_from_json",
     "parse_architecture",
     "capture_graph",
+    "BrokenPicturesError",
     "CheckpointError",
     "DataUnavailableError",
     "InputError",
@@ -134,6 +139,7 @@ __all__ = [  # noqa: RUF022 - by room
     "Task",
     "TaskSampler",
     "TorchTask",
+    "ValueRanges",
     "dataset_names",
     "fetch_dataset",
     "parse_task",

@@ -18,25 +18,26 @@ from weightloom.cli.main import app
 
 FACE = {
     "generate": {
-        "INSTRUCTION", "--task", "--data", "--arch", "--generator", "--samples", "--seed", "--shots",
-        "--temperature", "--top-k", "--top-p", "--guidance",
+        "INSTRUCTION", "--task", "--data", "--skip-broken", "--arch", "--generator", "--samples", "--seed",
+        "--shots", "--temperature", "--top-k", "--top-p", "--guidance",
         "--batch-norm", "--out", "--plot", "--steps", "--compare",
         "--no-compare", "--explain", "--json",
     },
     "evaluate": {
-        "FILE...", "--task", "--data", "--arch", "--key", "--workers", "--engine", "--address", "--json",
+        "FILE...", "--task", "--data", "--skip-broken", "--arch", "--key", "--workers", "--engine",
+        "--address", "--json",
     },
     "finetune": {
-        "FILE", "--task", "--data", "--arch", "--key", "--steps", "--lr", "--batch-size", "--seed", "--out",
-        "--plot", "--from-random", "--json",
+        "FILE", "--task", "--data", "--skip-broken", "--arch", "--key", "--steps", "--lr", "--batch-size",
+        "--seed", "--out", "--plot", "--from-random", "--json",
     },
     "stream": {
-        "--arch", "--out", "--task", "--data", "--generator", "--shots", "--seed", "--shard-mb",
-        "--overwrite", "--json", "INSTRUCTION",
+        "--arch", "--out", "--task", "--data", "--skip-broken", "--generator", "--shots", "--seed",
+        "--shard-mb", "--overwrite", "--json", "INSTRUCTION",
     },
     "select": {
-        "--task", "--data", "--budget", "--arch", "--generator", "--instruction", "--samples", "--shots",
-        "--seed", "--out", "--plot", "--state", "--json",
+        "--task", "--data", "--skip-broken", "--budget", "--arch", "--generator", "--instruction",
+        "--samples", "--shots", "--seed", "--out", "--plot", "--state", "--json",
     },
     "zoo build": {"RECIPE", "--out", "--workers", "--engine", "--address", "--json"},
     "zoo list": {
@@ -52,8 +53,8 @@ FACE = {
     },
     "zoo export": {"DIR", "ID", "--out", "--json"},
     "train": {
-        "RECIPE", "--zoo", "--out", "--objective", "--task", "--data", "--arch", "--shots", "--seed",
-        "--json",
+        "RECIPE", "--zoo", "--out", "--objective", "--task", "--data", "--skip-broken", "--arch", "--shots",
+        "--seed", "--json",
     },
     "audit": {
         "GENERATOR", "--zoo", "--samples", "--tasks", "--arch", "--task", "--images", "--seed", "--out",
@@ -68,7 +69,7 @@ FACE = {
     },
     "data list": {"--json"},
     "data fetch": {"NAMES...", "--all", "--json"},
-    "data show": {"TASK", "--data", "--out", "--shots", "--json"},
+    "data show": {"TASK", "--data", "--skip-broken", "--out", "--shots", "--json"},
     "info": {"X", "--arch", "--key", "--json"},
 }  # fmt: skip
 

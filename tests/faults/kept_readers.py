@@ -38,7 +38,7 @@ from weightloom.io import (
     write_json,
     write_shards,
 )
-from weightloom.tasks import FolderTask, parse_task
+from weightloom.tasks import FolderTask, parse_task, read_picture
 from weightloom.tasks.store import fetch_dataset, read_split
 from weightloom.training.memories import MemorySettings, keep_memories
 from weightloom.training.recipe import (
@@ -67,6 +67,7 @@ RECIPE_KINDS = {
     "reward-tiny": RewardRecipe,
     "consolidated": ConsolidatedRecipe,
 }
+PICTURES = ("JPEG", "TIFF", "WEBP", "AVIF", "GIF")
 KEPT = (
     *(f"{part} of {kind}" for kind in SAVED for part in ("config", "weights")),
     "fingerprint", "memories of tasks", "tokenizer",
@@ -74,7 +75,8 @@ KEPT = (
     "parts of a network", "state dict in order", "what a file is", "trial", "results of a trial",
     "wrapped checkpoint", "checkpoint before 1.6", "weight norm in safetensors", "what a checkpoint is",
     "parts of PyTorch", "NumPy's archive", "file without a name", "bytes of other kinds",
-    "cell", "selection", "steering", "kept memories", "picture", "images of a dataset",
+    "cell", "selection", "steering", "kept memories", "picture", *(f"picture as {kind}" for kind in PICTURES),
+    "images of a dataset",
 )  # fmt: skip
 
 
@@ -260,8 +262,18 @@ def images_of(root: Path) -> dict[str, Reader]:
         for split in ("train", "test"):
             task.data(split).all()
 
+    def alone(path: Path) -> None:
+        read_picture(path, 8, 1)
+
+    for kind in PICTURES:
+        Image.fromarray(pixels).save(root / f"picture.{kind.lower()}", kind)
+
     return {
         "picture": Reader(root / "photos" / "ants" / "0.png", photos, 40, 0.01),
+        **{
+            f"picture as {kind}": Reader(root / f"picture.{kind.lower()}", alone, 40, 0.01)
+            for kind in PICTURES
+        },
         "images of a dataset": Reader(images, lambda _: read_split("digits", "test", cache), 40, 0.01),
     }
 

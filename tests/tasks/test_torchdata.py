@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,9 @@ from PIL import Image
 from torch.utils.data import Dataset, TensorDataset
 
 from weightloom.errors import InputError
-from weightloom.tasks import TorchTask
+from weightloom.tasks import TorchTask, ValueRanges, read_pictures
+
+GREY = np.zeros((8, 8), np.uint8)
 
 
 class Pairs(Dataset):
@@ -71,13 +75,87 @@ def test_every_kind_of_image(image):
     assert labels.tolist() == [0, 1]
 
 
+class Files(Dataset):
+    """Pictures as torchvision's folders give them, or opened and not decoded yet."""
+
+    def __init__(self, files: list, decode: bool = False) -> None:
+        self.files, self.decode = files, decode
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple:
+        image = Image.open(io.BytesIO(self.files[index].read_bytes()))
+        if self.decode:
+            image.load()
+        return image, index % 2
+
+
+@pytest.mark.parametrize("decode", [False, True])
+def test_pil_images_become_what_their_files_become_in_a_folder(tmp_path, decode):
+    ramp = np.tile(np.linspace(0, 1, 30), (20, 1))
+    colours = np.stack([ramp, 1 - ramp, ramp**2, ramp], -1)
+    colour = Image.fromarray((colours * 255).astype(np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    palette = colour.convert("RGB").quantize(8)
+    images = {
+        "rgba.png": (colour, {}), "turned.jpg": (colour.convert("RGB"), {"exif": exif}),
+        "la.png": (colour.convert("LA"), {}), "palette.png": (palette, {"transparency": 2}),
+        "inks.tif": (colour.convert("CMYK"), {}), "bits.png": (colour.convert("1"), {}),
+        "deep.png": (Image.fromarray((ramp * 4000).astype(np.uint16)), {}),
+        "float.tif": (Image.fromarray(ramp.astype(np.float32)), {}),
+        "signed.tif": (Image.fromarray((ramp * 2000 - 1000).astype(np.int32)), {}),
+    }  # fmt: skip
+    for name, (image, options) in images.items():
+        image.save(tmp_path / name, **options)
+    files = [tmp_path / name for name in images]
+    task = TorchTask(Files(files, decode), Files(files[:2], decode))
+    found = ((task.data("train").all()[0] + 1) * 127.5).round().to(torch.uint8).numpy()
+    wanted = read_pictures(files, 16, 3)
+    assert (found == wanted.pixels).all() and task.ranges == wanted.ranges
+    assert task.ranges == ValueRanges(sixteen=(0, 4095), integers=(-1024, 1023), floats=(0, 1))
+
+
+def test_test_images_are_scaled_as_the_training_images_are(tmp_path):
+    ramp = np.tile(np.linspace(0, 1, 16), (16, 1))
+    for name, most in (("a", 3000), ("b", 4000), ("c", 900), ("d", 9000)):
+        Image.fromarray((ramp * most).astype(np.uint16)).save(tmp_path / f"{name}.png")
+    train = Files([tmp_path / "a.png", tmp_path / "b.png"])
+    images, _ = TorchTask(train, Files([tmp_path / "c.png"])).data("test").all()
+    assert round((float(images.max()) + 1) * 127.5) == round(900 / 4095 * 255)
+    with pytest.raises(InputError, match=r"item 0 of the test images .* from 0 to 9000, outside the range"):
+        TorchTask(train, Files([tmp_path / "d.png"])).data("test")
+
+
+def test_images_that_cannot_be_read_are_one_sentence(tmp_path):
+    good = tmp_path / "good.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 30), dtype=np.uint8)).save(good)
+    for name, content, words in (
+        (
+            "x.png",
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n",
+            "EPS file, which is not read",
+        ),
+        ("y.png", b"hello", "cannot be read .*cannot identify"),
+        ("z.png", good.read_bytes()[:-200], "truncated"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=f"item 1 of the train images of dataset 'custom' .*{words}"):
+            TorchTask(Files([good, tmp_path / name])).data("train")
+
+
+def test_grey_images_are_not_called_colour():
+    pairs = [(Image.fromarray(GREY + 9 * i), i % 2) for i in range(6)]
+    assert TorchTask(Pairs(pairs)).describe().startswith("grey-scale pictures")
+    pairs.append((Image.new("RGB", (8, 8), "red"), 0))
+    assert TorchTask(Pairs(pairs)).describe().startswith("colour pictures")
+
+
 def test_classes_of_the_dataset_are_its_names():
     pairs = Pairs([(np.zeros((8, 8), np.uint8), 0), (np.ones((8, 8), np.uint8), 1)])
     pairs.classes = ["zero", "one"]
     assert TorchTask(pairs).class_names == ["zero", "one"]
-
-
-GREY = np.zeros((8, 8), np.uint8)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from weightloom.cli.inputs import DataFolder, Json, check_out, check_shots, load_task, plain_text
+from weightloom.cli.folders import data_facts, data_report
+from weightloom.cli.inputs import (
+    DataFolder,
+    Json,
+    SkipBroken,
+    check_out,
+    check_shots,
+    load_task,
+    plain_text,
+)
 from weightloom.cli.output import emit, facts, note, say, seconds_text, table
 from weightloom.cli.plots import PLOT_SUFFIXES
 from weightloom.cli.teaching import command
@@ -113,6 +122,7 @@ def show(
         str | None, typer.Argument(metavar="TASK", help="Such as fashion-mnist[3,1,7,2]+rot90.")
     ] = None,
     data: DataFolder = None,
+    skip_broken: SkipBroken = False,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="FILE", help="Draw a contact sheet of examples (.png, .pdf, .svg)."),
@@ -128,7 +138,7 @@ def show(
     """
     out = check_out(out, PLOT_SUFFIXES, "--out")
     check_shots(shots, 100)
-    target = load_task(task, data)
+    target = load_task(task, data, skip_broken=skip_broken)
     if target is None:
         raise InputError("say which task: a name (see `weightloom data list`), or --data FOLDER")
     result = describe_task(target)
@@ -192,6 +202,7 @@ def describe_task(task: Any) -> dict[str, Any]:
         "train": counts["train"],
         "test": counts["test"],
         "instructions": task.instructions(3, seed=0),
+        "data": data_report(task),
     }
 
 
@@ -203,6 +214,7 @@ def print_task(described: dict[str, Any]) -> None:
             ("what", described["description"]),
             ("networks see", " x ".join(map(str, described["input"]))),
             ("say, for instance", "; ".join(f'"{text}"' for text in described["instructions"])),
+            *data_facts(described["data"]),
             ("contact sheet", described.get("sheet")),
         ]
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from weightloom.cli.folders import data_facts, data_report
 from weightloom.cli.info_file import short_list
 from weightloom.cli.inputs import (
     Address,
@@ -16,6 +17,7 @@ from weightloom.cli.inputs import (
     Json,
     Key,
     Network,
+    SkipBroken,
     TaskName,
     Workers,
     calm_threads,
@@ -45,6 +47,7 @@ def evaluate(
     ],
     task: TaskName = None,
     data: DataFolder = None,
+    skip_broken: SkipBroken = False,
     arch: Annotated[
         str | None,
         typer.Option(
@@ -72,7 +75,7 @@ def evaluate(
     started = time.perf_counter()
     check_engine(engine, workers, address)
     networks = [load_network(file, arch, key) for file in files]
-    targets = [_target(file, net, task, data) for file, net in zip(files, networks, strict=True)]
+    targets = _targets(files, networks, task, data, skip_broken)
     calm_threads(max(network.spec.num_parameters() for network in networks))
     from weightloom.evaluation.accuracy import confusions
 
@@ -85,12 +88,13 @@ def evaluate(
         _result(file, network, target, own)
         for file, network, target, own in zip(files, networks, targets, counts, strict=True)
     ]
+    folder_report = data_report(targets[0]) if data is not None else None
     seconds = time.perf_counter() - started
     if as_json:
         answer = results[0] if len(files) == 1 else {"networks": results}
-        emit({**answer, "seconds": seconds})
+        emit({**answer, **({} if data is None else {"data": folder_report}), "seconds": seconds})
     elif len(files) == 1:
-        _show(results[0], targets[0])
+        _show(results[0], targets[0], folder_report)
     else:
         results.sort(key=lambda result: -result["accuracy"])
         rows = [
@@ -98,17 +102,28 @@ def evaluate(
             for result in results
         ]
         table(["network", "architecture", "task", "right"], rows, numbers=["right"])
+        facts(data_facts(folder_report))
         say(f"{len(files)} networks in {seconds_text(seconds)}")
 
 
-def _target(file: Path, network: Network, task: str | None, data: Path | None) -> Task:
-    made_for = provenance(network.metadata).get("task")
-    if task is None and data is None and isinstance(made_for, str) and not made_for.startswith("folder:"):
-        task = made_for
-    try:
-        return fitting_task(network, task, data)
-    except InputError as error:
-        raise InputError(f"{file}: {error}") from None
+def _targets(
+    files: list[Path], networks: list[Network], task: str | None, data: Path | None, skip_broken: bool
+) -> list[Task]:
+    """The task of each network; networks that read images of one shape share one."""
+    found: dict[tuple[object, ...], Task] = {}
+    targets = []
+    for file, network in zip(files, networks, strict=True):
+        own, made_for = task, provenance(network.metadata).get("task")
+        if task is None and data is None and isinstance(made_for, str) and not made_for.startswith("folder:"):
+            own = made_for
+        key = (own, network.spec.input, network.spec.classes)
+        if key not in found:
+            try:
+                found[key] = fitting_task(network, own, data, skip_broken)
+            except InputError as error:
+                raise InputError(f"{file}: {error}") from None
+        targets.append(found[key])
+    return targets
 
 
 def _result(file: Path, network: Network, target: Task, confusion: list[list[int]]) -> dict[str, Any]:
@@ -131,7 +146,7 @@ def _result(file: Path, network: Network, target: Task, confusion: list[list[int
     }
 
 
-def _show(result: dict[str, Any], target: Task) -> None:
+def _show(result: dict[str, Any], target: Task, folder_report: dict[str, Any] | None) -> None:
     say(f"{percent(result['accuracy'])} of {result['images']:,} test images right", style="bold")
     facts(
         [
@@ -140,6 +155,7 @@ def _show(result: dict[str, Any], target: Task) -> None:
             ("read from", result["read_from"] if result["read_from"] != "." else None),
             ("left out", short_list(result["left_out"])),
             ("task", f"{target}: {target.describe()}"),
+            *data_facts(folder_report),
         ]
     )
     say()

@@ -15,7 +15,7 @@ from typing import Any
 
 from typer.core import TyperGroup
 
-from weightloom.errors import WeightloomError
+from weightloom.errors import BrokenPicturesError, WeightloomError, printable
 
 # What the caller can mend by naming another place; anything else (a full disk) is a failure.
 _WRONG_PLACE = {
@@ -116,9 +116,9 @@ class SafeGroup(TyperGroup):
             sentence, code = explain(error)
             if type(error).__name__ == "NoArgsIsHelpError":  # the help has been shown, which says it all
                 sys.exit(code)
-            # Written plainly: what a user typed may look like markup, or not be encodable.
-            sentence = sentence.encode("utf-8", "backslashreplace").decode("utf-8")
-            if len(sentence) > _LONGEST:
+            # Written plainly: what a user typed may look like markup, hold control codes or not be encodable.
+            sentence = printable(sentence)
+            if len(sentence) > _LONGEST and not isinstance(error, BrokenPicturesError):
                 sentence = f"{sentence[: _LONGEST // 2]} ... {sentence[-_LONGEST // 2 :]}"
             print("weightloom: " + " ".join(sentence.split("\n")), file=sys.stderr)
             sys.exit(code)

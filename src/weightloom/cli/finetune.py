@@ -9,11 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
+from weightloom.cli.folders import data_counts, data_facts, data_report
 from weightloom.cli.info_file import short_list
 from weightloom.cli.inputs import (
     DataFolder,
     Json,
     Key,
+    SkipBroken,
     TaskName,
     calm_threads,
     check_out,
@@ -33,6 +35,7 @@ def finetune(
     ],
     task: TaskName = None,
     data: DataFolder = None,
+    skip_broken: SkipBroken = False,
     arch: Annotated[
         str | None,
         typer.Option(
@@ -79,7 +82,7 @@ def finetune(
 
     network = load_network(file, arch, key)
     calm_threads(network.spec.num_parameters())
-    target = fitting_task(network, task, data)
+    target = fitting_task(network, task, data, skip_broken)
     starts = [network.flat]
     if from_random:
         starts.append(fitting.initial_flats(network.spec, [seed_for("random-init", seed, 0)])[0])
@@ -95,9 +98,11 @@ def finetune(
             on_step=lambda step: move("fine-tuning", step, steps),
         )
     lines = curve.accuracy.T.tolist()
+    folder_report = data_report(target)
     report = {
         "generator": "finetune",
         "task": str(target),
+        "data": data_counts(folder_report),
         "steps": steps,
         "learning_rate": lr,
         "batch_size": batch_size,
@@ -119,6 +124,7 @@ def finetune(
         "read_from": network.key,
         "left_out": list(network.left_out),
         "task": str(target),
+        "data": folder_report,
         "steps": steps,
         "learning_rate": lr,
         "batch_size": batch_size,
@@ -142,6 +148,7 @@ def finetune(
             ("read from", network.key if network.key != "." else None),
             ("left out", short_list(result["left_out"])),
             ("task", f"{target}: {target.describe()}"),
+            *data_facts(folder_report),
         ]
     )
     say()

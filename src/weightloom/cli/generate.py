@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from weightloom.cli.consolidated import retrieve
+from weightloom.cli.folders import data_counts, data_facts, data_report
 from weightloom.cli.inputs import (
     DataFolder,
     GeneratorName,
     Instruction,
     Json,
+    SkipBroken,
     TaskName,
     calm_threads,
     check_out,
@@ -39,6 +41,7 @@ def generate(
     instruction: Instruction = None,
     task: TaskName = None,
     data: DataFolder = None,
+    skip_broken: SkipBroken = False,
     arch: Annotated[
         str, typer.Option("--arch", metavar="SPEC", help="The architecture, such as 'cnn(depth=3,width=16)'.")
     ] = "cnn(depth=3,width=16)",
@@ -139,8 +142,9 @@ def generate(
             note(f"note: --{name.replace('_', '-')} changes nothing of what {model.name} makes")
     asked = spec.resolve(classes=spec.classes or 10, input=spec.input or model.validity.input)
     calm_threads(asked.num_parameters())
-    target = load_task(task, data, model.validity.input)
+    target = load_task(task, data, model.validity.input, skip_broken)
     support = None if target is None else target.support(shots, seed)
+    folder_report = data_report(target)
 
     with working("generating"):
         made = model.generate_many(
@@ -190,7 +194,11 @@ def generate(
         curves = _curves(chosen, compared, target, steps, seed)
         _draw(plot, curves, chosen, target, compared)
     if out is not None:
-        extra = {"task": None if target is None else str(target), "accuracy": accuracies[best]}
+        extra = {
+            "task": None if target is None else str(target),
+            "data": data_counts(folder_report),
+            "accuracy": accuracies[best],
+        }
         replace(chosen, report={**chosen.report, **extra}).save(out)
 
     parameters = resolved.num_parameters()
@@ -199,6 +207,7 @@ def generate(
         "instruction": instruction,
         "architecture": resolved.full_text(),
         "task": None if target is None else str(target),
+        "data": folder_report,
         "num_parameters": parameters,
         "num_samples": len(made),
         "first_guess": chosen.report.get("first_guess"),
@@ -302,6 +311,7 @@ def _show(result: dict[str, Any], task: Task | None) -> None:
             ("instruction", result["instruction"]),
             ("architecture", result["architecture"]),
             ("task", None if task is None else f"{task}: {task.describe()}"),
+            *data_facts(result["data"]),
             ("starts from", result["first_guess"]),
             ("last layer", result["head"]),
             ("batch-norm statistics", norms if norms != "none" else None),

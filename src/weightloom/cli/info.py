@@ -13,7 +13,7 @@ import typer
 
 from weightloom.cli.info_file import describe_weights, is_network_folder
 from weightloom.cli.inputs import Json, Key, find_recipe, plain_text, recipe_names, short_text
-from weightloom.cli.output import emit, facts, percent, say, table
+from weightloom.cli.output import emit, facts, note, percent, say, table
 from weightloom.errors import InputError, UnknownNameError
 
 
@@ -44,7 +44,7 @@ def info(
     if thing is None:
         described, show = _everything()
     else:
-        described, show = _describe(plain_text(thing, "name"), arch, key)
+        described, show = _describe(thing, arch, key)
     if as_json:
         emit(described)
     else:
@@ -62,6 +62,8 @@ def _describe(text: str, arch: str | None = None, key: str | None = None) -> Ans
     if not text.strip():
         raise InputError("say what to describe: a file, a folder, a generator, a task or an architecture")
     path = Path(text).expanduser()
+    if not _exists(path):  # a file's name need not be text, every other name is
+        plain_text(text, "name")
     head = re.split(r"[(\[+@]", text.strip(), maxsplit=1)[0].strip()
     if text in bundled_names():
         return _generator(text)
@@ -308,11 +310,22 @@ def _folder(path: Path) -> Answer:
         return _tokenizer(path) if isinstance(kind, str) and kind in tokenizers else _generator(path)
     from weightloom.cli.data import describe_task, print_task
     from weightloom.tasks import FolderTask
+    from weightloom.tasks.listing import find_pictures
 
     try:
-        return describe_task(FolderTask(path)), print_task
+        described = describe_task(FolderTask(path, skip_broken=True))
     except InputError as error:
+        found, _ = find_pictures(path)
+        if found:  # it was meant to be such a folder, and the error says what is wrong with it
+            raise
         raise InputError(f"{path}: is neither a zoo, a generator nor images by class ({error})") from None
+
+    def show(d: dict[str, Any]) -> None:
+        print_task(d)
+        if d["data"]["broken"]:
+            note("other commands refuse this folder, unless --skip-broken leaves out what cannot be read")
+
+    return described, show
 
 
 def _tokenizer(path: Path) -> Answer:

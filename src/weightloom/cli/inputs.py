@@ -31,7 +31,14 @@ TaskName = Annotated[
 ]
 DataFolder = Annotated[
     Path | None,
-    typer.Option("--data", metavar="FOLDER", help="Your own images: one sub-folder for each class."),
+    typer.Option(
+        "--data",
+        metavar="FOLDER",
+        help="Your own images: one sub-folder for each class, or train and test with these in each.",
+    ),
+]
+SkipBroken = Annotated[
+    bool, typer.Option("--skip-broken", help="Leave pictures of --data out that cannot be read.")
 ]
 Instruction = Annotated[
     str | None,
@@ -79,13 +86,19 @@ def plain_text(text: str, what: str) -> str:
     return text
 
 
-def load_task(task: str | None, data: Path | None, shape: tuple[int, int, int] | None = None) -> Task | None:
+def load_task(
+    task: str | None,
+    data: Path | None,
+    shape: tuple[int, int, int] | None = None,
+    skip_broken: bool = False,
+) -> Task | None:
     """The task that ``--task`` or ``--data`` names, or None; without a size of its own, at ``shape``.
 
     Args:
         task: a task's text.
         data: a folder of images.
         shape: (channels, height, width) that the network reads.
+        skip_broken: leave images of the folder out that cannot be read.
 
     Raises:
         InputError: both are given, or what is given is no task.
@@ -93,6 +106,8 @@ def load_task(task: str | None, data: Path | None, shape: tuple[int, int, int] |
     """
     if task is not None and data is not None:
         raise InputError("give --task or --data, not both")
+    if skip_broken and data is None:
+        raise InputError("--skip-broken belongs to --data")
     if task is None and data is None:
         return None
     from weightloom.tasks import FolderTask, parse_task
@@ -103,15 +118,22 @@ def load_task(task: str | None, data: Path | None, shape: tuple[int, int, int] |
             f"the network reads {size} images; tasks are square, of 1 or 3 channels"
         )
     if data is not None:
-        return FolderTask(data) if shape is None else FolderTask(data, size=shape[1], channels=shape[0])
+        if shape is None:
+            return FolderTask(data, skip_broken=skip_broken)
+        return FolderTask(data, size=shape[1], channels=shape[0], skip_broken=skip_broken)
     assert task is not None
     parsed = parse_task(plain_text(task, "task"))
     return parsed if shape is None or "@" in task else parsed.resized(shape[1], shape[0])
 
 
-def require_task(task: str | None, data: Path | None, shape: tuple[int, int, int] | None = None) -> Task:
+def require_task(
+    task: str | None,
+    data: Path | None,
+    shape: tuple[int, int, int] | None = None,
+    skip_broken: bool = False,
+) -> Task:
     """As :func:`load_task`, but one must be given."""
-    found = load_task(task, data, shape)
+    found = load_task(task, data, shape, skip_broken)
     if found is None:
         raise InputError(
             "say what to measure it on: --task NAME (see `weightloom data list`) or --data FOLDER"
@@ -247,13 +269,13 @@ def provenance(metadata: Mapping[str, str]) -> dict[str, Any]:
     return report if isinstance(report, dict) else {}
 
 
-def fitting_task(network: Network, task: str | None, data: Path | None) -> Task:
+def fitting_task(network: Network, task: str | None, data: Path | None, skip_broken: bool = False) -> Task:
     """The task to run ``network`` on, at the size that it reads.
 
     Raises:
         InputError: none is given, or its number of classes is another one.
     """
-    found = require_task(task, data, network.spec.input)
+    found = require_task(task, data, network.spec.input, skip_broken)
     if found.num_classes != network.spec.classes:
         raise InputError(
             f"the network tells apart {network.spec.classes} classes, but {found} has {found.num_classes}"

@@ -6,22 +6,23 @@ Knows no command.
 from __future__ import annotations
 
 import math
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import PurePath
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from weightloom.errors import UNSHOWABLE, printable
+
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, steps done and steps in all."""
 
 _QUIET_SECONDS = 10.0
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _PIPE_WIDTH = 240
 
 
@@ -37,11 +38,8 @@ def notes() -> Console:
 
 
 def shown(value: Any, style: str = "") -> Text:
-    """A value as text in which a stranger's control characters are spelt out: a terminal would obey them.
-
-    So is half of a surrogate pair, which no stream takes.
-    """
-    return Text(_CONTROL.sub(lambda found: repr(found[0])[1:-1], str(value)), style=style)
+    """A value as text that can be shown; what a terminal would obey, or no output takes, is spelt out."""
+    return Text(printable(str(value)), style=style)
 
 
 def note(text: str) -> None:
@@ -58,17 +56,25 @@ def emit(value: dict[str, Any]) -> None:
     """One JSON object on stdout."""
     from weightloom.io import dump_json
 
-    text = dump_json(_rounded(value)) + "\n"
+    # JSON escapes most of what a terminal would obey by itself; the rest is inside strings and can be too.
+    text = UNSHOWABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", dump_json(_plain(value))) + "\n"
     sys.stdout.write(text.encode("utf-8", "replace").decode(sys.stdout.encoding or "utf-8", "replace"))
 
 
-def _rounded(value: Any) -> Any:
-    """``value`` with floats of seven digits: what a float32 knows, and no more."""
+def _plain(value: Any) -> Any:
+    """``value`` with floats of seven digits (what a float32 knows, and no more), and text that is UTF-8."""
     if isinstance(value, float) and math.isfinite(value):
         return float(f"{value:.7g}")
+    if isinstance(value, (str, PurePath)):
+        text = str(value)
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:  # the name of a file that is not
+            text = printable(text)
+        return text
     if isinstance(value, dict):
-        return {key: _rounded(entry) for key, entry in value.items()}
-    return [_rounded(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+        return {_plain(key): _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, numbers: Sequence[str] = ()) -> None:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from weightloom.cli.folders import data_counts, data_facts, data_report
 from weightloom.cli.inputs import (
     DataFolder,
     GeneratorName,
     Json,
+    SkipBroken,
     TaskName,
     calm_threads,
     check_out,
@@ -34,6 +36,7 @@ MOST_CANDIDATES = 1000
 def select(
     task: TaskName = None,
     data: DataFolder = None,
+    skip_broken: SkipBroken = False,
     budget: Annotated[
         str, typer.Option("--budget", metavar="TIME", help="Wall-clock time in all, such as 60s, 2m or 1h.")
     ] = "60s",
@@ -106,7 +109,7 @@ def select(
     specs = [parse_architecture(plain_text(text, "architecture")) for text in arch] if arch else None
     model = load_generator(plain_text(generator, "generator"))
     calm_threads()
-    target = require_task(task, data, model.validity.input)
+    target = require_task(task, data, model.validity.input, skip_broken)
     with progress() as move:
         found = run(
             model,
@@ -123,14 +126,16 @@ def select(
     with working("measuring"):
         images, labels = target.data("test").all()
         measured = float(accuracy(best.spec, best.flat[None], images, labels)[0])
+    folder_report = data_report(target)
     if out is not None:
         sample = found.sample()
-        extra = {"task": str(target), "accuracy": measured}
+        extra = {"task": str(target), "data": data_counts(folder_report), "accuracy": measured}
         replace(sample, report={**sample.report, **extra}).save(out)
     if plot is not None:
         draw_selection(found, plot)
     result: dict[str, Any] = {
         **found.to_json(),
+        "data": folder_report,
         "accuracy": measured,
         "test_images": len(labels),
         "out": out,
@@ -148,7 +153,7 @@ def select(
         f"after {seconds_text(found.seconds)} of {seconds_text(settings.budget)}",
         style="bold",
     )
-    facts([("task", f"{target}: {target.describe()}"), ("generator", model.name)])
+    facts([("task", f"{target}: {target.describe()}"), *data_facts(folder_report), ("generator", model.name)])
     say()
     count = len(found.rungs)
     columns = ["", "architecture", "parameters", "generated", "predicted"]

@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
+from weightloom.cli.folders import data_facts, data_report
 from weightloom.cli.inputs import (
     DataFolder,
     GeneratorName,
     Instruction,
     Json,
+    SkipBroken,
     TaskName,
     calm_threads,
     check_place,
@@ -32,6 +34,7 @@ def stream(
     instruction: Instruction = None,
     task: TaskName = None,
     data: DataFolder = None,
+    skip_broken: SkipBroken = False,
     generator: GeneratorName = "igpg-tiny",
     shots: Annotated[int, typer.Option("--shots", help="Examples of each class to look at.")] = 16,
     seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same network.")] = 0,
@@ -65,7 +68,7 @@ def stream(
     spec = parse_architecture(plain_text(arch, "architecture"))
     model = load_generator(plain_text(generator, "generator"))
     calm_threads()
-    target = load_task(task, data, model.validity.input)
+    target = load_task(task, data, model.validity.input, skip_broken)
     if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise InputError(f"--out {out}: is not empty; --overwrite replaces a network that was written there")
     with working("generating and writing"):
@@ -79,8 +82,10 @@ def stream(
             shard_bytes=shard_mb * 1_000_000,
             overwrite=overwrite,
         )
+    folder_report = data_report(target)
     if as_json:
-        emit({**report, "task": None if target is None else str(target), "folder": out})
+        name = None if target is None else str(target)
+        emit({**report, "task": name, "data": folder_report, "folder": out})
         return
     say(
         f"{report['generator']} generated {report['parameters']:,} parameters in "
@@ -91,6 +96,7 @@ def stream(
         [
             ("architecture", report["architecture"]),
             ("task", None if target is None else f"{target}: {target.describe()}"),
+            *data_facts(folder_report),
             ("on the examples", percent(report.get("support_accuracy"))),
             ("files", f"{len(report['files'])} in {out}"),
         ]

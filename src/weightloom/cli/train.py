@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from weightloom.cli.failures import Interrupted
-from weightloom.cli.inputs import DataFolder, Json, TaskName, check_place, find_recipe, load_task, plain_text
+from weightloom.cli.folders import data_counts, data_facts, data_report
+from weightloom.cli.inputs import (
+    DataFolder,
+    Json,
+    SkipBroken,
+    TaskName,
+    check_place,
+    find_recipe,
+    load_task,
+    plain_text,
+)
 from weightloom.cli.output import emit, facts, percent, progress, say, seconds_text
 from weightloom.errors import InputError
+
+if TYPE_CHECKING:
+    from weightloom.tasks import Task
 
 
 def train(
@@ -39,6 +54,7 @@ def train(
     ] = "recipe",
     task: TaskName = None,
     data: DataFolder = None,
+    skip_broken: SkipBroken = False,
     arch: Annotated[
         str, typer.Option("--arch", metavar="SPEC", help="The architecture to steer for one task.")
     ] = "cnn(depth=3,width=16)",
@@ -65,10 +81,11 @@ def train(
     out = out.expanduser()
     check_place(out, "--out")
     if objective == "reward":
-        _steer(recipe, out, task, data, arch, shots, seed, as_json)
+        one = partial(load_task, task, data, skip_broken=skip_broken)
+        _steer(recipe, out, one, arch, shots, seed, as_json)
         return
-    if task is not None or data is not None:
-        raise InputError("--task and --data belong to --objective reward")
+    if task is not None or data is not None or skip_broken:
+        raise InputError("--task, --data and --skip-broken belong to --objective reward")
     path = find_recipe(recipe)
     from weightloom.training import parallel
     from weightloom.training.run import train_recipe
@@ -101,14 +118,13 @@ def train(
 def _steer(
     generator: str,
     out: Path,
-    task: str | None,
-    data: Path | None,
+    one_task: Callable[[tuple[int, int, int]], Task | None],
     arch: str,
     shots: int,
     seed: int,
     as_json: bool,
 ) -> None:
-    """``--objective reward``: one task where it is named, else the recipe's tasks."""
+    """``--objective reward``: one task, by the shape of its images, or None for the recipe's tasks."""
     started = time.perf_counter()
     from weightloom.architectures import parse_architecture
     from weightloom.generators.load import load_generator
@@ -120,7 +136,7 @@ def _steer(
         raise InputError("steering by reward is the work of one process; start it without torchrun")
     path = find_recipe("reward-tiny")
     start = load_generator(plain_text(generator, "generator"))
-    target = load_task(task, data, start.validity.input)
+    target = one_task(start.validity.input)
     result: dict[str, Any] = {"start": start.name, "recipe": path, "out": out}
     try:
         with progress() as move:
@@ -136,7 +152,8 @@ def _steer(
         raise Interrupted(
             f"the last kept state is in {out}, and the same command goes on from there"
         ) from None
-    result["seconds"] = time.perf_counter() - started
+    folder_report = data_report(target)
+    result |= {"data": folder_report, "seconds": time.perf_counter() - started}
     if as_json:
         emit(result)
         return
@@ -145,6 +162,7 @@ def _steer(
     if target is not None:
         rows += [
             ("network", str(result["network"])),
+            *data_facts(folder_report),
             ("accuracy before", percent(result["accuracy_before"])),
             ("accuracy after", f"{percent(result['accuracy'])} on {result['test_images']:,} test images"),
         ]
@@ -178,6 +196,7 @@ def _one_task(
         **before.report,
         "objective": "reward",
         "task": str(target),
+        "data": data_counts(data_report(target)),
         "accuracy": float(after),
         "accuracy_before": float(first),
         "networks_scored": steered.scored,

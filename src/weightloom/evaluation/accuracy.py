@@ -5,6 +5,7 @@ Shapes: P values of a network, C classes.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 
 import torch
@@ -14,7 +15,7 @@ from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.engines import Engine, Payload, job
 from weightloom.errors import InputError
 from weightloom.fitting import run_networks
-from weightloom.tasks import DatasetTask, FolderTask, Task, parse_task
+from weightloom.tasks import DatasetTask, FolderTask, Task, ValueRanges, parse_task
 
 IMAGES = 1000
 """Test images that a network looks at together."""
@@ -58,9 +59,11 @@ def task_payload(task: Task) -> Payload:
         InputError: a task that has neither a name nor a folder.
     """
     if isinstance(task, FolderTask):
-        names = ("size", "channels", "test_fraction")
+        names = ("size", "channels", "test_fraction", "skip_broken")
         folder = {name: getattr(task, name) for name in names}
         folder |= {"path": str(task.path.absolute()), "transform": str(task.transform)}
+        if task.known_ranges is not None:
+            folder["ranges"] = task.known_ranges.to_json()
         return {"folder": folder, "files": task.digest()}
     if isinstance(task, DatasetTask):
         return {"task": str(task)}
@@ -87,6 +90,7 @@ def confusions(
         InputError: a task that a worker cannot find, or finds with other images.
     """
     tasks = [task_payload(task) for _, _, task in wanted]
+    _here.update({_key(own): task for own, (_, _, task) in zip(tasks, wanted, strict=True)})
     most = AT_ONCE if jobs == 1 else max(1, min(AT_ONCE, len(wanted) // (4 * jobs)))
     groups: list[list[int]] = []
     for number, own in enumerate(tasks):
@@ -102,22 +106,39 @@ def confusions(
 
     payloads = [{**tasks[group[0]], "networks": [network(number) for number in group]} for group in groups]
     found: dict[int, list[list[int]]] = {}
-    for number, counts in engine.map(measure_networks, payloads):
-        found |= zip(groups[number], counts, strict=True)
-        progress("networks", len(found), len(wanted))
+    try:
+        for number, counts in engine.map(measure_networks, payloads):
+            found |= zip(groups[number], counts, strict=True)
+            progress("networks", len(found), len(wanted))
+    finally:
+        _here.clear()
     return [found[number] for number in range(len(wanted))]
+
+
+_here: dict[str, Task] = {}
+"""Tasks that this process measures on, so that it does not read a folder of images twice."""
+
+
+def _key(payload: Payload) -> str:
+    """What a task's payload says, without the networks."""
+    return json.dumps({key: value for key, value in payload.items() if key != "networks"}, sort_keys=True)
+
+
+def _task_of(payload: Payload) -> Task:
+    if "folder" not in payload:
+        return parse_task(payload["task"])
+    ranges = payload["folder"].get("ranges")
+    known = {} if ranges is None else {"ranges": ValueRanges.from_json(ranges)}
+    folder = FolderTask(**{**payload["folder"], **known})
+    if folder.digest() != payload["files"]:
+        raise InputError(f"a worker finds other images in {folder.path} than this process does")
+    return folder
 
 
 @job
 def measure_networks(payload: Payload, step: Callable[[int], None]) -> list[list[list[int]]]:
     """:func:`confusion` of every one of ``networks`` on one task, wherever an engine runs it."""
-    if "folder" in payload:
-        folder = FolderTask(**payload["folder"])
-        if folder.digest() != payload["files"]:
-            raise InputError(f"a worker finds other images in {folder.path} than this process does")
-        task: Task = folder
-    else:
-        task = parse_task(payload["task"])
+    task = _here.get(_key(payload)) or _task_of(payload)
     found: list[list[list[int]]] = []
     for one in payload["networks"]:
         flat = torch.tensor(one["weights"])

@@ -5,7 +5,9 @@ from __future__ import annotations
 from weightloom.registry import discover
 from weightloom.tasks import datasets as _datasets_package
 from weightloom.tasks.data import SupportSet, TaskData
+from weightloom.tasks.depth import ValueRanges
 from weightloom.tasks.folder import FolderTask
+from weightloom.tasks.pictures import PictureSet, read_picture, read_pictures
 from weightloom.tasks.sampler import TASK_SPLITS, TaskSampler
 from weightloom.tasks.store import DatasetInfo, FetchReport, Source, cache_folder, fetch_dataset
 from weightloom.tasks.store import datasets as _registry
@@ -33,17 +35,21 @@ __all__ = [
     "DatasetTask",
     "FetchReport",
     "FolderTask",
+    "PictureSet",
     "Source",
     "SupportSet",
     "Task",
     "TaskData",
     "TaskSampler",
     "TorchTask",
+    "ValueRanges",
     "cache_folder",
     "dataset_info",
     "dataset_names",
     "fetch_dataset",
     "misspell",
     "parse_task",
+    "read_picture",
+    "read_pictures",
     "transform_names",
 ]

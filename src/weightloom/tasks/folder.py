@@ -1,34 +1,40 @@
 """A folder of images as a task: one sub-folder per class, images of any size.
 
 Knows files and pictures; the train and test images are told apart by the hash of a file's content, so
-adding images never moves an old one, and two copies of one image never land on both sides.
+adding images never moves an old one, and two copies of one image never land on both sides. A folder with a
+part for training and one for testing is split as it is.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from weightloom.errors import InputError
+from weightloom.errors import BrokenPicturesError, InputError, printable
 from weightloom.tasks.data import TaskData
+from weightloom.tasks.depth import ValueRanges
+from weightloom.tasks.listing import list_folder
+from weightloom.tasks.pictures import PictureSet, read_picture, read_pictures
 from weightloom.tasks.store import SPLITS
 from weightloom.tasks.task import DEFAULT_CHANNELS, DEFAULT_SIZE, Task, check_shape
 from weightloom.tasks.transforms import parse_transform
 from weightloom.tasks.words import Subject
 
-SUFFIXES = frozenset(
-    (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-)
+__all__ = ["FolderTask", "read_picture", "split_by_digest", "split_data"]
+
+_MOST_NAMED = 20
+"""Groups of pictures that a report names; it counts all."""
 
 
-def split_by_digest(digests: list[bytes], labels: list[int], test_fraction: float) -> list[bool]:
+def split_by_digest(digests: Sequence[bytes], labels: Sequence[int], test_fraction: float) -> list[bool]:
     """Per image whether it is a test image.
 
     Decided by its digest alone, except that a class with several different images has at least one on each
@@ -44,22 +50,49 @@ def split_by_digest(digests: list[bytes], labels: list[int], test_fraction: floa
     return [fate[digest] for digest in digests]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Read:
+    """The pictures of a folder and where they belong.
+
+    Attributes:
+        files: N files.
+        labels: N labels.
+        test: whether each of the N is a test image.
+        pictures: what was read; its ``broken`` are positions in the list of all files.
+        broken: files that were left out, with the reason.
+    """
+
+    files: list[Path]
+    labels: list[int]
+    test: list[bool]
+    pictures: PictureSet
+    broken: list[tuple[Path, str]]
+
+
 class FolderTask(Task):
     """A folder with one sub-folder of images per class, the classes in the order of their names.
 
-    Images are cut to their central square and resized. Files that are no images by their suffix, and hidden
-    files, are passed over.
+    A folder ``train`` beside one ``test`` (or, where there is none, ``val``), each with the classes in it,
+    is read as it is divided. Images are cut to their central square and resized; those in sub-folders of a
+    class belong to it. What is no picture, and what systems put into folders, is passed over and counted
+    (:meth:`report`).
 
     Args:
         path: the folder.
         size: height and width in pixels.
         channels: 1 or 3.
         transform: a transform's name.
-        test_fraction: the share of images kept for testing, between 0 and 1.
+        test_fraction: the share of images kept for testing, between 0 and 1, where the folder has no test
+            part.
+        skip_broken: leave images out that cannot be read.
+        ranges: what black and white are in images deeper than bytes (16-bit ones, floats); left out, it
+            follows from all images of the folder together.
 
     Raises:
-        InputError: no such folder, fewer than two classes, a class without images; or, as soon as the images
-            are needed, one that cannot be read.
+        InputError: no such folder, fewer than two classes, a class without images, parts whose classes
+            differ; or, as soon as the images are needed, values that no usual range fits, or a class of
+            which none can be read.
+        BrokenPicturesError: as soon as the images are needed, some that cannot be read; it names all of them.
     """
 
     def __init__(
@@ -69,31 +102,18 @@ class FolderTask(Task):
         channels: int = DEFAULT_CHANNELS,
         transform: str = "id",
         test_fraction: float = 0.2,
+        *,
+        skip_broken: bool = False,
+        ranges: ValueRanges | None = None,
     ) -> None:
         check_shape(size, channels)
         if not 0 < test_fraction < 1:
             raise InputError(f"the share of test images is between 0 and 1, not {test_fraction}")
         self.path = Path(path).expanduser()
         self.size, self.channels, self.transform = size, channels, parse_transform(transform)
-        self.test_fraction = test_fraction
-        self.dataset = self.path.resolve().name
-        try:
-            if not self.path.is_dir():
-                raise InputError(f"{self.path}: no such folder of images")
-            folders = sorted(p for p in self.path.iterdir() if p.is_dir() and not p.name.startswith("."))
-            self._files = {folder.name: _images_in(folder) for folder in folders}
-        except OSError as error:
-            raise InputError(f"{self.path}: cannot be read ({error.strerror or error})") from error
-        if len(folders) < 2:
-            raise InputError(
-                f"{self.path}: a task needs at least two classes, one sub-folder of images each, "
-                f"but this folder has {len(folders)}"
-            )
-        for name, files in self._files.items():
-            if not files:
-                raise InputError(
-                    f"{self.path / name}: this class has no images ({', '.join(sorted(SUFFIXES))})"
-                )
+        self.test_fraction, self.skip_broken, self.known_ranges = test_fraction, skip_broken, ranges
+        self.dataset = printable(self.path.resolve().name, one_line=True)
+        self._listing = list_folder(self.path)
 
     def __str__(self) -> str:
         """A short name for reports."""
@@ -101,18 +121,27 @@ class FolderTask(Task):
 
     def digest(self) -> str:
         """Changes with the names and sizes of the images."""
-        files = [[name, file.name, file.stat().st_size] for name, own in self._files.items() for file in own]
+        files = [
+            [part, label, str(file.relative_to(self.path)), file.stat().st_size]
+            for part, label, file in self._listing.pictures()
+        ]
         return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
     @property
     def class_names(self) -> list[str]:
-        """Names of the sub-folders."""
-        return list(self._files)
+        """Names of the sub-folders; what cannot be shown in them is spelt out."""
+        return self._listing.class_names
 
     @property
     def subject(self) -> Subject:
-        """Pictures of the classes; a folder has no subject of its own."""
-        return Subject(title="", subject="pictures", synonyms=("images", "photos"), grey=False, whole=False)
+        """Pictures of the classes, grey where all are; for that the images are read."""
+        grey = self._read.pictures.grey
+        return Subject(title="", subject="pictures", synonyms=("images", "photos"), grey=grey, whole=False)
+
+    @property
+    def ranges(self) -> ValueRanges:
+        """What stood for black and white in images deeper than bytes, with which further ones are read."""
+        return self._read.pictures.ranges
 
     def data(self, split: str) -> TaskData:
         """The images of ``"train"`` or ``"test"``."""
@@ -125,17 +154,84 @@ class FolderTask(Task):
             )
         return data
 
+    def report(self) -> dict[str, Any]:
+        """What was read of the folder and what was not, in plain values; reads the images.
+
+        ``pictures`` counts them by part, ``parts`` names the folders of the parts, ``nested`` counts by
+        class those in sub-folders, ``passed_over`` what was not read, ``broken`` has the files that were
+        skipped. ``repeated`` has the pictures that networks cannot tell apart and that stand in both parts
+        or under two classes: how many, and the files of the first. ``ranges`` is what stood for black and
+        white in images deeper than bytes.
+        """
+        read, listing = self._read, self._listing
+        return {
+            "folder": printable(str(self.path), one_line=True),
+            "pictures": {"train": read.test.count(False), "test": read.test.count(True)},
+            "parts": {part: printable(folder.name) for part, folder in listing.parts.items()},
+            "grey": read.pictures.grey,
+            "nested": dict(listing.nested),
+            "passed_over": listing.passed_over.to_json(),
+            "broken": [{"file": self._named(file), "reason": reason} for file, reason in read.broken],
+            "repeated": {
+                "in_train_and_test": self._repeated(read.test),
+                "in_two_classes": self._repeated(read.labels),
+            },
+            "ranges": read.pictures.ranges.to_json(),
+        }
+
+    def _named(self, file: Path) -> str:
+        return printable(str(file.relative_to(self.path)), one_line=True)
+
+    def _repeated(self, sides: Sequence[int]) -> dict[str, Any]:
+        """Groups of files that look the same to a network and do not all have the same entry of ``sides``."""
+        groups: dict[bytes, list[int]] = {}
+        for number, key in enumerate(self._read.pictures.keys):
+            groups.setdefault(key, []).append(number)
+        split = [group for group in groups.values() if len({sides[number] for number in group}) > 1]
+        named = [[self._named(self._read.files[number]) for number in group] for group in split[:_MOST_NAMED]]
+        return {"pictures": len(split), "files": named}
+
+    @cached_property
+    def _read(self) -> _Read:
+        every = list(self._listing.pictures())
+        try:
+            pictures = read_pictures(
+                [file for _, _, file in every],
+                self.size,
+                self.channels,
+                ranges=self.known_ranges,
+                skip_broken=self.skip_broken,
+                where=printable(str(self.path)),
+            )
+        except BrokenPicturesError as error:
+            prefix = f"{printable(str(self.path), one_line=True)}/"
+            files = [(name.removeprefix(prefix), reason) for name, reason in error.files]
+            raise BrokenPicturesError(prefix.rstrip("/"), len(every), files) from error
+        kept = [every[number] for number in pictures.kept]
+        labels = [label for _, label, _ in kept]
+        if self._listing.parts:
+            test = [part == "test" for part, _, _ in kept]
+        else:
+            # A picture that was saved anew looks the same and has other bytes: it stays where its copy is.
+            first: dict[bytes, bytes] = {}
+            for key, digest in zip(pictures.keys, pictures.digests, strict=True):
+                first[key] = min(digest, first.get(key, digest))
+            test = split_by_digest([first[key] for key in pictures.keys], labels, self.test_fraction)
+        present = {(part, label) for part, label, _ in kept}
+        for part, label, _ in every:
+            if (part, label) not in present:
+                name = self.class_names[label]
+                folder = self._listing.parts.get(part, self.path).name
+                raise InputError(f"{self.path}: none of the images of class {name!r} in {folder} can be read")
+        broken = [(every[number][2], reason) for number, reason in pictures.broken]
+        return _Read(
+            files=[file for _, _, file in kept], labels=labels, test=test, pictures=pictures, broken=broken
+        )
+
     @cached_property
     def _split(self) -> dict[str, TaskData]:
-        pixels, digests, labels = [], [], []
-        for label, files in enumerate(self._files.values()):
-            for file in files:
-                picture, digest = read_picture(file, self.size, self.channels)
-                pixels.append(picture)
-                digests.append(digest)
-                labels.append(label)
-        held = split_by_digest(digests, labels, self.test_fraction)
-        return split_data(np.stack(pixels), labels, held, self.transform, self.channels)
+        read = self._read
+        return split_data(read.pictures.pixels, read.labels, read.test, self.transform, self.channels)
 
 
 def split_data(
@@ -148,45 +244,3 @@ def split_data(
         split: TaskData(stack, rows[split], names[rows[split]], transform=transform, channels=channels)
         for split in SPLITS
     }
-
-
-def _images_in(folder: Path) -> list[Path]:
-    return sorted(
-        p
-        for p in folder.iterdir()
-        if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()
-    )
-
-
-def read_picture(file: Path, size: int, channels: int) -> tuple[np.ndarray, bytes]:
-    """Pixels (channels, size, size) uint8 of an image file, and the SHA-256 of its content.
-
-    Raises:
-        InputError: the file is broken, empty, too large or no image.
-    """
-    from PIL import Image, ImageOps
-
-    try:
-        content = file.read_bytes()
-        with warnings.catch_warnings():
-            # A picture beyond Pillow's limit is a mistake or an attack: refuse it like a broken one.
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content)) as opened:
-                picture = ImageOps.exif_transpose(opened)
-                if picture.mode.startswith("I"):  # 16 bits of grey, in whatever container
-                    wide = np.asarray(picture, dtype=np.float64)
-                    whole = 65535 if wide.max() > 255 else 255
-                    picture = Image.fromarray((wide / whole * 255).clip(0, 255).astype(np.uint8))
-                if "A" in picture.getbands() or "transparency" in picture.info:
-                    picture = picture.convert("RGBA")
-                    ground = Image.new("RGBA", picture.size, "white")
-                    picture = Image.alpha_composite(ground, picture)
-                picture = picture.convert("RGB" if channels == 3 else "L")
-                picture = ImageOps.fit(picture, (size, size), Image.Resampling.BILINEAR)
-                pixels = np.array(picture, dtype=np.uint8)
-    except Exception as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0].partition(" <_io.")[0][:120]
-        raise InputError(f"{file}: this image cannot be read ({why})") from error
-    pixels = pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)  # (H, W[, 3]) -> (C, H, W)
-    return np.ascontiguousarray(pixels), hashlib.sha256(content).digest()

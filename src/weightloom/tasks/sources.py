@@ -173,7 +173,8 @@ def hub_arrays(repository: str, folder: str, image: str, label: str, progress: P
                 repository, f"{folder}/{split}-00000-of-00001.parquet", repo_type="dataset", etag_timeout=10
             )
             table = parquet.read_table(path, columns=[image, label]).to_pydict()
-            pixels = [np.asarray(Image.open(io.BytesIO(cell["bytes"]))) for cell in table[image]]
+            files = (io.BytesIO(cell["bytes"]) for cell in table[image])
+            pixels = [np.asarray(Image.open(file, formats=["PNG", "JPEG"])) for file in files]
         except Exception as error:
             raise SourceSilent(
                 f"did not answer ({type(error).__name__}: {str(error).splitlines()[0][:120]})"

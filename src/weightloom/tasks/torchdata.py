@@ -17,7 +17,9 @@ from torch.utils.data import Dataset
 
 from weightloom.errors import InputError
 from weightloom.tasks.data import TaskData, resize_pixels
+from weightloom.tasks.depth import Picture, ValueRanges, fit_ranges, scaled
 from weightloom.tasks.folder import split_by_digest, split_data
+from weightloom.tasks.pictures import load_picture
 from weightloom.tasks.store import SPLITS
 from weightloom.tasks.task import DEFAULT_CHANNELS, DEFAULT_SIZE, Task, check_shape
 from weightloom.tasks.transforms import parse_transform
@@ -27,9 +29,9 @@ from weightloom.tasks.words import Subject
 class TorchTask(Task):
     """A map-style torch dataset as a task.
 
-    An image is a PIL image, an array (H, W) or (H, W, C) of bytes, or a tensor (H, W) or (C, H, W) of bytes
-    or of floats in [0, 1] or [-1, 1]; all tensors of floats in one dataset use one range. A label is
-    an integer from 0.
+    An image is a PIL image, which becomes what its file becomes in a folder (:class:`FolderTask`), an array
+    (H, W) or (H, W, C) of bytes, or a tensor (H, W) or (C, H, W) of bytes or of floats in [0, 1] or [-1, 1];
+    all tensors of floats in one dataset use one range. A label is an integer from 0.
 
     Args:
         train: the dataset; where ``test`` is missing, a fifth of it, chosen by the hash of its content, is
@@ -67,6 +69,7 @@ class TorchTask(Task):
         self._train, self._test = train, test
         names = class_names if class_names is not None else getattr(train, "classes", None)
         self._names = [str(n) for n in names] if names is not None else None
+        self.ranges = ValueRanges()  # of PIL images deeper than bytes: those of the training images
         self.dataset, self.size, self.channels = name, size, channels
         self.transform, self.test_fraction = parse_transform(transform), test_fraction
 
@@ -88,7 +91,11 @@ class TorchTask(Task):
     @property
     def subject(self) -> Subject:
         """Pictures; a torch dataset has no subject of its own."""
-        return Subject(title="", subject="pictures", synonyms=("images",), grey=False, whole=False)
+        pixels = self._items["train"][0].astype(np.int16)  # (N, C, size, size)
+        grey = bool(
+            np.ptp(pixels, axis=1).max(initial=0) <= 2
+        )  # JPEG moves the channels of grey by one or two
+        return Subject(title="", subject="pictures", synonyms=("images",), grey=grey, whole=False)
 
     def data(self, split: str) -> TaskData:
         """The images of ``"train"`` or ``"test"``."""
@@ -137,6 +144,8 @@ class TorchTask(Task):
                 image, label = dataset[i]
             except (TypeError, ValueError) as error:
                 raise InputError(f"{where} is not a pair of an image and an integer label") from error
+            except Exception as error:  # what a dataset of files raises for one that is broken
+                raise InputError(f"{where} cannot be read ({error or type(error).__name__})") from error
             try:
                 labels.append(operator.index(label))  # int() would round 1.5 and read "3"
             except TypeError as error:
@@ -147,8 +156,10 @@ class TorchTask(Task):
                 ) from error
             if labels[-1] < 0:
                 raise InputError(f"{where} has the label {labels[-1]}; labels count from 0")
-            images.append(_tensor(image, where))
-        floats = [image for image in images if image.is_floating_point()]
+            images.append(_picture(image, where, self.size) or _tensor(image, where))
+        pictures = [image for image in images if isinstance(image, Picture)]
+        self.ranges = fit_ranges(pictures, f"dataset {self.dataset!r}", self.ranges)
+        floats = [i for i in images if isinstance(i, torch.Tensor) and i.is_floating_point()]
         low = min((float(image.min()) for image in floats), default=0.0)
         high = max((float(image.max()) for image in floats), default=1.0)
         if not (low >= -1.001 and high <= 1.001):  # also catches NaN
@@ -157,7 +168,15 @@ class TorchTask(Task):
                 "they must lie in [0, 1] or [-1, 1]"
             )
         resized = []
-        for image in images:
+        for number, image in enumerate(images):
+            if isinstance(image, Picture):
+                try:
+                    resized.append(scaled(image, self.ranges, self.channels))
+                except InputError as error:
+                    raise InputError(
+                        f"item {number} of the {split} images of dataset {self.dataset!r} {error}"
+                    ) from error
+                continue
             if image.is_floating_point():
                 image = (image + 1) / 2 if low < 0 else image
                 image = (image * 255).round().clamp(0, 255).to(torch.uint8)
@@ -166,14 +185,24 @@ class TorchTask(Task):
         return np.stack(resized), labels
 
 
+def _picture(image: Any, where: str, size: int) -> Picture | None:
+    """A PIL image, read as its file is in a folder; None for anything else."""
+    from PIL import Image
+
+    if not isinstance(image, Image.Image):
+        return None
+    try:
+        return load_picture(image, size)
+    except InputError as error:
+        raise InputError(f"{where} cannot be read ({error})") from error
+
+
 def _tensor(image: Any, where: str) -> torch.Tensor:
-    """An image of any accepted kind as (1 or 3, H, W) of bytes or floats."""
+    """An image of any other accepted kind as (1 or 3, H, W) of bytes or floats."""
     if isinstance(image, torch.Tensor):
         tensor = image.detach().cpu()
     else:
         try:
-            if hasattr(image, "convert") and getattr(image, "mode", "L") not in ("L", "RGB"):
-                image = image.convert("RGB")
             array = np.array(image)
             tensor = torch.from_numpy(array)
         except (TypeError, ValueError) as error:

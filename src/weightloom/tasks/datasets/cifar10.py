@@ -20,7 +20,7 @@ def _npm(progress: Progress) -> Arrays:
         def sheet(name: str) -> np.ndarray:
             progress(f"decoding {name}")
             # One image per row of the sheet: (10000, 32*32, 3) -> (10000, 32, 32, 3) -> (10000, 3, 32, 32)
-            with Image.open(io.BytesIO(read(name))) as picture:
+            with Image.open(io.BytesIO(read(name)), formats=["PNG"]) as picture:
                 return np.asarray(picture.convert("RGB")).reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2)
 
         def labels(name: str) -> np.ndarray:
