@@ -20,6 +20,7 @@ from typing import Annotated, Any, ClassVar, Self, TypeVar, get_type_hints
 import torch
 from torch import Tensor, nn
 
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import SpecError, UnknownNameError
 from weightloom.registry import Registry
 from weightloom.seeding import seed_for
@@ -360,6 +361,7 @@ class ArchitectureSpec(ABC):
         body, width = self.body(self.input)
         return TargetNetwork(body, width, self.classes)
 
+    @with_plain_defaults
     def initialise(self, seed: int) -> TargetNetwork:
         """A new network on the CPU whose weights depend on ``seed`` alone; no global state is changed.
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weightloom.defaults import with_plain_defaults
 from weightloom.architectures import ArchitectureSpec
 from weightloom.conditioning import encode_text
 from weightloom.errors import WeightloomError
@@ -28,6 +29,7 @@ NEAREST = 5
 
 
 @torch.no_grad()
+@with_plain_defaults
 def explain(
     model: Generator,
     spec: ArchitectureSpec,

@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weightloom.defaults import with_plain_defaults
 from weightloom.architectures import ArchitectureSpec
-from weightloom.errors import CheckpointError, InputError, SpecError, UnsupportedRequestError, WeightloomError
+from weightloom.errors import CheckpointError, InputError, UnsupportedRequestError, WeightloomError
 from weightloom.evaluation.cells import Cells, Result, version_of
 from weightloom.evaluation.ground import DATASETS, SEEN, UNSEEN, Ground, Trial
 from weightloom.evaluation.measures import peak_mb, test_batch
@@ -33,6 +34,7 @@ from weightloom.generators import Generator, Sample, best_of, generators
 from weightloom.generators.base import Baseline
 from weightloom.generators.fingerprint import Fingerprint
 from weightloom.weights import layout_of
+from weightloom.whole import whole_fields
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being measured, cells done and cells in all."""
@@ -81,10 +83,7 @@ class LeaderboardSettings:
             "images": (10, 10_000_000), "finetuned": (0, 10_000), "epoch_steps": (1, 1_000_000),
             "many": (2, 4096), "trained_steps": (1, 10_000_000),
         }  # fmt: skip
-        for name, (least, most) in limits.items():
-            value = getattr(self, name)
-            if type(value) is not int or not least <= value <= most:
-                raise SpecError(f"{name} must be a whole number from {least} to {most}, not {value!r}")
+        whole_fields(self, limits)
 
     @classmethod
     def quick(cls, **options: Any) -> LeaderboardSettings:
@@ -356,6 +355,7 @@ class Bench:
         }
 
 
+@with_plain_defaults
 def run_leaderboard(
     given: Sequence[Generator],
     ground: Ground,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from weightloom.defaults import with_plain_defaults
 from weightloom.architectures import ArchitectureSpec
 from weightloom.fitting.population import recalibrate, trunk_features
 from weightloom.fitting.precision import full_precision
@@ -85,6 +86,7 @@ def left_out(features: Tensor, labels: Tensor, classes: int, ridge: float = RIDG
 
 
 @torch.no_grad()
+@with_plain_defaults
 def closed_form_network(
     spec: ArchitectureSpec,
     flat: Tensor,

@@ -15,18 +15,21 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from weightloom.defaults import with_plain_defaults
 from weightloom.architectures import ArchitectureSpec
 from weightloom.fitting.precision import full_precision
 from weightloom.weights import layout_of
 
 
 @lru_cache(maxsize=64)
+@with_plain_defaults
 def _template(spec: ArchitectureSpec, training: bool) -> nn.Module:
     """The module's structure on the meta device; its tensors are never read."""
     with torch.device("meta"):
         return spec.build().train(training)
 
 
+@with_plain_defaults
 def initial_flats(spec: ArchitectureSpec, seeds: list[int]) -> Tensor:
     """(N, P) freshly initialised networks, one for each seed; the global random state is left alone."""
     layout = layout_of(spec)
@@ -34,6 +37,7 @@ def initial_flats(spec: ArchitectureSpec, seeds: list[int]) -> Tensor:
 
 
 @full_precision
+@with_plain_defaults
 def run_networks(spec: ArchitectureSpec, flats: Tensor, images: Tensor, *, training: bool = False) -> Tensor:
     """Logits of N networks, differentiable in their weights.
 
@@ -109,6 +113,7 @@ def _fold_batch_norms(module: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 @torch.no_grad()
+@with_plain_defaults
 def accuracy(
     spec: ArchitectureSpec, flats: Tensor, images: Tensor, labels: Tensor, batch_size: int = 1000
 ) -> Tensor:
@@ -124,6 +129,7 @@ def accuracy(
 
 
 @torch.no_grad()
+@with_plain_defaults
 def recalibrate(spec: ArchitectureSpec, flats: Tensor, images: Tensor) -> Tensor:
     """(N, P) with batch-norm statistics measured anew on unlabelled images (N, B, ...) or (B, ...).
 

@@ -15,12 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from weightloom.defaults import with_plain_defaults
 from weightloom.architectures import ArchitectureSpec
 from weightloom.errors import SpecError, TrainingError
 from weightloom.fitting.population import recalibrate, run_networks
-from weightloom.seeding import torch_generator
+from weightloom.seeding import check_seed, torch_generator
 from weightloom.tasks import TaskData
 from weightloom.weights import layout_of
+from weightloom.whole import whole_fields, whole_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,16 +49,14 @@ class FitSettings:
     """Steps after which the networks are handed out; the last step always is."""
 
     def __post_init__(self) -> None:
-        if (
-            self.steps < 1
-            or self.batch_size < 2
-            or min(self.learning_rate, self.head_rate, self.epsilon) <= 0
-        ):
-            raise SpecError(
-                "steps must be at least 1 and batch_size 2; learning_rate, head_rate and epsilon above 0"
-            )
-        if any(not 0 < s <= self.steps for s in self.snapshots):
-            raise SpecError(f"snapshots {list(self.snapshots)} must lie between 1 and steps={self.steps}")
+        whole_fields(self, {"steps": (1, 10**9), "batch_size": (2, 10**6), "tied_steps": (0, 10**9)})
+        rates = (self.learning_rate, self.head_rate, self.epsilon)
+        if not all(math.isfinite(rate) and rate > 0 for rate in rates):
+            raise SpecError("learning_rate, head_rate and epsilon must be above 0 and finite")
+        steps = tuple(whole_number(step, "a snapshot's step", 0, error=SpecError) for step in self.snapshots)
+        object.__setattr__(self, "snapshots", steps)
+        if any(not 0 < step <= self.steps for step in steps):
+            raise SpecError(f"snapshots {list(steps)} must lie between 1 and steps={self.steps}")
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ def draw_batch(data: Sequence[TaskData], size: int, generator: torch.Generator) 
     return torch.stack(images), torch.stack(labels)
 
 
+@with_plain_defaults
 def fit_population(
     spec: ArchitectureSpec,
     flats: Tensor,
@@ -112,6 +113,7 @@ def fit_population(
     for i, slot in enumerate(layout.slots):
         if slot.is_buffer:
             trained[layout.slot_of_value == i] = False
+    seed = check_seed(seed)
     generator = torch_generator("fit", seed)
     for step in range(1, settings.steps + 1):
         images, labels = draw_batch(data, settings.batch_size, generator)

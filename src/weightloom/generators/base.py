@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from weightloom.defaults import with_plain_defaults
 from weightloom import __version__
 from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.conditioning.text import check_instruction
@@ -28,10 +29,11 @@ from weightloom.fitting import recalibrate, run_networks
 from weightloom.generators.cost import check_cost
 from weightloom.io import save_tensors
 from weightloom.registry import Registry
-from weightloom.seeding import torch_generator
+from weightloom.seeding import check_seed, torch_generator
 from weightloom.tasks import SupportSet
 from weightloom.tasks.data import ONE_EXAMPLE
 from weightloom.weights import layout_of, require_finite
+from weightloom.whole import whole_number
 
 generators: Registry[type[Generator]] = Registry("generator")
 
@@ -57,8 +59,10 @@ class Sampling:
     def __post_init__(self) -> None:
         if not 0 <= self.temperature <= 10:
             raise SpecError(f"temperature must be from 0 to 10, not {self.temperature}")
-        if self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise SpecError(f"top_k must be 0 or more and top_p in (0, 1], not {self.top_k} and {self.top_p}")
+        top_k = whole_number(self.top_k, "top_k", 0, error=SpecError)
+        object.__setattr__(self, "top_k", top_k)
+        if not 0 < self.top_p <= 1:
+            raise SpecError(f"top_p must be above 0 and at most 1, not {self.top_p}")
         if not 0 <= self.guidance <= 20:
             raise SpecError(f"guidance must be from 0 to 20, not {self.guidance}")
 
@@ -91,11 +95,13 @@ class Sample:
     report: dict[str, Any]
 
     @cached_property
+    @with_plain_defaults
     def state_dict(self) -> dict[str, Tensor]:
         """The weights by name, buffers included."""
         return {k: v.clone() for k, v in layout_of(self.architecture).unflatten(self.flat).items()}
 
     @cached_property
+    @with_plain_defaults
     def module(self) -> nn.Module:
         """An ordinary module in eval mode."""
         with torch.device("meta"):
@@ -105,6 +111,7 @@ class Sample:
             parameter.requires_grad_(True)
         return module.eval()
 
+    @with_plain_defaults
     def save(self, path: str | Path) -> Path:
         """Write the state dict as safetensors with its provenance in the header.
 
@@ -200,6 +207,7 @@ class Generator(ABC):
     def sample_flats(self, request: Request) -> tuple[Tensor, list[dict[str, Any]]]:
         """(M, P) raw weights for a checked request, and one report for each sample."""
 
+    @with_plain_defaults
     def generate_many(
         self,
         architecture: str | ArchitectureSpec,
@@ -278,6 +286,7 @@ class Generator(ABC):
         spec = architecture
         if not isinstance(spec, ArchitectureSpec):
             spec = parse_architecture(spec)
+        check_weights(self)
         if support is not None:
             check_support(support)
             if spec.classes is not None and spec.classes != support.num_classes:
@@ -299,8 +308,7 @@ class Generator(ABC):
                 "the number of classes is not known; give examples, a task, or classes=N in the architecture"
             )
         self.validity.check(spec)
-        if type(num_samples) is not int or not 1 <= num_samples <= MAX_SAMPLES:
-            raise InputError(f"the number of samples must be from 1 to {MAX_SAMPLES}, not {num_samples}")
+        num_samples = whole_number(num_samples, "the number of samples", 1, MAX_SAMPLES)
         if batch_norm not in ("support", "generated"):
             raise InputError(f"batch_norm is 'support' or 'generated', not {batch_norm!r}")
         check_cost(spec, num_samples)
@@ -310,7 +318,7 @@ class Generator(ABC):
             instruction=None if instruction is None else check_instruction(instruction),
             support=support,
             num_samples=num_samples,
-            seed=seed,
+            seed=check_seed(seed),
             sampling=sampling or Sampling(),
         )
 
@@ -329,6 +337,21 @@ class Baseline(Generator):
         Raises:
             InputError: ``model`` carries nothing that this baseline could be made from.
         """
+
+
+def check_weights(model: object) -> None:
+    """Raise :class:`InputError` unless every weight of ``model`` is float32 and has a value.
+
+    A generator that is made under another default dtype or device of torch, or was converted, has others.
+    """
+    weights = model.named_parameters() if isinstance(model, nn.Module) else ()
+    for name, weight in weights:
+        if weight.is_meta or weight.dtype is not torch.float32:
+            what = "on the meta device" if weight.is_meta else str(weight.dtype)
+            raise InputError(
+                f"a generator's weights are float32 on a device with memory, but {name!r} is {what}; "
+                "make or load it anew under torch's own defaults"
+            )
 
 
 def check_support(support: SupportSet) -> None:

@@ -22,6 +22,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from weightloom.defaults import with_plain_defaults
 from weightloom.architectures import ArchitectureSpec
 from weightloom.architectures.capture import capture_graph, graph_of
 from weightloom.architectures.graph import NORM_KINDS, WEIGHT_KINDS, GraphTensor, ModuleGraph, Shape4
@@ -50,6 +51,7 @@ from weightloom.nn.graph import GatedGraphNetwork, GraphBatch, GraphTransformer,
 from weightloom.nn.tensor_decoder import CoordinateDecoder, TensorDecoder, TilingDecoder
 from weightloom.tasks import SupportSet
 from weightloom.weights import layout_of, require_finite
+from weightloom.whole import whole_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +97,7 @@ class GHNConfig:
             "classes": 2, "width": 4, "depth": 1, "heads": 1, "passes": 1, "virtual_edges": 1, "block": 1,
             "rank": 1, "kernel": 1, "widest": 1,
         }  # fmt: skip
-        for name, low in least.items():
-            value = getattr(self, name)
-            if type(value) is not int or not low <= value <= 100_000:
-                raise SpecError(f"{name} must be a whole number from {low} to 100000, not {value!r}")
+        whole_fields(self, {name: (low, 100_000) for name, low in least.items()})
         if self.backbone not in ("gated", "transformer", "mlp"):
             raise SpecError(f"backbone is gated, transformer or mlp, not {self.backbone!r}")
         if self.decoder not in ("tiling", "coordinate"):
@@ -307,6 +306,7 @@ class GHN(nn.Module, Generator):
 
     # ------------------------------------------------------------------------------- modules
 
+    @with_plain_defaults
     def generate(self, architecture: Any, *, images: Tensor | None = None, **options: Any) -> Any:
         """A network's weights in one pass: of a spec (a :class:`~weightloom.Sample`) or of any module.
 
@@ -332,6 +332,7 @@ class GHN(nn.Module, Generator):
         return replace(sample, flat=flat, report={**sample.report, "batch_norm": "re-estimated on images"})
 
     @torch.no_grad()
+    @with_plain_defaults
     def generate_module(
         self,
         module: nn.Module,

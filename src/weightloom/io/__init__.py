@@ -19,7 +19,7 @@ from weightloom.io.atomic import (
 )
 from weightloom.io.budget import allocation_limit
 from weightloom.io.cache import cache_dir
-from weightloom.io.documents import dump_json, parse_json, read_json, read_yaml, write_json
+from weightloom.io.documents import Recipe, dump_json, parse_json, read_json, read_yaml, write_json
 from weightloom.io.files import open_regular, read_bytes, sha256_of
 from weightloom.io.legacy import load_legacy, load_pinned
 from weightloom.io.shards import read_shards, shards_metadata, write_shards
@@ -37,6 +37,7 @@ from weightloom.io.tensors import (
 __all__ = [
     "COMMIT_FILE",
     "Header",
+    "Recipe",
     "TensorInfo",
     "allocation_limit",
     "atomic_file",

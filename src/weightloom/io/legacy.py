@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import CheckpointError
 from weightloom.io.files import open_regular
 
@@ -36,6 +37,7 @@ MAX_SHARING = 4
 _END_OF_DIRECTORY = 22
 
 
+@with_plain_defaults
 def load_legacy(path: str | Path) -> dict[str, Any]:
     """The dictionary that a PyTorch checkpoint (zip format, PyTorch 1.6 and later) holds.
 
@@ -69,6 +71,7 @@ def load_legacy(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(path, f"is not a checkpoint that can be read safely{_reason(error)}") from error
 
 
+@with_plain_defaults
 def load_pinned(path: str | Path, sha256: str) -> dict[str, Any]:
     """The dictionary in a known checkpoint of any PyTorch age: its bytes must be those of ``sha256``.
 

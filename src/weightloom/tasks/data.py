@@ -14,17 +14,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import InputError
 from weightloom.seeding import torch_generator
 from weightloom.tasks.store import Images, Labels
 from weightloom.tasks.transforms import apply_transform
+from weightloom.whole import whole_number
 
 _CHUNK = 4096
+
+MAX_SHOTS = 100_000
+"""Examples a class of a support set: more than a generator could look at, and few enough to be held."""
 
 ONE_EXAMPLE = "a classifier needs examples of at least two classes"
 """What is wrong with a support set of one example, or of one class."""
 
 
+@with_plain_defaults
 def integer_labels(labels: object) -> Tensor:
     """``labels`` as one int64 tensor.
 
@@ -64,6 +70,7 @@ class SupportSet:
             )
 
     @classmethod
+    @with_plain_defaults
     def from_labelled(
         cls, images: Tensor, labels: Tensor | Sequence[int], class_names: Sequence[str] | None = None
     ) -> SupportSet:
@@ -119,11 +126,13 @@ class SupportSet:
         """Examples per class."""
         return self.images.shape[1]
 
+    @with_plain_defaults
     def flat(self) -> tuple[Tensor, Tensor]:
         """All examples as one labelled batch: (classes*shots, C, H, W) and (classes*shots,) int64."""
         labels = torch.arange(self.num_classes, device=self.images.device).repeat_interleave(self.shots)
         return self.images.flatten(0, 1), labels  # (classes, shots, ...) -> (classes*shots, ...)
 
+    @with_plain_defaults
     def to(self, device: torch.device | str) -> SupportSet:
         """The same examples on ``device``."""
         return SupportSet(images=self.images.to(device), class_names=self.class_names)
@@ -156,6 +165,7 @@ class TaskData:
         """Number of images N."""
         return len(self._rows)
 
+    @with_plain_defaults
     def batch(self, index: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:
         """The images at ``index`` (B,): (B, C, H, W) float32 in [-1, 1] and labels (B,) int64."""
         index = torch.as_tensor(index, device=self._rows.device)
@@ -166,6 +176,7 @@ class TaskData:
             images = images.repeat(1, self._channels, 1, 1)  # (B, 1, H, W) -> (B, C, H, W)
         return images, self.labels[index]
 
+    @with_plain_defaults
     def part(self, index: Tensor) -> TaskData:
         """The images at ``index`` (B,) as data of their own; pixels are shared, not copied."""
         index = index.to(self._rows.device)
@@ -177,10 +188,12 @@ class TaskData:
             channels=self._channels,
         )
 
+    @with_plain_defaults
     def all(self) -> tuple[Tensor, Tensor]:
         """All images and labels as one batch."""
         return self.batch(torch.arange(len(self), device=self._rows.device))
 
+    @with_plain_defaults
     def to(self, device: torch.device | str) -> TaskData:
         """The same images with their pixels on ``device``, so that batches are made there."""
         return TaskData(
@@ -192,6 +205,7 @@ class TaskData:
         )
 
 
+@with_plain_defaults
 def draw_support(
     data: TaskData,
     keys: Sequence[str | int],
@@ -212,8 +226,7 @@ def draw_support(
     Raises:
         InputError: ``shots`` is not positive, or a class has no image.
     """
-    if shots < 1:
-        raise InputError(f"a support set needs at least 1 example per class, not {shots}")
+    shots = whole_number(shots, "the number of examples a class", 1, MAX_SHOTS)
     chosen = []
     for label, key in enumerate(keys):
         members = torch.nonzero(data.labels == label).flatten()
@@ -228,6 +241,7 @@ def draw_support(
     )
 
 
+@with_plain_defaults
 def resize_pixels(images: Images | Tensor, size: int, channels: int) -> Tensor:
     """uint8 images (N, C', H, W) at ``size`` x ``size``, smoothed against aliasing.
 
@@ -276,6 +290,7 @@ MOST_HELD = 1500
 """Images that :func:`hold_back` keeps from training at most."""
 
 
+@with_plain_defaults
 def hold_back(
     data: TaskData, names: Sequence[str], share: float, address: Sequence[str | int]
 ) -> tuple[TaskData, TaskData]:

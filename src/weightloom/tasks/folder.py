@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import InputError
 from weightloom.tasks.data import TaskData
 from weightloom.tasks.store import SPLITS
@@ -114,6 +115,7 @@ class FolderTask(Task):
         """Pictures of the classes; a folder has no subject of its own."""
         return Subject(title="", subject="pictures", synonyms=("images", "photos"), grey=False, whole=False)
 
+    @with_plain_defaults
     def data(self, split: str) -> TaskData:
         """The images of ``"train"`` or ``"test"``."""
         if split not in SPLITS:

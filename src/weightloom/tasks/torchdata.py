@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import InputError
 from weightloom.tasks.data import TaskData, resize_pixels
 from weightloom.tasks.folder import split_by_digest, split_data
@@ -90,6 +91,7 @@ class TorchTask(Task):
         """Pictures; a torch dataset has no subject of its own."""
         return Subject(title="", subject="pictures", synonyms=("images",), grey=False, whole=False)
 
+    @with_plain_defaults
     def data(self, split: str) -> TaskData:
         """The images of ``"train"`` or ``"test"``."""
         if split not in SPLITS:

@@ -20,6 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from weightloom.defaults import with_plain_defaults
 from weightloom.architectures import ArchitectureSpec
 from weightloom.errors import InputError
 from weightloom.seeding import torch_generator
@@ -34,6 +35,7 @@ Permutations = tuple[Tensor, ...]
 _MAX_SWEEPS = 50
 
 
+@with_plain_defaults
 def random_permutations(spec: ArchitectureSpec, seed: int = 0) -> Permutations:
     """One permutation of every group of ``spec``'s units, drawn from ``seed``."""
     stream = torch_generator("permutations", spec.full_text(), seed)
@@ -41,6 +43,7 @@ def random_permutations(spec: ArchitectureSpec, seed: int = 0) -> Permutations:
 
 
 @lru_cache(maxsize=64)
+@with_plain_defaults
 def _places(spec: ArchitectureSpec) -> dict[str, Tensor]:
     """Where every value of every tensor stands in the vector, with factored axes."""
     layout, symmetry = layout_of(spec), permutation_spec(spec)
@@ -52,6 +55,7 @@ def _places(spec: ArchitectureSpec) -> dict[str, Tensor]:
     }
 
 
+@with_plain_defaults
 def permute(spec: ArchitectureSpec, flats: Tensor, permutations: Permutations) -> Tensor:
     """(..., P) networks with their units in another order; the same functions.
 

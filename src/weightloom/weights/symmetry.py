@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from weightloom.defaults import with_plain_defaults
 from weightloom.architectures import ArchitectureSpec
 from weightloom.errors import UnsupportedRequestError
 
@@ -96,6 +97,7 @@ _BATCH = 16
 
 
 @lru_cache(maxsize=64)
+@with_plain_defaults
 def permutation_spec(architecture: ArchitectureSpec) -> PermutationSpec:
     """The permutation symmetry of a resolved architecture.
 

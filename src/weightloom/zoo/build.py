@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weightloom.defaults import with_plain_defaults
 from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.engines import Engine, Payload, job, open_engine
 from weightloom.errors import InputError
@@ -41,6 +42,7 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being made, steps done and steps in all."""
 
 
+@with_plain_defaults
 def build_zoo(
     recipe: ZooRecipe,
     path: str | Path,

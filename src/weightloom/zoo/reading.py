@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from weightloom.defaults import with_plain_defaults
 from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.errors import CheckpointError, InputError, SpecError
 from weightloom.finite import all_finite
@@ -53,6 +54,7 @@ class Reading:
     facts: dict[str, int | float] = field(default_factory=dict)
 
 
+@with_plain_defaults
 def load_network(path: str | Path, architecture: str | ArchitectureSpec | None = None) -> nn.Module:
     """The network of a file as an ordinary module in eval mode: what ``generate``, ``finetune`` and
     :meth:`weightloom.Sample.save` wrote, or any state dict whose ``architecture`` is given.
@@ -110,6 +112,7 @@ def kind_of(path: str | Path) -> Kind:
     return "shards" if any((path / name).is_file() for name in (INDEX_FILE, ONE_FILE)) else "safetensors"
 
 
+@with_plain_defaults
 def read_checked(
     path: str | Path,
     spec: ArchitectureSpec | None = None,

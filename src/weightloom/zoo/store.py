@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weightloom.defaults import with_plain_defaults
 from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.errors import CheckpointError, InputError, WeightloomError
 from weightloom.io import load_rows, save_tensors, sweep
@@ -85,6 +86,7 @@ class Zoo:
         with opened(self._index) as db:
             return db.execute("SELECT 1 FROM shards WHERE name = ?", (name,)).fetchone() is not None
 
+    @with_plain_defaults
     def add(self, shard: str, spec: ArchitectureSpec, flats: Tensor, records: Sequence[Record]) -> None:
         """Write N networks (N, P) as one shard and commit their records.
 
@@ -174,6 +176,7 @@ class Zoo:
             )
         return to_record(self._index, row)
 
+    @with_plain_defaults
     def load(self, records: Iterable[Record]) -> Tensor:
         """(N, P) raw weights of records that share one architecture, in the order given.
 
@@ -211,6 +214,7 @@ class Zoo:
         except (InputError, TypeError) as error:
             raise CheckpointError(self._index, f"names an architecture that is none ({error})") from None
 
+    @with_plain_defaults
     def _rows(self, shard: str, spec: ArchitectureSpec, rows: Sequence[int]) -> Tensor:
         """(R, P) networks of one shard."""
         layout = layout_of(spec)
