@@ -45,10 +45,16 @@ def seed_for(*address: str | int) -> int:
         >>> seed_for("tasks", "train", 3) == seed_for("tasks", "held-out", 3)
         False
     """
-    text = "\x1f".join(
-        f"str:{part}" if isinstance(part, str) else f"int:{check_seed(part)}" for part in address
-    )
+    text = "\x1f".join(_part(part) for part in address)
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big") >> 1
+
+
+def _part(part: Any) -> str:
+    """Kinds of numbers, and of text, that stand for the same are the same part of an address."""
+    if isinstance(part, str):
+        return f"str:{part}"
+    short = type(part) is int and part.bit_length() < 64
+    return f"int:{part if short else check_seed(part)}"
 
 
 def torch_generator(*address: str | int) -> torch.Generator:

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
-from weightloom.defaults import with_plain_defaults
 from weightloom.architectures.graph import GraphNode, GraphTensor, ModuleGraph, Shape4
 from weightloom.architectures.spec import ArchitectureSpec
 from weightloom.architectures.tracing import Call, Ref, Trace, trace
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import InputError, SpecError, UnsupportedLayerError
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from weightloom.defaults import with_plain_defaults
 from weightloom.errors import SpecError, UnknownNameError
 from weightloom.registry import Registry
-from weightloom.seeding import seed_for
+from weightloom.seeding import check_seed, seed_for
 
 MAX_TEXT = 1000
 """Longest architecture text, in characters; the longest sensible one is a fifth of it."""
@@ -368,6 +368,7 @@ class ArchitectureSpec(ABC):
         Specs that differ only in ``classes`` get the same body from the same seed, so that networks
         of tasks with different numbers of classes can share an initialisation.
         """
+        seed = check_seed(seed)
         address = dataclasses.replace(self, classes=None).full_text()
         # Only the CPU's generator is used, so only it is seeded and put back (devices=[]).
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from weightloom.defaults import with_plain_defaults
 from weightloom.architectures import ArchitectureSpec, parse_architecture
+from weightloom.defaults import with_plain_defaults
 from weightloom.engines import Engine, Payload, job
 from weightloom.errors import InputError
 from weightloom.fitting import run_networks

@@ -22,8 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from weightloom.defaults import with_plain_defaults
 from weightloom.architectures import ArchitectureSpec
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import DataUnavailableError, InputError
 from weightloom.evaluation.audit import GENERATED
 from weightloom.generators.fingerprint import Fingerprint

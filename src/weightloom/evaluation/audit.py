@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightloom.defaults import with_plain_defaults
 from weightloom.architectures import ArchitectureSpec, parse_architecture
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import InputError, UnsupportedRequestError
 from weightloom.evaluation.cells import Cells, Result, version_of
 from weightloom.evaluation.novelty import (

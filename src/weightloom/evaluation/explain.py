@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightloom.defaults import with_plain_defaults
 from weightloom.architectures import ArchitectureSpec
 from weightloom.conditioning import encode_text
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import WeightloomError
 from weightloom.fitting import accuracy
 from weightloom.generators import Generator, Sampling

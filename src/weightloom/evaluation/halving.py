@@ -22,8 +22,8 @@ from typing import Any
 
 from torch import Tensor
 
-from weightloom.defaults import with_plain_defaults
 from weightloom.architectures import ArchitectureSpec
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import CheckpointError, InputError, TrainingError, WeightloomError
 from weightloom.evaluation.candidates import (
     TRAINED,

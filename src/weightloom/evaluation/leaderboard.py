@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightloom.defaults import with_plain_defaults
 from weightloom.architectures import ArchitectureSpec
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import CheckpointError, InputError, UnsupportedRequestError, WeightloomError
 from weightloom.evaluation.cells import Cells, Result, version_of
 from weightloom.evaluation.ground import DATASETS, SEEN, UNSEEN, Ground, Trial

@@ -9,16 +9,43 @@ Shapes: N networks, P values of a network, B images a network, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from weightloom.defaults import with_plain_defaults
 from weightloom.architectures import ArchitectureSpec
+from weightloom.defaults import with_plain_defaults
+from weightloom.errors import InputError
+from weightloom.finite import all_finite, layout_fault
 from weightloom.fitting.precision import full_precision
+from weightloom.tasks.data import checked_images, checked_labels
 from weightloom.weights import layout_of
+
+_FLOATS = (torch.float32, torch.float64)
+
+
+def checked_flats(
+    spec: ArchitectureSpec, flats: Tensor, dtypes: Sequence[torch.dtype] = _FLOATS[:1]
+) -> Tensor:
+    """``flats`` in one piece, if they are N networks (N, P) of ``spec`` in float32; gradients go through.
+
+    Raises:
+        InputError: they are not, or ``spec`` is not decided.
+    """
+    if not spec.resolved:
+        raise InputError(f"{spec} does not say its classes and input; add them, or give the task")
+    fault, size = layout_fault(flats), layout_of(spec).size
+    if fault is not None:
+        raise InputError(f"networks must be one plain tensor (N, {size:,}), but it {fault}")
+    if flats.dtype not in dtypes or flats.dim() != 2 or flats.shape[1] != size or not len(flats):
+        raise InputError(
+            f"networks of {spec} are float32 of shape (N, {size:,}), not {flats.dtype} "
+            f"of {tuple(flats.shape)}"
+        )
+    return flats.resolve_neg().contiguous()
 
 
 @lru_cache(maxsize=64)
@@ -50,9 +77,21 @@ def run_networks(spec: ArchitectureSpec, flats: Tensor, images: Tensor, *, train
     Returns:
         (N, B, C) logits.
 
+    Raises:
+        InputError: networks or images of another type or shape. Pixels are taken as they are.
+
     Source: weights as arguments, HyperNetworks (arXiv 1609.09106), section 3.
     """
-    return _run(spec, "", flats, images, training)
+    flats = checked_flats(spec, flats, _FLOATS)
+    if (fault := layout_fault(images)) is not None:
+        raise InputError(f"images must be a plain tensor, but this {fault}")
+    batch = images.dim() == 4 or (images.dim() == 5 and len(images) == len(flats))
+    if images.dtype != flats.dtype or not batch or images.shape[-3:] != spec.input or not images.numel():
+        raise InputError(
+            f"{spec} reads {flats.dtype} images (B, {', '.join(map(str, spec.input or ()))}), "
+            f"not {images.dtype} of {tuple(images.shape)}"
+        )
+    return _run(spec, "", flats, images.resolve_neg().contiguous(), training)
 
 
 @full_precision
@@ -119,8 +158,16 @@ def accuracy(
 ) -> Tensor:
     """(N,) share of right answers of N networks on images that all of them see.
 
-    images (M, channels, height, width), labels (M,).
+    images (M, channels, height, width) in [-1, 1], labels (M,).
+
+    Raises:
+        InputError: networks that are not of ``spec`` or not finite; images or labels that it cannot read.
     """
+    flats = checked_flats(spec, flats)
+    if not all_finite(flats):
+        raise InputError("the networks hold values that are not finite")
+    images = checked_images(images, "the images", spec.input)
+    labels = checked_labels(labels, len(images), spec.classes).to(images.device)
     right = torch.zeros(len(flats))
     for start in range(0, len(images), batch_size):
         logits = run_networks(spec, flats, images[start : start + batch_size])
@@ -134,7 +181,16 @@ def recalibrate(spec: ArchitectureSpec, flats: Tensor, images: Tensor) -> Tensor
     """(N, P) with batch-norm statistics measured anew on unlabelled images (N, B, ...) or (B, ...).
 
     Networks without batch norms come back unchanged.
+
+    Raises:
+        InputError: the networks are not of ``spec``, or it cannot read the images.
     """
+    flats = checked_flats(spec, flats).detach()
+    images = checked_images(images, "the images", spec.input)
+    if images.dim() > 5 or (images.dim() == 5 and len(images) != len(flats)):
+        raise InputError(
+            f"{len(flats)} networks have images (N, B, ...) or (B, ...), not {images.dim()}-fold"
+        )
     layout = layout_of(spec)
     if not any(slot.is_buffer for slot in layout.slots):
         return flats.clone()

@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weightloom.defaults import with_plain_defaults
 from weightloom.architectures import ArchitectureSpec
-from weightloom.errors import SpecError, TrainingError
-from weightloom.fitting.population import recalibrate, run_networks
+from weightloom.defaults import with_plain_defaults
+from weightloom.errors import InputError, SpecError, TrainingError
+from weightloom.finite import all_finite
+from weightloom.fitting.population import checked_flats, recalibrate, run_networks
 from weightloom.seeding import check_seed, torch_generator
 from weightloom.tasks import TaskData
 from weightloom.weights import layout_of
@@ -96,8 +97,13 @@ def fit_population(
     ``settings.steps`` at the latest: a training that has to end at a given time still ends with small steps.
 
     Raises:
-        TrainingError: a loss is not finite; the message names the step and the network.
+        InputError: the networks are not of ``spec``.
+        TrainingError: a loss or a weight is not finite; the message names the step and the network.
     """
+    flats = checked_flats(spec, flats)
+    if len(data) != len(flats):
+        raise InputError(f"{len(flats)} networks need data each, but there are data of {len(data)}")
+    seed = check_seed(seed)
     layout = layout_of(spec)
     trunk = torch.cat(
         [torch.full((layer.rows * layer.cols,), layer.kind != "head") for layer in layout.layers]
@@ -113,7 +119,6 @@ def fit_population(
     for i, slot in enumerate(layout.slots):
         if slot.is_buffer:
             trained[layout.slot_of_value == i] = False
-    seed = check_seed(seed)
     generator = torch_generator("fit", seed)
     for step in range(1, settings.steps + 1):
         images, labels = draw_batch(data, settings.batch_size, generator)
@@ -145,7 +150,13 @@ def fit_population(
             # A stream of its own: taking a snapshot must not change the steps that follow.
             apart = torch_generator("fit-calibration", seed, step)
             calibration, _ = draw_batch(data, 512, apart)
-            yield Snapshot(step, recalibrate(spec, (units * rate).detach(), calibration), loss.detach())
+            reached = recalibrate(spec, (units * rate).detach(), calibration)
+            if not all_finite(reached):
+                bad = next(n for n, flat in enumerate(reached) if not all_finite(flat))
+                raise TrainingError(
+                    f"the weights of network {bad} of {spec} are not finite after step {step}"
+                )
+            yield Snapshot(step, reached, loss.detach())
         if last:
             return
 

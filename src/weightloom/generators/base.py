@@ -19,19 +19,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weightloom.defaults import with_plain_defaults
 from weightloom import __version__
 from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.conditioning.text import check_instruction
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import InputError, SpecError, UnsupportedRequestError
-from weightloom.finite import all_finite
 from weightloom.fitting import recalibrate, run_networks
 from weightloom.generators.cost import check_cost
 from weightloom.io import save_tensors
 from weightloom.registry import Registry
 from weightloom.seeding import check_seed, torch_generator
 from weightloom.tasks import SupportSet
-from weightloom.tasks.data import ONE_EXAMPLE
+from weightloom.tasks.data import ONE_EXAMPLE, checked_images
 from weightloom.weights import layout_of, require_finite
 from weightloom.whole import whole_number
 
@@ -286,9 +285,12 @@ class Generator(ABC):
         spec = architecture
         if not isinstance(spec, ArchitectureSpec):
             spec = parse_architecture(spec)
-        check_weights(self)
         if support is not None:
             check_support(support)
+        check_weights(self, None if support is None else support.images.device)
+        if support is not None:
+            if support.images.requires_grad:  # nothing that is generated is differentiated
+                support = replace(support, images=support.images.detach())
             if spec.classes is not None and spec.classes != support.num_classes:
                 raise InputError(
                     f"the architecture has {spec.classes} classes, the examples have {support.num_classes}"
@@ -339,32 +341,32 @@ class Baseline(Generator):
         """
 
 
-def check_weights(model: object) -> None:
-    """Raise :class:`InputError` unless every weight of ``model`` is float32 and has a value.
+def check_weights(model: object, device: torch.device | None = None) -> None:
+    """Raise :class:`InputError` unless the weights of ``model`` are float32 with values, on ``device``.
 
     A generator that is made under another default dtype or device of torch, or was converted, has others.
     """
-    weights = model.named_parameters() if isinstance(model, nn.Module) else ()
-    for name, weight in weights:
+    for name, weight in model.named_parameters() if isinstance(model, nn.Module) else ():
         if weight.is_meta or weight.dtype is not torch.float32:
             what = "on the meta device" if weight.is_meta else str(weight.dtype)
             raise InputError(
                 f"a generator's weights are float32 on a device with memory, but {name!r} is {what}; "
                 "make or load it anew under torch's own defaults"
             )
+        if device is not None and weight.device != device:
+            raise InputError(
+                f"the examples are on {device}, the generator on {weight.device}; move one of them with .to()"
+            )
 
 
 def check_support(support: SupportSet) -> None:
-    """Raise :class:`InputError` unless ``support`` is a support set of finite float32 images."""
+    """Raise :class:`InputError` unless ``support`` is a support set of images that a network can read."""
     if not isinstance(support, SupportSet):
         raise InputError(f"the examples must be a SupportSet, not {type(support).__name__}")
     if support.num_classes < 2:
         count = support.images.shape[0] * support.images.shape[1]
         raise InputError(f"{ONE_EXAMPLE}, but the examples are {count} of one class")
-    if support.images.dtype != torch.float32:
-        raise InputError(f"the examples must be float32 images in [-1, 1], not {support.images.dtype}")
-    if not all_finite(support.images):
-        raise InputError("the examples hold pixels that are not finite")
+    checked_images(support.images, "the examples")
 
 
 @torch.no_grad()

@@ -22,11 +22,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from weightloom.defaults import with_plain_defaults
 from weightloom import __version__
 from weightloom.conditioning.text import check_instruction, encode_text
 from weightloom.consolidation.coding import CONTEXTS, SYMBOLS
 from weightloom.consolidation.packing import size_of, unpack
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import CheckpointError, InputError, UnknownNameError
 from weightloom.io import dump_json, load_tensors, read_json, save_tensors, write_json
 from weightloom.weights import require_finite

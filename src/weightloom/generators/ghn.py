@@ -22,13 +22,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from weightloom.defaults import with_plain_defaults
 from weightloom.architectures import ArchitectureSpec
 from weightloom.architectures.capture import capture_graph, graph_of
 from weightloom.architectures.graph import NORM_KINDS, WEIGHT_KINDS, GraphTensor, ModuleGraph, Shape4
 from weightloom.architectures.narrowing import narrow_twin, repeated, widened
 from weightloom.architectures.tracing import copy_with
 from weightloom.conditioning.architecture import MAX_CLASSES
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import CheckpointError, InputError, SpecError, UnsupportedRequestError, WeightloomError
 from weightloom.fitting import accuracy, closed_form_network, left_out, recalibrate, trunk_features
 from weightloom.generators.base import (

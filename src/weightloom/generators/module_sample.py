@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from weightloom import __version__
 from weightloom.architectures.graph import ModuleGraph
 from weightloom.errors import InputError
-from weightloom.finite import all_finite
+from weightloom.finite import all_finite, layout_fault
 from weightloom.io import dump_json, save_tensors
 from weightloom.weights import require_finite
 
@@ -77,7 +77,7 @@ def measure_norms(
     Raises:
         InputError: the images are none, too few, or do not fit the module.
     """
-    check_images(images)
+    images = check_images(images)
     kept = [norm.momentum for norm in norms]
     parameter = next(module.parameters())
     try:
@@ -102,16 +102,20 @@ def check_images(images: Any) -> Tensor:
     Raises:
         InputError: no tensor, fewer than two, no floats, or not finite.
     """
-    if not isinstance(images, Tensor):
-        raise InputError(f"images are a tensor (B, C, H, W) of floats, not {type(images).__name__}")
+    if (fault := layout_fault(images)) is not None:
+        raise InputError(f"images are a tensor (B, C, H, W) of floats, but this {fault}")
     if images.ndim != 4 or len(images) < 2 or not images.numel() or not images.is_floating_point():
         raise InputError(
             f"batch norms need at least 2 images (B, C, H, W) of floats, not {tuple(images.shape)} of "
             f"{images.dtype}"
         )
+    if images.element_size() == 1:
+        raise InputError(f"images are floats of at least 16 bits, not {images.dtype}")
+    images = images.detach()
     if not all_finite(images):
         raise InputError("images hold values that are not finite")
     furthest = float(images.abs().max())
     if furthest > _FURTHEST:
         raise InputError(f"images reach {furthest:g}; pixels are expected from about -1 to 1")
-    return images
+    checked: Tensor = images.detach()
+    return checked

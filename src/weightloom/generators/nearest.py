@@ -15,8 +15,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from weightloom.defaults import with_plain_defaults
 from weightloom.conditioning import SupportEncoder
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import InputError, SpecError, UnsupportedRequestError
 from weightloom.generators.base import Baseline, Generator, Request, Validity, generators
 from weightloom.generators.fingerprint import Fingerprint, FingerprintGroup

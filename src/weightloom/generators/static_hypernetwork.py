@@ -31,7 +31,7 @@ from weightloom.fitting import closed_form_network, discriminant
 from weightloom.generators.base import Generator, Request, Validity, generators, merge_reports
 from weightloom.io import load_tensors, read_json, save_tensors, write_json
 from weightloom.nn import HyperLayer, hyperize_together, materialize
-from weightloom.seeding import seed_for
+from weightloom.seeding import check_seed, seed_for
 from weightloom.weights import layout_of
 from weightloom.whole import whole_fields
 
@@ -92,7 +92,7 @@ class StaticHypernetwork(nn.Module, Generator):
         self.config, self.validity, self.name = config, validity, name
         bodies = {str(n): self._spec(n).initialise(0).body for n in range(len(validity.architectures))}
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_for("static_hypernetwork", seed))
+            torch.manual_seed(seed_for("static_hypernetwork", check_seed(seed)))
             try:
                 self.bodies = hyperize_together(
                     bodies, linear=True, embedding_size=config.embedding_size,

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightloom.defaults import with_plain_defaults
 from weightloom import __version__
 from weightloom.architectures import ArchitectureSpec, parse_architecture
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import InputError, UnsupportedRequestError
 from weightloom.fitting import recalibrate
 from weightloom.generators.base import Generator, Sampling, sample_generators, support_scores

@@ -19,9 +19,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from weightloom.defaults import with_plain_defaults
 from weightloom.architectures import ArchitectureSpec, architecture_from_json, parse_architecture
 from weightloom.conditioning import SlotEncoder
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import CheckpointError, SpecError, UnsupportedRequestError, WeightloomError
 from weightloom.io import allocation_limit, load_tensors, read_json, save_tensors, write_json
 from weightloom.registry import Registry

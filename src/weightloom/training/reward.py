@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightloom.defaults import with_plain_defaults
 from weightloom.architectures import ArchitectureSpec, parse_architecture
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import CheckpointError, InputError, SpecError, TrainingError
 from weightloom.fitting import discriminant, recalibrate, trunk_features
 from weightloom.generators import Generator

@@ -20,10 +20,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from weightloom.defaults import with_plain_defaults
 from weightloom.architectures import ArchitectureSpec
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import InputError
-from weightloom.seeding import torch_generator
+from weightloom.seeding import check_seed, torch_generator
 from weightloom.weights.guard import require_finite
 from weightloom.weights.layout import layout_of
 from weightloom.weights.symmetry import Axis, PermutationSpec, permutation_spec
@@ -38,7 +38,7 @@ _MAX_SWEEPS = 50
 @with_plain_defaults
 def random_permutations(spec: ArchitectureSpec, seed: int = 0) -> Permutations:
     """One permutation of every group of ``spec``'s units, drawn from ``seed``."""
-    stream = torch_generator("permutations", spec.full_text(), seed)
+    stream = torch_generator("permutations", spec.full_text(), check_seed(seed))
     return tuple(torch.randperm(size, generator=stream) for size in permutation_spec(spec).sizes)
 
 

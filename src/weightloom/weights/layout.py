@@ -18,8 +18,8 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor, nn
 
-from weightloom.defaults import with_plain_defaults
 from weightloom.architectures import ArchitectureSpec
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import InputError
 
 KINDS = ("conv", "depthwise", "linear", "head", "norm", "table")

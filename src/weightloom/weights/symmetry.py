@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from weightloom.defaults import with_plain_defaults
 from weightloom.architectures import ArchitectureSpec
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import UnsupportedRequestError
 
 

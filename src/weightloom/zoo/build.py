@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightloom.defaults import with_plain_defaults
 from weightloom.architectures import ArchitectureSpec, parse_architecture
+from weightloom.defaults import with_plain_defaults
 from weightloom.engines import Engine, Payload, job, open_engine
 from weightloom.errors import InputError
 from weightloom.fitting import FitSettings, accuracy, fit_population, initial_flats

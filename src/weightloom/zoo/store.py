@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightloom.defaults import with_plain_defaults
 from weightloom.architectures import ArchitectureSpec, parse_architecture
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import CheckpointError, InputError, WeightloomError
 from weightloom.io import load_rows, save_tensors, sweep
 from weightloom.weights import layout_of, require_finite

@@ -1,7 +1,7 @@
 """Not a test: everything at the border under other defaults of torch (see test_defaults.py).
 
-``defaults_worker.py MODE FOLDER``: the calls of :func:`calls` are made under MODE first, when nothing is cached,
-and then again as usual. Prints one JSON object: for each of both, what every call gave, as a digest, or the
+``defaults_worker.py MODE FOLDER``: :func:`calls` are made under MODE first, when nothing is cached, and then
+again as usual. Prints one JSON object: for each of both, what every call gave, as a digest, or the
 sentence of the :class:`InputError` that it raised.
 """
 
@@ -26,7 +26,6 @@ from weightloom.engines import open_engine
 from weightloom.evaluation import AuditSettings, audit
 from weightloom.evaluation.accuracy import confusion, confusions
 from weightloom.fitting import FitSettings, accuracy, finetune, fit_population, initial_flats, recalibrate
-from weightloom.generators.ghn import GHN
 from weightloom.generators.load import save_generator
 from weightloom.generators.random_init import RandomInit
 from weightloom.generators.streaming import stream_network
@@ -106,7 +105,8 @@ def made_beforehand(folder: Path) -> dict[str, Any]:
             pixels = np.random.default_rng(number).integers(0, 255, (9, 9, 3)).astype(np.uint8)
             Image.fromarray(pixels).save(folder / "photos" / name / f"{number}.png")
     torch.save({"head.weight": images[0, 0], "step": 3}, folder / "foreign.pt")
-    return {"images": images, "labels": torch.arange(24) % 3}
+    labels = torch.arange(24) % 3
+    return {"images": images, "labels": labels, "dataset": TensorDataset(images, labels)}
 
 
 def calls(folder: Path, own: dict[str, Any], mode: str) -> dict[str, Callable[[], Any]]:
@@ -137,7 +137,12 @@ def calls(folder: Path, own: dict[str, Any], mode: str) -> dict[str, Callable[[]
 
     def both(sample: Any) -> Any:
         report = {k: v for k, v in sample.report.items() if k != "seconds"}
-        return sample.flat, sample.state_dict, report, sample.module(own["images"][:2, :, :, :].repeat(1, 3, 2, 2))
+        return (
+            sample.flat,
+            sample.state_dict,
+            report,
+            sample.module(own["images"][:2, :, :, :].repeat(1, 3, 2, 2)),
+        )
 
     zoo_records = lambda: wl.Zoo(out / "zoo").records()  # noqa: E731
     return {
@@ -145,7 +150,7 @@ def calls(folder: Path, own: dict[str, Any], mode: str) -> dict[str, Callable[[]
         "support": lambda: keep("support", task.support(4, seed=3)).images,
         "folder": lambda: wl.FolderTask(folder / "photos", size=8).data("train").all(),
         "folder support": lambda: wl.FolderTask(folder / "photos").support(2).images,
-        "torch dataset": lambda: wl.TorchTask(TensorDataset(own["images"], own["labels"]), size=8).data("test").all(),
+        "torch dataset": lambda: wl.TorchTask(own["dataset"], size=8).data("test").all(),
         "labelled": lambda: wl.SupportSet.from_labelled(own["images"] * 2 - 1, own["labels"].tolist()).flat(),
         "initialise": lambda: keep("flats", initial_flats(spec, [0, 1])),
         "permutations": lambda: random_permutations(spec, 3),
