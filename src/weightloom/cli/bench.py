@@ -24,7 +24,7 @@ from weightloom.cli.inputs import (
     plain_text,
     zoo_or_recipe,
 )
-from weightloom.cli.output import emit, note, percent, progress, say, seconds_text, table
+from weightloom.cli.output import emit, measured, note, progress, say, seconds_text, table
 
 if TYPE_CHECKING:
     from weightloom.evaluation import Ground
@@ -188,4 +188,4 @@ def _ground(zoo: str, first: Generator) -> Ground:
 def _shown(figure: dict[str, Any] | None) -> str | None:
     if figure is None:
         return None
-    return "refuses" if "refused" in figure else percent(figure["mean"])
+    return "refuses" if "refused" in figure else measured(figure["mean"], figure.get("num_images"))

@@ -23,7 +23,17 @@ from weightloom.cli.inputs import (
     load_network,
     provenance,
 )
-from weightloom.cli.output import bar, emit, facts, percent, progress, say, seconds_text, table, working
+from weightloom.cli.output import (
+    bar,
+    emit,
+    facts,
+    measured,
+    progress,
+    say,
+    seconds_text,
+    table,
+    working,
+)
 from weightloom.errors import InputError
 
 if TYPE_CHECKING:
@@ -90,10 +100,17 @@ def evaluate(
     else:
         results.sort(key=lambda result: -result["accuracy"])
         rows = [
-            (result["file"], result["architecture"], result["task"], percent(result["accuracy"]))
+            (
+                result["file"],
+                result["architecture"],
+                result["task"],
+                measured(result["accuracy"], result["num_images"]),
+                f"{result['num_images']:,}",
+            )
             for result in results
         ]
-        table(["network", "architecture", "task", "right"], rows, numbers=["right"])
+        columns = ["network", "architecture", "task", "right", "images"]
+        table(columns, rows, numbers=columns[3:])
         say(f"{len(files)} networks in {seconds_text(seconds)}")
 
 
@@ -110,15 +127,17 @@ def _target(file: Path, network: Network, task: str | None, data: Path | None) -
 def _result(file: Path, network: Network, target: Task, confusion: list[list[int]]) -> dict[str, Any]:
     totals = [sum(row) for row in confusion]
     right = [row[label] for label, row in enumerate(confusion)]
+    from weightloom.fitting import counted
+
     return {
         "file": file,
         "architecture": network.spec.full_text(),
         "num_parameters": network.spec.num_parameters(),
         "task": str(target),
         "images": sum(totals),
-        "accuracy": sum(right) / sum(totals),
+        **counted(sum(right) / sum(totals), sum(totals)),
         "per_class": [
-            {"class": name, "images": total, "accuracy": hits / total if total else None}
+            {"class": name, "images": total, **counted(hits / total if total else None, total)}
             for name, hits, total in zip(target.class_names, right, totals, strict=True)
         ],
         "confusion": confusion,
@@ -126,7 +145,8 @@ def _result(file: Path, network: Network, target: Task, confusion: list[list[int
 
 
 def _show(result: dict[str, Any], target: Task) -> None:
-    say(f"{percent(result['accuracy'])} of {result['images']:,} test images right", style="bold")
+    right = measured(result["accuracy"], result["num_images"])
+    say(f"{right} of {result['num_images']:,} test images right", style="bold")
     facts(
         [
             ("file", result["file"]),
@@ -145,7 +165,7 @@ def _show(result: dict[str, Any], target: Task) -> None:
             (
                 entry["class"],
                 f"{entry['images']:,}",
-                percent(entry["accuracy"]),
+                measured(entry["accuracy"], entry["num_images"]),
                 bar(entry["accuracy"], 20),
                 taken,
             )

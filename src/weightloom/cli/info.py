@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from weightloom.cli.inputs import Json, find_recipe, plain_text, provenance, recipe_names, short_text
-from weightloom.cli.output import emit, facts, percent, say, table
+from weightloom.cli.output import emit, facts, measured, percent, say, table
 from weightloom.errors import CheckpointError, InputError, UnknownNameError
 
 
@@ -397,7 +397,7 @@ def _show_file(d: dict[str, Any]) -> None:
             ("made by", report.get("generator")),
             ("instruction", report.get("instruction")),
             ("task", report.get("task")),
-            ("accuracy", percent(report.get("accuracy"))),
+            ("accuracy", _accuracy(report)),
             ("seed", report.get("seed")),
             ("problem", d.get("problem")),
             *(d.get("metadata") or {}).items(),
@@ -408,6 +408,14 @@ def _show_file(d: dict[str, Any]) -> None:
         ["tensor", "shape", "type"],
         [(t["name"], " x ".join(map(str, t["shape"])), t["type"]) for t in d["tensors"]],
     )
+
+
+def _accuracy(report: dict[str, Any]) -> str | None:
+    """As the file tells it, which may be anything."""
+    share, images = report.get("accuracy"), report.get("num_images")
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+        return None
+    return measured(share, images if type(images) is int and 0 < images < 1 << 53 else None)
 
 
 def _recipe(path: Path) -> Answer:

@@ -12,7 +12,7 @@ import typer
 
 from weightloom.cli.failures import Interrupted
 from weightloom.cli.inputs import DataFolder, Json, TaskName, check_place, find_recipe, load_task, plain_text
-from weightloom.cli.output import emit, facts, percent, progress, say, seconds_text
+from weightloom.cli.output import emit, facts, measured, progress, say, seconds_text
 from weightloom.errors import InputError
 
 
@@ -143,10 +143,11 @@ def _steer(
     say(f"{out} holds the steered {'generator' if target is None else 'network'}", style="bold")
     rows: list[tuple[str, Any]] = [("started from", start.name), ("time", seconds_text(result["seconds"]))]
     if target is not None:
+        images = result["test_images"]
         rows += [
             ("network", str(result["network"])),
-            ("accuracy before", percent(result["accuracy_before"])),
-            ("accuracy after", f"{percent(result['accuracy'])} on {result['test_images']:,} test images"),
+            ("accuracy before", measured(result["accuracy_before"], images)),
+            ("accuracy after", f"{measured(result['accuracy'], images)} on {images:,} test images"),
         ]
     facts(rows)
 
@@ -155,7 +156,7 @@ def _one_task(
     model: Any, target: Any, spec: Any, path: Path, out: Path, shots: int, seed: int, move: Any
 ) -> dict[str, Any]:
     """Steer for one task and save the network in the middle of what was reached."""
-    from weightloom.fitting import accuracy
+    from weightloom.fitting import accuracy, counted, interval_of
     from weightloom.generators import Sample, Sampling
     from weightloom.io import read_yaml
     from weightloom.training.recipe import RewardRecipe
@@ -178,11 +179,15 @@ def _one_task(
         **before.report,
         "objective": "reward",
         "task": str(target),
-        "accuracy": float(after),
+        **counted(float(after), len(images)),
         "accuracy_before": float(first),
+        "interval_before": interval_of(float(first), len(images)),
         "networks_scored": steered.scored,
         "rewards": list(steered.rewards),
     }
     network = Sample(request.architecture, flat, report).save(out / "network.safetensors")
-    kept = ("task", "accuracy", "accuracy_before", "networks_scored", "rewards")
+    kept = (
+        "task", "accuracy", "interval", "num_images", "accuracy_before", "interval_before",
+        "networks_scored", "rewards",
+    )  # fmt: skip
     return {"network": network, "test_images": len(images), **{name: report[name] for name in kept}}

@@ -12,7 +12,7 @@ from typing import Any
 
 from weightloom.errors import InputError, SpecError
 from weightloom.evaluation.candidates import Candidate
-from weightloom.fitting import FitSettings
+from weightloom.fitting import FitSettings, interval_of
 from weightloom.generators import Sample
 from weightloom.seeding import check_seed
 from weightloom.whole import whole_fields
@@ -141,13 +141,19 @@ class Selection:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a file."""
+        held_back = self.images["held_back"]
         return {
             "task": self.task,
             "generator": self.generator,
             "settings": asdict(self.settings),
             "winner": self.winner.spec.full_text(),
             "validation_accuracy": self.winner.accuracy,
-            "ranking": [c.to_json() for c in self.ranking],
+            "validation_interval": interval_of(self.winner.accuracy, held_back),
+            "validation_images": held_back,
+            "ranking": [
+                {**c.to_json(), "interval": interval_of(c.accuracy, held_back), "num_images": held_back}
+                for c in self.ranking
+            ],
             "rungs": self.rungs,
             "images": self.images,
             "spent": self.spent,

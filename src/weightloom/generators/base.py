@@ -24,7 +24,7 @@ from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.conditioning.text import check_instruction
 from weightloom.defaults import with_plain_defaults
 from weightloom.errors import InputError, SpecError, UnsupportedRequestError
-from weightloom.fitting import recalibrate, run_networks
+from weightloom.fitting import interval_of, recalibrate, run_networks
 from weightloom.generators.cost import check_cost
 from weightloom.io import save_tensors
 from weightloom.registry import Registry
@@ -370,10 +370,8 @@ def check_support(support: SupportSet) -> None:
 
 
 @torch.no_grad()
-def support_scores(
-    spec: ArchitectureSpec, flats: Tensor, support: SupportSet | None
-) -> list[dict[str, float]]:
-    """Loss and accuracy of (M, P) networks on the support set; empty without one."""
+def support_scores(spec: ArchitectureSpec, flats: Tensor, support: SupportSet | None) -> list[dict[str, Any]]:
+    """Loss and accuracy of (M, P) networks on the support set, with how many images that is and how sure."""
     if support is None:
         return [{} for _ in flats]
     images, labels = support.flat()
@@ -381,7 +379,12 @@ def support_scores(
     losses = F.cross_entropy(logits.transpose(1, 2), labels.expand(len(flats), -1), reduction="none").mean(1)
     right = (logits.argmax(-1) == labels).float().mean(1)
     return [
-        {"support_loss": float(loss), "support_accuracy": float(hit)}
+        {
+            "support_loss": float(loss),
+            "support_accuracy": float(hit),
+            "support_interval": interval_of(float(hit), len(labels)),
+            "support_images": len(labels),
+        }
         for loss, hit in zip(losses, right, strict=True)
     ]
 
