@@ -170,7 +170,7 @@ def test_usage_mistakes(call):
 @pytest.mark.parametrize(
     ("error", "sentence", "code"),
     [
-        (KeyboardInterrupt(), "interrupted; nothing was written", 1),
+        (KeyboardInterrupt(), "interrupted; ", 1),
         (OSError(errno.ENOSPC, "No space left on device"), "no space left on device", 1),
         (
             FileNotFoundError(errno.ENOENT, "No such file or directory", "a"),

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from weightloom.cli.failures import Interrupted, interrupted
 from weightloom.cli.inputs import DataFolder, Json, check_out, check_shots, load_task, plain_text
 from weightloom.cli.output import emit, facts, note, say, seconds_text, table
 from weightloom.cli.plots import PLOT_SUFFIXES
@@ -72,10 +73,12 @@ def fetch(
         dataset_info(name)  # a name that is not known is found before anything is fetched
     rows: list[dict[str, Any]] = []
     failures: list[WeightloomError] = []
+    goes_on = "what is fetched already stays in the cache, and the same command fetches the rest"
     for name in wanted:
         try:
-            report = fetch_dataset(name, progress=note)
-        except InputError:
+            with interrupted(goes_on):
+                report = fetch_dataset(name, progress=note)
+        except (InputError, Interrupted):
             raise
         except WeightloomError as error:
             failures.append(error)

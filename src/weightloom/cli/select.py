@@ -21,6 +21,7 @@ from weightloom.cli.inputs import (
     require_task,
     short_text,
 )
+from weightloom.cli.interrupts import Raised
 from weightloom.cli.output import (
     emit,
     facts,
@@ -118,7 +119,7 @@ def select(
     model = load_generator(plain_text(generator, "generator"))
     calm_threads()
     target = require_task(task, data, model.validity.input)
-    with progress() as move:
+    with Raised(), progress() as move:
         found = run(
             model,
             target,
@@ -131,6 +132,8 @@ def select(
         )
     best = found.winner
     assert best.flat is not None
+    if out is not None and found.interrupted:  # first of all: what follows may be interrupted again
+        found.sample().save(out)
     with working("measuring"):
         images, labels = target.data("test").all()
         right = float(accuracy(best.spec, best.flat[None], images, labels)[0])

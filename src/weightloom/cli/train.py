@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,10 +9,12 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from weightloom.cli.failures import Interrupted
+from weightloom.cli.failures import interrupted
 from weightloom.cli.inputs import DataFolder, Json, TaskName, check_place, find_recipe, load_task, plain_text
 from weightloom.cli.output import emit, facts, measured, progress, say, seconds_text
 from weightloom.errors import InputError
+
+GOES_ON = "the last kept state is in {}, and the same command goes on from there"
 
 
 def train(
@@ -77,17 +78,10 @@ def train(
     if zoo is not None:
         zoo = zoo.expanduser()
         Zoo(zoo)  # a folder that is no zoo is found before anything is read
-    try:
-        with parallel.joined():
-            first = parallel.rank() == 0
-            with progress() if first else nullcontext(lambda *_: None) as move:
-                train_recipe(path, zoo, out, move)
-    except KeyboardInterrupt:
-        if os.environ.get("WEIGHTLOOM_DEBUG", "") not in ("", "0"):
-            raise
-        raise Interrupted(
-            f"the last kept state is in {out}, and the same command goes on from there"
-        ) from None
+    with interrupted(GOES_ON.format(out)), parallel.joined():
+        first = parallel.rank() == 0
+        with progress() if first else nullcontext(lambda *_: None) as move:
+            train_recipe(path, zoo, out, move)
     if not first:  # it has nothing to say: one of the processes speaks for all
         return
     result = {"recipe": path, "zoo": zoo, "generator": out, "seconds": time.perf_counter() - started}
@@ -122,20 +116,13 @@ def _steer(
     start = load_generator(plain_text(generator, "generator"))
     target = load_task(task, data, start.validity.input)
     result: dict[str, Any] = {"start": start.name, "recipe": path, "out": out}
-    try:
-        with progress() as move:
-            if target is None:
-                train_across(path, start, out, move)
-            else:
-                spec = parse_architecture(plain_text(arch, "architecture"))
-                model = layerwise_of(
-                    start, spec.resolve(classes=target.num_classes, input=start.validity.input)
-                )
-                result |= _one_task(model, target, spec, path, out, shots, seed, move)
-    except KeyboardInterrupt:
-        raise Interrupted(
-            f"the last kept state is in {out}, and the same command goes on from there"
-        ) from None
+    with interrupted(GOES_ON.format(out)), progress() as move:
+        if target is None:
+            train_across(path, start, out, move)
+        else:
+            spec = parse_architecture(plain_text(arch, "architecture"))
+            model = layerwise_of(start, spec.resolve(classes=target.num_classes, input=start.validity.input))
+            result |= _one_task(model, target, spec, path, out, shots, seed, move)
     result["seconds"] = time.perf_counter() - started
     if as_json:
         emit(result)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from weightloom.cli.failures import Interrupted
+from weightloom.cli.failures import interrupted
 from weightloom.cli.inputs import Json, check_place, plain_text, short_text
 from weightloom.cli.output import emit, note, percent, progress, table
 from weightloom.errors import InputError
@@ -127,17 +126,11 @@ def import_networks(
         return
     if target is not None and to_measure(plan, accuracy):
         target.data("test")  # a dataset that is missing is found before anything is written
-    try:
-        with progress() as move:
-            added = carry_out(
-                Zoo(zoo, create=not existed), plan, task=target, match=match, source=accuracy, progress=move
-            )
-    except KeyboardInterrupt:
-        if os.environ.get("WEIGHTLOOM_DEBUG", "") not in ("", "0"):
-            raise
-        raise Interrupted(
-            f"what was added before stays in {zoo}, and the same command goes on from there"
-        ) from None
+    goes_on = f"what was added before stays in {zoo}, and the same command goes on from there"
+    with interrupted(goes_on), progress() as move:
+        added = carry_out(
+            Zoo(zoo, create=not existed), plan, task=target, match=match, source=accuracy, progress=move
+        )
     if as_json:
         emit({**result, "imported": [asdict(record) for record in added]})
         return

@@ -28,6 +28,7 @@ from weightloom.engines.base import (
     versions,
 )
 from weightloom.errors import DataUnavailableError, InputError, WeightloomError
+from weightloom.whole import whole_number
 
 _SECONDS = 5.0
 """How long an address has to answer."""
@@ -48,8 +49,7 @@ class RayEngine(Engine):
     """
 
     def __init__(self, *, workers: int = 1, address: str | None = None) -> None:
-        if not 1 <= workers <= 1024:
-            raise InputError(f"workers must be from 1 to 1024, not {workers}")
+        workers = whole_number(workers, "workers", 1, 1024)
         self._ray = ray = _import_ray()
         self._started = not ray.is_initialized()
         self._flying: dict[Any, int] = {}

@@ -24,6 +24,7 @@ from weightloom.io.files import open_regular, read_bytes, sha256_of
 from weightloom.io.legacy import load_legacy, load_pinned
 from weightloom.io.shards import read_shards, shards_metadata, write_shards
 from weightloom.io.staged import settle, staged_files
+from weightloom.io.temporary import sweep_temporary, temporary_folder
 from weightloom.io.tensors import (
     Header,
     TensorInfo,
@@ -63,6 +64,8 @@ __all__ = [
     "shards_metadata",
     "staged_files",
     "sweep",
+    "sweep_temporary",
+    "temporary_folder",
     "verify_folder",
     "write_bytes",
     "write_json",

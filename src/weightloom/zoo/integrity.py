@@ -9,7 +9,6 @@ import os
 import secrets
 import shutil
 import sqlite3
-import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from weightloom.errors import CheckpointError, WeightloomError
-from weightloom.io import sha256_of, sweep
+from weightloom.io import sha256_of, sweep, temporary_folder
 from weightloom.zoo.index import (
     COLUMNS,
     INDEX,
@@ -247,8 +246,8 @@ def _salvage(folder: Path) -> str:
 
 def _readable_behind_its_header(index: Path) -> dict[str, list[tuple[Any, ...]]]:
     """What a copy holds whose first bytes are those that every index of ours begins with."""
-    with tempfile.TemporaryDirectory(dir=index.parent) as place:
-        copy = Path(place) / INDEX
+    with temporary_folder(index.parent) as place:
+        copy = place / INDEX
         shutil.copyfile(index, copy)
         with suppress(FileNotFoundError):
             shutil.copyfile(f"{index}-wal", f"{copy}-wal")
