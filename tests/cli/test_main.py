@@ -67,7 +67,7 @@ FACE = {
     "data list": {"--json"},
     "data fetch": {"NAMES...", "--all", "--json"},
     "data show": {"TASK", "--data", "--out", "--shots", "--json"},
-    "info": {"X", "--json"},
+    "info": {"X...", "--json"},
 }  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from weightloom.cli.inputs import (
     engine_for,
     fitting_task,
     load_network,
+    load_task,
     provenance,
 )
 from weightloom.cli.output import (
@@ -34,6 +35,7 @@ from weightloom.cli.output import (
     table,
     working,
 )
+from weightloom.cli.several import Several
 from weightloom.errors import InputError
 
 if TYPE_CHECKING:
@@ -67,7 +69,8 @@ def evaluate(
     """Measure networks on test images: accuracy, accuracy by class, confusions.
 
     Without --task and --data, a network is measured on the named task that it was generated for. Several
-    networks are read first, measured side by side, and shown with the best first.
+    networks are read first, measured side by side, and shown with the best first; those that cannot be read
+    are listed.
 
     Examples:
         weightloom evaluate digits.safetensors --task digits
@@ -77,26 +80,30 @@ def evaluate(
     """
     started = time.perf_counter()
     check_engine(engine, workers, address)
-    networks = [load_network(file, arch) for file in files]
-    targets = [_target(file, net, task, data) for file, net in zip(files, networks, strict=True)]
-    calm_threads(max(network.spec.num_parameters() for network in networks))
+    load_task(task, data)  # a slip there is no fault of any file
+    several = Several(len(files), "files")
+    given: list[tuple[Path, Network, Task]] = []
+    for file in files:
+        with several.attempt(file):
+            network = load_network(file, arch)
+            given.append((file, network, _target(file, network, task, data)))
+    if not given:
+        several.finish()
+    calm_threads(max(network.spec.num_parameters() for _, network, _ in given))
     from weightloom.evaluation.accuracy import confusions
 
-    wanted = [(n.spec, n.flat, target) for n, target in zip(networks, targets, strict=True)]
+    wanted = [(network.spec, network.flat, target) for _, network, target in given]
     shown = working("measuring") if len(files) == 1 else progress()
     with engine_for(engine, workers, address) as machine, shown as move:
         jobs = workers if address is None else CLUSTER
         counts = confusions(wanted, machine, jobs=jobs, progress=move or (lambda *_: None))
-    results = [
-        _result(file, network, target, own)
-        for file, network, target, own in zip(files, networks, targets, counts, strict=True)
-    ]
+    results = [_result(*own, counted) for own, counted in zip(given, counts, strict=True)]
     seconds = time.perf_counter() - started
     if as_json:
-        answer = results[0] if len(files) == 1 else {"networks": results}
+        answer = results[0] if len(files) == 1 else {"networks": results, "failed": several.failed}
         emit({**answer, "seconds": seconds})
     elif len(files) == 1:
-        _show(results[0], targets[0])
+        _show(results[0], given[0][2])
     else:
         results.sort(key=lambda result: -result["accuracy"])
         rows = [
@@ -111,7 +118,8 @@ def evaluate(
         ]
         columns = ["network", "architecture", "task", "right", "images"]
         table(columns, rows, numbers=columns[3:])
-        say(f"{len(files)} networks in {seconds_text(seconds)}")
+        say(f"{len(results)} networks in {seconds_text(seconds)}")
+    several.finish()
 
 
 def _target(file: Path, network: Network, task: str | None, data: Path | None) -> Task:

@@ -17,6 +17,7 @@ from typing import Any
 from typer.core import TyperGroup
 
 from weightloom.cli import interrupts
+from weightloom.cli.output import nothing_noted
 from weightloom.errors import WeightloomError
 from weightloom.unfinished import nothing_yet
 
@@ -120,6 +121,7 @@ class SafeGroup(TyperGroup):
             )
 
         nothing_yet()
+        nothing_noted()
         if not standalone_mode:
             return run()
         try:

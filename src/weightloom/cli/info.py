@@ -12,29 +12,46 @@ import typer
 
 from weightloom.cli.inputs import Json, find_recipe, plain_text, provenance, recipe_names, short_text
 from weightloom.cli.output import emit, facts, measured, percent, say, table
+from weightloom.cli.several import Several
 from weightloom.errors import CheckpointError, InputError, UnknownNameError
 
 
 def info(
-    thing: Annotated[
-        str | None,
-        typer.Argument(metavar="X", help="A file, a zoo, a generator, a recipe, a task or an architecture."),
+    things: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="X...", help="Files, zoos, generators, recipes, tasks or architectures."),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Say what something is: a file, a folder or a name. Without anything: what there is on this machine.
+
+    Of several, what cannot be described is listed at the end.
 
     Examples:
         weightloom info clothing.safetensors
         weightloom info igpg-tiny
         weightloom info 'resnet(depth=8,width=8)'
         weightloom info 'mnist[3,1,7]+rot90'
+        weightloom info runs/*.safetensors
     """
-    described, show = _everything() if thing is None else _describe(plain_text(thing, "name"))
-    if as_json:
-        emit(described)
-    else:
-        show(described)
+    if not things:
+        described, show = _everything()
+        emit(described) if as_json else show(described)
+        return
+    several = Several(len(things), "things")
+    found: list[Answer] = []
+    for number, thing in enumerate(things):
+        with several.attempt(thing):
+            described, show = _describe(plain_text(thing, "name"))
+            found.append((described, show))
+            if not as_json:
+                if number:
+                    say()
+                show(described)
+    if as_json and found:
+        own = [described for described, _ in found]
+        emit(own[0] if len(things) == 1 else {"things": own, "failed": several.failed})
+    several.finish()
 
 
 Answer = tuple[dict[str, Any], Callable[[dict[str, Any]], None]]

@@ -41,9 +41,19 @@ def shown(value: Any, style: str = "") -> Text:
     return Text(_CONTROL.sub(lambda found: repr(found[0])[1:-1], str(value)), style=style)
 
 
+_noted: set[str] = set()
+
+
 def note(text: str) -> None:
-    """One remark on stderr."""
-    notes().print(shown(text), soft_wrap=True)
+    """One remark on stderr; what a command has said already it does not say again."""
+    if text not in _noted:
+        _noted.add(text)
+        notes().print(shown(text), soft_wrap=True)
+
+
+def nothing_noted() -> None:
+    """A command begins."""
+    _noted.clear()
 
 
 def say(text: str = "", style: str = "") -> None:

@@ -225,7 +225,6 @@ def fetch_dataset(
             arrays = {split: in_digest_order(*pair) for split, pair in source.read(say).items()}
             _check(info, arrays)
         except SourceSilent as silent:
-            say(f"{name}: {source.name} {silent}")
             tried.append((source.name, str(silent)))
             continue
         say(f"{name}: writing to {files['meta'].parent}")
