@@ -19,12 +19,14 @@ import numpy as np
 import torch
 import yaml
 from PIL import Image
+from torch import nn
 from torch.utils.data import TensorDataset
 
 import weightloom as wl
 from weightloom.engines import open_engine
-from weightloom.evaluation import AuditSettings, audit
+from weightloom.evaluation import AuditSettings, SelectionSettings, audit, select
 from weightloom.evaluation.accuracy import confusion, confusions
+from weightloom.evaluation.explain import explain
 from weightloom.fitting import FitSettings, accuracy, finetune, fit_population, initial_flats, recalibrate
 from weightloom.generators.load import save_generator
 from weightloom.generators.random_init import RandomInit
@@ -48,6 +50,7 @@ STATIC = {
     "tasks": {3: 4, 4: 4}, "shots": 4, "queries": 8,
     "loop": {"steps": 3, "warmup": 1, "log_every": 1, "save_every": 2},
 }  # fmt: skip
+SETTINGS = SelectionSettings(budget=2.0, probe_steps=2, shots=4)
 MODES = ("usual", "float64", "float16", "bfloat16", "default-meta", "default-cpu", "with-meta", "both")
 
 
@@ -106,7 +109,13 @@ def made_beforehand(folder: Path) -> dict[str, Any]:
             Image.fromarray(pixels).save(folder / "photos" / name / f"{number}.png")
     torch.save({"head.weight": images[0, 0], "step": 3}, folder / "foreign.pt")
     labels = torch.arange(24) % 3
-    return {"images": images, "labels": labels, "dataset": TensorDataset(images, labels)}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        body = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        module = nn.Sequential(*body, nn.Linear(8, 10))
+    wide = torch.rand(8, 3, 16, 16, generator=draw) * 2 - 1
+    own = {"images": images, "labels": labels, "dataset": TensorDataset(images, labels)}
+    return {**own, "module": module, "wide": wide}
 
 
 def calls(folder: Path, own: dict[str, Any], mode: str) -> dict[str, Callable[[], Any]]:
@@ -144,6 +153,7 @@ def calls(folder: Path, own: dict[str, Any], mode: str) -> dict[str, Callable[[]
             sample.module(own["images"][:2, :, :, :].repeat(1, 3, 2, 2)),
         )
 
+    torch_labels = [n % 10 for n in range(8)]
     zoo_records = lambda: wl.Zoo(out / "zoo").records()  # noqa: E731
     return {
         "task": lambda: [task.data(split).all() for split in ("train", "test")],
@@ -187,6 +197,13 @@ def calls(folder: Path, own: dict[str, Any], mode: str) -> dict[str, Callable[[]
         )["support_loss"],
         "hypernetwork": lambda: [*keep("ghn", wl.load_generator("ghn-cifar10-tiny")).state_dict().values()],
         "predict": lambda: kept["ghn"].generate("cnn(depth=2,width=8,classes=10)").flat,
+        "predict a module": lambda: kept["ghn"].generate(own["module"], images=own["wide"]).state_dict,
+        "graph": lambda: wl.capture_graph(own["module"], (3, 32, 32)).structure,
+        "select": lambda: str(select(kept["static"], task, ["cnn(depth=1,width=4)"], SETTINGS).winner.spec),
+        "explain": lambda: explain(
+            kept["igpg"], wide_spec(), instruction="Read digits", support=wide.support(4),
+            images=own["wide"], labels=torch_labels, seed=1,
+        )["removed"],
         "save": lambda: load_tensors(
             RandomInit.from_generator(kept["static"])
             .generate("cnn(depth=1,width=4)", support=kept["support"])

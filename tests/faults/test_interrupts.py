@@ -265,6 +265,39 @@ def test_a_job_in_the_background_goes_on(tmp_path):
     assert process.returncode == 0 and out.startswith("weightloom ")
 
 
+def test_a_progress_bar_is_cleared(ground, tmp_path):
+    """On a terminal the sentence stands alone in its line, and the cursor is there again."""
+    ours, theirs = os.openpty()
+    words = [word.format(ground=ground) for word in COMMANDS["zoo build"]]
+    env = os.environ | {"TERM": "xterm", "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "weightloom.cli", *words], cwd=tmp_path, env=env,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=theirs, start_new_session=True,
+        )  # fmt: skip
+    finally:
+        signal.signal(signal.SIGINT, before)
+    os.close(theirs)
+    text = b""
+    try:
+        while b"\x1b[?25l" not in text:  # the bar hides the cursor
+            text += os.read(ours, 4096)
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=120)
+        while True:
+            text += os.read(ours, 4096)
+    except OSError:  # the other end is closed, and all is read
+        pass
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+    last = text.rpartition(b"\r\x1b[2K")[2].decode()
+    assert last.startswith("\x1b[?25hweightloom: interrupted; ") and last.count("\n") == 1, text
+    assert process.returncode == 1 and text.count(b"interrupted") == 1
+
+
 STUCK = """
 import sys, time
 sys.argv = ["weightloom", "info"]
