@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PATIENCE = 120.0
 """Seconds for anything on a crowded machine; no test waits without an end, and none asserts by it."""
 
@@ -28,7 +29,8 @@ class Running:
         self.temporary = folder / "temporary"
         self.temporary.mkdir(parents=True, exist_ok=True)
         own = {"TMPDIR": str(self.temporary), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # is SIG_DFL in what is started
+        # What has a handler here has none in what is started; what is ignored here would be ignored there.
+        before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "weightloom.cli", *map(str, arguments)],
@@ -36,7 +38,8 @@ class Running:
                 text=True, cwd=folder, env=os.environ | own | (env or {}), start_new_session=True,
             )  # fmt: skip
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
         self.out = self.err = ""
         self.seconds = 0.0
         """From the last signal to the end."""

@@ -159,6 +159,15 @@ def test_an_interrupt_at_any_instant(name, ground, lasts, crowd, tmp_path, recor
     record_property("slowest", round(slowest, 2))
 
 
+@pytest.mark.parametrize("name", sorted({*COMMANDS} - {"fetch", "zoo build"}) if FULL else ["finetune"])
+def test_nothing_is_left_after_the_work(name, ground, tmp_path):
+    """What libraries put into the temporary folder when a process imports them counts too."""
+    with start(name, ground, tmp_path) as run:
+        run.end()
+        assert run.code == 0, run.err
+        assert run.left() == [] and litter(tmp_path) == []
+
+
 def test_the_interpreter_s_own_start(tmp_path, record_property):
     """Before our first line an interrupt is Python's: with whatever it says, it ends at once."""
     watched = []

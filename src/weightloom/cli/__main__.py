@@ -6,6 +6,7 @@ they are Python's.
 
 from __future__ import annotations
 
+import os
 import sys
 
 from weightloom.cli import interrupts
@@ -15,6 +16,7 @@ def main() -> None:
     """Run the command line and leave the process; the entry point of the package."""
     try:
         interrupts.watch()
+        keep_compiled()
         from weightloom.cli.main import app
 
         app(prog_name="weightloom")
@@ -25,6 +27,20 @@ def main() -> None:
         sys.exit(1)
     finally:
         interrupts.leave()
+
+
+def keep_compiled() -> None:
+    """Name the place where torch keeps what it compiles, unless it is named: the cache, if it can be written.
+
+    Torch makes it as soon as it is imported, otherwise in the temporary folder, where it would stay.
+    """
+    cache = os.environ.get("WEIGHTLOOM_CACHE") or os.path.join("~", ".cache", "weightloom")
+    folder = os.path.join(os.path.expanduser(cache), "torch")
+    place = folder
+    while not os.path.isdir(place) and place != os.path.dirname(place):
+        place = os.path.dirname(place)
+    if os.path.isabs(place) and os.access(place, os.W_OK | os.X_OK):
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", folder)
 
 
 if __name__ == "__main__":
