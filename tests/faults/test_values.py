@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import cache
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -27,10 +28,12 @@ from weightloom.fitting import (
     recalibrate,
     run_networks,
 )
+from weightloom.generators import Sample
 from weightloom.generators.ghn import GHN, GHNConfig, make_validity
 from weightloom.generators.random_init import RandomInit
 from weightloom.tasks.data import TaskData
 
+WIDE = wl.parse_architecture("cnn(depth=3,width=16,classes=10,input=3x16x16)")
 SPEC = wl.parse_architecture("cnn(depth=1,width=4,classes=3,input=1x8x8)")
 Plain = torch.Tensor
 
@@ -135,6 +138,26 @@ def _generator() -> GHN:
         ).eval()
 
 
+@cache
+def _tokenizer() -> Any:
+    return wl.load_generator("igpg-tiny").tokenizer
+
+
+def _kept(flats: Any) -> Plain:
+    with TemporaryDirectory() as folder:
+        zoo = wl.Zoo(folder, create=True)
+        records = [
+            wl.Record(
+                id=f"a-{row}", shard="a", row=row, architecture=SPEC.full_text(), task="", dataset="",
+                classes=3, split="train", member=row, step=1, final=True, accuracy=0.5, loss=1.0, provenance={},
+            )
+            for row in range(2)
+        ]  # fmt: skip
+        zoo.add("a", SPEC, flats, records)
+        assert zoo.verify() == []
+        return zoo.load(zoo.records())
+
+
 def _support(images: Any) -> wl.SupportSet:
     return wl.SupportSet(images=images, class_names=("a", "b", "c"))
 
@@ -226,6 +249,17 @@ BORDERS: dict[str, tuple[Callable[[], Plain], Callable[[Any], Any]]] = {
         lambda: (_images() * 100 + 128).to(torch.uint8),
         lambda x: TaskData(x, torch.arange(12), _labels(), channels=1).all()[0],
     ),
+    "sample, weights": (
+        lambda: _flats()[0], lambda x: Sample(SPEC, x, {}).module(_images()).detach()
+    ),
+    "zoo, networks": (_flats, _kept),
+    "encode, networks": (
+        lambda: initial_flats(WIDE, [0, 1]), lambda x: _tokenizer().encode(WIDE, x)
+    ),
+    "decode, codes": (
+        lambda: _tokenizer().encode(WIDE, initial_flats(WIDE, [0])),
+        lambda x: _tokenizer().decode(WIDE, x).detach(),
+    ),
     "batch, index": (lambda: torch.arange(5), lambda x: _task().data("test").batch(x)[0]),
 }  # fmt: skip
 
@@ -250,6 +284,10 @@ DIFFERENT: dict[str, tuple[str, ...]] = {
     "recalibrate, networks": WEIGHTS,
     "run, images": WEIGHTS,
     "run, networks": WEIGHTS,
+    "sample, weights": WEIGHTS,
+    "zoo, networks": WEIGHTS,
+    "encode, networks": WEIGHTS,
+    "decode, codes": ("a little outside", "empty"),
     "torch dataset": ("uint8", "larger pictures", *ROUNDED),
 }
 """Where another kind is another request, with a right answer of its own."""

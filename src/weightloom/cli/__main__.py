@@ -35,11 +35,11 @@ def keep_compiled() -> None:
     Torch makes it as soon as it is imported, otherwise in the temporary folder, where it would stay.
     """
     cache = os.environ.get("WEIGHTLOOM_CACHE") or os.path.join("~", ".cache", "weightloom")
-    folder = os.path.join(os.path.expanduser(cache), "torch")
+    folder = os.path.join(os.path.abspath(os.path.expanduser(cache)), "torch")
     place = folder
     while not os.path.isdir(place) and place != os.path.dirname(place):
         place = os.path.dirname(place)
-    if os.path.isabs(place) and os.access(place, os.W_OK | os.X_OK):
+    if os.access(place, os.W_OK | os.X_OK):
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", folder)
 
 

@@ -9,7 +9,6 @@ Shapes: N networks, P values of a network, B images a network, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -22,30 +21,7 @@ from weightloom.errors import InputError
 from weightloom.finite import all_finite, layout_fault
 from weightloom.fitting.precision import full_precision
 from weightloom.tasks.data import checked_images, checked_labels
-from weightloom.weights import layout_of
-
-_FLOATS = (torch.float32, torch.float64)
-
-
-def checked_flats(
-    spec: ArchitectureSpec, flats: Tensor, dtypes: Sequence[torch.dtype] = _FLOATS[:1]
-) -> Tensor:
-    """``flats`` in one piece, if they are N networks (N, P) of ``spec`` in float32; gradients go through.
-
-    Raises:
-        InputError: they are not, or ``spec`` is not decided.
-    """
-    if not spec.resolved:
-        raise InputError(f"{spec} does not say its classes and input; add them, or give the task")
-    fault, size = layout_fault(flats), layout_of(spec).size
-    if fault is not None:
-        raise InputError(f"networks must be one plain tensor (N, {size:,}), but it {fault}")
-    if flats.dtype not in dtypes or flats.dim() != 2 or flats.shape[1] != size or not len(flats):
-        raise InputError(
-            f"networks of {spec} are float32 of shape (N, {size:,}), not {flats.dtype} "
-            f"of {tuple(flats.shape)}"
-        )
-    return flats.resolve_neg().contiguous()
+from weightloom.weights import checked_flats, layout_of
 
 
 @lru_cache(maxsize=64)
@@ -82,7 +58,7 @@ def run_networks(spec: ArchitectureSpec, flats: Tensor, images: Tensor, *, train
 
     Source: weights as arguments, HyperNetworks (arXiv 1609.09106), section 3.
     """
-    flats = checked_flats(spec, flats, _FLOATS)
+    flats = checked_flats(spec, flats, (torch.float32, torch.float64))
     if (fault := layout_fault(images)) is not None:
         raise InputError(f"images must be a plain tensor, but this {fault}")
     batch = images.dim() == 4 or (images.dim() == 5 and len(images) == len(flats))

@@ -19,10 +19,10 @@ from weightloom.architectures import ArchitectureSpec
 from weightloom.defaults import with_plain_defaults
 from weightloom.errors import InputError, SpecError, TrainingError
 from weightloom.finite import all_finite
-from weightloom.fitting.population import checked_flats, recalibrate, run_networks
+from weightloom.fitting.population import recalibrate, run_networks
 from weightloom.seeding import check_seed, torch_generator
 from weightloom.tasks import TaskData
-from weightloom.weights import layout_of
+from weightloom.weights import checked_flats, layout_of
 from weightloom.whole import whole_fields, whole_number
 
 

@@ -31,7 +31,7 @@ from weightloom.registry import Registry
 from weightloom.seeding import check_seed, torch_generator
 from weightloom.tasks import SupportSet
 from weightloom.tasks.data import ONE_EXAMPLE, checked_images
-from weightloom.weights import layout_of, require_finite
+from weightloom.weights import checked_flats, layout_of, require_finite
 from weightloom.whole import whole_number
 
 generators: Registry[type[Generator]] = Registry("generator")
@@ -96,8 +96,11 @@ class Sample:
     @cached_property
     @with_plain_defaults
     def state_dict(self) -> dict[str, Tensor]:
-        """The weights by name, buffers included."""
-        return {k: v.clone() for k, v in layout_of(self.architecture).unflatten(self.flat).items()}
+        """The weights by name, buffers included. Raises :class:`InputError` where ``flat`` is no such network."""
+        if not isinstance(self.flat, Tensor) or self.flat.is_nested or self.flat.dim() != 1:
+            raise InputError("a sample's weights are one tensor (P,)")
+        flat = checked_flats(self.architecture, self.flat[None])[0].detach()
+        return {k: v.clone() for k, v in layout_of(self.architecture).unflatten(flat).items()}
 
     @cached_property
     @with_plain_defaults

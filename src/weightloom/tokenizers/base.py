@@ -22,7 +22,14 @@ from torch import Tensor, nn
 from weightloom.architectures import ArchitectureSpec, architecture_from_json, parse_architecture
 from weightloom.conditioning import SlotEncoder
 from weightloom.defaults import with_plain_defaults
-from weightloom.errors import CheckpointError, SpecError, UnsupportedRequestError, WeightloomError
+from weightloom.errors import (
+    CheckpointError,
+    InputError,
+    SpecError,
+    UnsupportedRequestError,
+    WeightloomError,
+)
+from weightloom.finite import layout_fault
 from weightloom.io import allocation_limit, load_tensors, read_json, save_tensors, write_json
 from weightloom.registry import Registry
 from weightloom.weights import (
@@ -30,6 +37,7 @@ from weightloom.weights import (
     Chunking,
     Layout,
     WeightStatistics,
+    checked_flats,
     chunk_layout,
     layout_of,
 )
@@ -245,14 +253,22 @@ class WeightTokenizer(nn.Module, ABC):
     @torch.no_grad()
     @with_plain_defaults
     def encode(self, spec: ArchitectureSpec, flats: Tensor) -> Tensor:
-        """(N, P) raw networks to (N, T, D) codes."""
+        """(N, P) raw networks to (N, T, D) codes. Raises :class:`InputError` for anything else."""
+        flats = checked_flats(spec, flats)
         _, chunking, bound = self.bind(spec)
         tokens = chunking.to_tokens(bound.normalise(flats))
         return self.encode_tokens(tokens, self.describe(spec))[1]
 
     @with_plain_defaults
     def decode(self, spec: ArchitectureSpec, codes: Tensor) -> Tensor:
-        """(N, T, D) codes to (N, P) raw networks."""
+        """(N, T, D) codes to (N, P) raw networks. Raises :class:`InputError` for anything else."""
+        shape = (self.bind(spec)[1].num_tokens, self.num_codes)
+        if (fault := layout_fault(codes)) is not None or codes.dtype != torch.int64:
+            raise InputError(f"codes are a plain tensor of int64, but this {fault or f'has {codes.dtype}'}")
+        if codes.dim() != 3 or tuple(codes.shape[1:]) != shape:
+            raise InputError(f"codes of {spec} are (N, {shape[0]}, {shape[1]}), not {tuple(codes.shape)}")
+        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.vocabulary:
+            raise InputError(f"codes are from 0 to {self.vocabulary - 1}")
         return self.decode_latents(spec, self.embed_codes(codes))
 
     @with_plain_defaults

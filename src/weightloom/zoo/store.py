@@ -23,7 +23,7 @@ from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.defaults import with_plain_defaults
 from weightloom.errors import CheckpointError, InputError, WeightloomError
 from weightloom.io import load_rows, save_tensors, sweep
-from weightloom.weights import layout_of, require_finite
+from weightloom.weights import checked_flats, layout_of, require_finite
 from weightloom.zoo.index import (
     COLUMNS,
     INDEX,
@@ -94,9 +94,10 @@ class Zoo:
         speaks of another file than the one on disk; one that holds just this is left as it is.
 
         Raises:
-            InputError: a weight is not finite; nothing is written then.
+            InputError: a weight is not finite, or these are no networks of ``spec``; nothing is written then.
             WeightloomError: the disk is full, or the index is locked for long.
         """
+        flats = checked_flats(spec, flats).detach()
         assert len(flats) == len(records)
         stacked = {k: v.contiguous() for k, v in layout_of(spec).unflatten(flats).items()}
         require_finite(stacked, f"shard {shard}")
