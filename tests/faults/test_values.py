@@ -146,13 +146,11 @@ def _tokenizer() -> Any:
 def _kept(flats: Any) -> Plain:
     with TemporaryDirectory() as folder:
         zoo = wl.Zoo(folder, create=True)
+        facts = {"architecture": SPEC.full_text(), "task": "", "dataset": "", "classes": 3, "split": "train"}
+        more = {"step": 1, "final": True, "accuracy": 0.5, "loss": 1.0, "provenance": {}}
         records = [
-            wl.Record(
-                id=f"a-{row}", shard="a", row=row, architecture=SPEC.full_text(), task="", dataset="",
-                classes=3, split="train", member=row, step=1, final=True, accuracy=0.5, loss=1.0, provenance={},
-            )
-            for row in range(2)
-        ]  # fmt: skip
+            wl.Record(id=f"a-{row}", shard="a", row=row, member=row, **facts, **more) for row in range(2)
+        ]
         zoo.add("a", SPEC, flats, records)
         assert zoo.verify() == []
         return zoo.load(zoo.records())

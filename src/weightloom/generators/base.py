@@ -96,7 +96,7 @@ class Sample:
     @cached_property
     @with_plain_defaults
     def state_dict(self) -> dict[str, Tensor]:
-        """The weights by name, buffers included. Raises :class:`InputError` where ``flat`` is no such network."""
+        """The weights by name, buffers included. Raises :class:`InputError` where ``flat`` is no network."""
         if not isinstance(self.flat, Tensor) or self.flat.is_nested or self.flat.dim() != 1:
             raise InputError("a sample's weights are one tensor (P,)")
         flat = checked_flats(self.architecture, self.flat[None])[0].detach()
