@@ -260,6 +260,33 @@ def test_other_signals_end_it_in_the_same_way(number, ground, tmp_path):
         assert run.code == 1
 
 
+def test_a_selection_ends_with_the_best_so_far(tmp_path):
+    """The one command that goes on; what it saves is there before it measures."""
+    words = ("--task", "digits", "--arch", "mlp(depth=1,width=4)", "--arch", "cnn(depth=1,width=4)")
+    files = ("--out", "best.safetensors", "--state", "state.safetensors", "--json")
+    with Running("select", *words, "--budget", "600s", *files, folder=tmp_path) as run:
+        assert run.until((tmp_path / "state.safetensors").exists), run.err
+        run.signal()
+        run.end()
+    assert run.seconds < LIMIT and "Traceback" not in run.err and run.left() == []
+    if run.code == 0:
+        assert json.loads(run.out)["interrupted"] is True
+    else:  # it could not be measured in the time that is left for it
+        assert run.code == 1 and run.err.startswith("weightloom: interrupted; written before: ")
+    assert torch.isfinite(wl.load_network(tmp_path / "best.safetensors").head.weight).all()
+
+
+def test_little_is_imported_before_interrupts_are_heard():
+    program = (
+        "import sys\nbefore = set(sys.modules)\nfrom weightloom.cli import interrupts\n"
+        "print(*sorted(set(sys.modules) - before))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    wanted = {"__future__", "faulthandler", "weightloom", "weightloom.cli"}
+    wanted |= {"weightloom.cli.interrupts", "weightloom.unfinished"}
+    assert set(done.stdout.split()) <= wanted
+
+
 def test_a_job_in_the_background_goes_on(tmp_path):
     """Whoever starts a command with interrupts ignored, as a shell does for ``&``, means it."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)

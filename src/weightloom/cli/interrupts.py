@@ -15,10 +15,10 @@ nothing watches yet. Without it, in another program or on Windows, an interrupt 
 
 from __future__ import annotations
 
+import _signal as signal  # type: ignore[import-not-found]  # what the module signal wraps, without its enums
 import _thread
 import faulthandler
 import os
-import signal
 import sys
 import time
 
