@@ -46,6 +46,9 @@ def test_evaluate(call, network, bad):
     one = call("evaluate", network, "--task", "digits", "--json").json["accuracy"]
     assert [entry["accuracy"] for entry in found["networks"]] == [one, one]
     goes_on(call("evaluate", *bad, "--task", "digits"), bad, 3)
+    answer = call("evaluate", *bad, "--task", "digits", "--json")
+    goes_on(answer, bad, 3)
+    assert json.loads(answer.out)["networks"] == [] and len(json.loads(answer.out)["failed"]) == 3
     assert call("evaluate", bad[0], "--task", "digits").sentence(2).startswith(f"{bad[0]}: ")
     assert "unknown dataset" in call("evaluate", *files, "--task", "digitz").sentence(2), "no file's fault"
 

@@ -88,6 +88,8 @@ def evaluate(
             network = load_network(file, arch)
             given.append((file, network, _target(file, network, task, data)))
     if not given:
+        if as_json:
+            emit({"networks": [], "failed": several.failed, "seconds": time.perf_counter() - started})
         several.finish()
     calm_threads(max(network.spec.num_parameters() for _, network, _ in given))
     from weightloom.evaluation.accuracy import confusions

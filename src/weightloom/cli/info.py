@@ -48,7 +48,7 @@ def info(
                 if number:
                     say()
                 show(described)
-    if as_json and found:
+    if as_json:
         own = [described for described, _ in found]
         emit(own[0] if len(things) == 1 else {"things": own, "failed": several.failed})
     several.finish()

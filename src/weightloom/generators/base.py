@@ -225,11 +225,13 @@ class Generator(ABC):
 
         ``batch_norm``: where there is a support set, ``"support"`` measures the batch-norm statistics anew on
         its images (labels are not used), ``"generated"`` keeps them as generated; the report says which.
+        ``seed`` is a whole number of any sign and size, of Python, numpy or torch.
 
         Raises:
             UnsupportedRequestError: the architecture, its input or its class count is outside what the
                 generator is valid for, or the machine has not the memory for it.
-            InputError: an instruction that is empty or too long, a support set of another class count.
+            InputError: an instruction that is empty or too long, a support set of another class count or with
+                images that no network can read, a seed or a number of samples that is no whole number.
         """
         request = self.check(architecture, instruction, support, num_samples, seed, sampling, batch_norm)
         start = time.perf_counter()

@@ -98,6 +98,9 @@ class Task(ABC):
         """``shots`` train images per class, the same for the same ``seed`` whatever the order of the classes.
 
         A class with fewer images repeats its own.
+
+        Raises:
+            InputError: ``shots`` or ``seed`` is no whole number, or a class has no image.
         """
         address = ("support", self.dataset, check_seed(seed))
         return draw_support(self.data("train"), self._class_keys(), self.class_names, shots, address)
