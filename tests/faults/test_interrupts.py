@@ -226,7 +226,8 @@ def test_a_download_that_is_interrupted_or_killed_leaves_nothing(ground, tmp_pat
             os.kill(pid, signal.SIGKILL)
     (old,) = (tmp_path / "temporary").iterdir()
     with start("fetch", ground, tmp_path) as run:
-        assert run.until(lambda: [p for p in run.temporary.glob("*/half-a-package.tgz") if p.parent != old])
+        found = run.temporary.rglob
+        assert run.until(lambda: [p for p in found("half-a-package.tgz") if old not in p.parents])
         assert not old.exists(), "what the killed one left is still there"
         run.signal()
         run.end()

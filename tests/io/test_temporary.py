@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from weightloom.io import sweep_temporary, temporary_folder
+from weightloom.io import staged_files, sweep_temporary, temporary_folder
 from weightloom.unfinished import Undoing, WholeStep, nothing_yet, undo_all, what_was_written, written
 
 
@@ -30,7 +30,7 @@ def test_it_is_undone_where_the_process_ends_inside(tmp_path):
     with temporary_folder(tmp_path) as folder:
         (folder / "file").write_text("x")
         undo_all()
-        assert not folder.exists()
+        assert list(tmp_path.iterdir()) == []
     undo_all()
 
 
@@ -50,6 +50,9 @@ def test_what_a_killed_process_left_is_swept_and_what_a_living_one_has_is_not(tm
     (tmp_path / "somebody.tmp-0123abcd").mkdir()
     with temporary_folder(tmp_path) as living:
         assert not left.exists() and living.is_dir()
+        with staged_files(living) as staged:  # which locks the folder
+            (staged / "a.txt").write_text("x")
+        assert (living / "a.txt").is_file()
         assert sweep_temporary(tmp_path) == [] and living.is_dir()
         with temporary_folder(tmp_path) as second:
             assert living.is_dir() and second != living

@@ -17,7 +17,7 @@ from pathlib import Path
 from weightloom.io.atomic import let_go, make_temporary_folder, sweep, temporary_name
 from weightloom.unfinished import Undoing
 
-_NAME = "weightloom"
+_NAME, _INSIDE = "weightloom", "files"
 
 
 @contextmanager
@@ -43,7 +43,9 @@ def temporary_folder(parent: str | Path | None = None, *, mode: int = 0o700) -> 
     with Undoing(partial(shutil.rmtree, folder, ignore_errors=True)):
         descriptor = make_temporary_folder(folder, mode)
         try:
-            yield folder
+            # Below it: what is locked against a sweep is not what its user may want to lock.
+            (folder / _INSIDE).mkdir(mode)
+            yield folder / _INSIDE
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             let_go(descriptor)

@@ -254,8 +254,8 @@ class WeightTokenizer(nn.Module, ABC):
     @with_plain_defaults
     def encode(self, spec: ArchitectureSpec, flats: Tensor) -> Tensor:
         """(N, P) raw networks to (N, T, D) codes. Raises :class:`InputError` for anything else."""
-        flats = checked_flats(spec, flats)
         _, chunking, bound = self.bind(spec)
+        flats = checked_flats(spec, flats)
         tokens = chunking.to_tokens(bound.normalise(flats))
         return self.encode_tokens(tokens, self.describe(spec))[1]
 
