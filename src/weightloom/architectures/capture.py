@@ -21,9 +21,11 @@ from weightloom.architectures.graph import GraphNode, GraphTensor, ModuleGraph, 
 from weightloom.architectures.spec import ArchitectureSpec
 from weightloom.architectures.statistics import STATISTICS
 from weightloom.architectures.tracing import Call, Ref, Trace, trace
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import InputError, SpecError, UnsupportedLayerError
 
 
+@with_plain_defaults
 def capture_graph(module: nn.Module, input: Sequence[int], *, partial: bool = False) -> ModuleGraph:
     """The computation graph of ``module`` for pictures of shape ``input`` (channels, height, width).
 
@@ -62,6 +64,7 @@ def capture_graph(module: nn.Module, input: Sequence[int], *, partial: bool = Fa
 
 
 @lru_cache(maxsize=4096)
+@with_plain_defaults
 def graph_of(spec: ArchitectureSpec) -> ModuleGraph:
     """The graph of a resolved spec: its own where its family can emit one, else captured; made once.
 

@@ -20,12 +20,13 @@ from weightloom.io.atomic import (
 )
 from weightloom.io.budget import allocation_limit
 from weightloom.io.cache import cache_dir
-from weightloom.io.documents import dump_json, parse_json, read_json, read_yaml, write_json
+from weightloom.io.documents import Recipe, dump_json, parse_json, read_json, read_yaml, write_json
 from weightloom.io.files import open_regular, read_bytes, require_plain, sha256_of
 from weightloom.io.kinds import FileKind, file_kind
 from weightloom.io.legacy import load_legacy, load_parts, load_pinned
 from weightloom.io.shards import read_shards, shards_header, shards_metadata, write_shards
 from weightloom.io.staged import settle, staged_files
+from weightloom.io.temporary import sweep_temporary, temporary_folder
 from weightloom.io.tensors import (
     Header,
     TensorInfo,
@@ -40,6 +41,7 @@ __all__ = [
     "COMMIT_FILE",
     "FileKind",
     "Header",
+    "Recipe",
     "TensorInfo",
     "allocation_limit",
     "alone",
@@ -70,6 +72,8 @@ __all__ = [
     "shards_metadata",
     "staged_files",
     "sweep",
+    "sweep_temporary",
+    "temporary_folder",
     "verify_folder",
     "write_bytes",
     "write_json",

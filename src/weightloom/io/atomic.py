@@ -19,13 +19,15 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 from weightloom.errors import CheckpointError, InputError, WeightloomError
 from weightloom.io.files import open_regular, read_bytes, sha256_of
+from weightloom.unfinished import Undoing, written
 
 if sys.platform == "win32":
     fcntl = None
@@ -59,20 +61,22 @@ def atomic_file(path: str | Path, *, durable: bool = True) -> Iterator[BinaryIO]
     path = _checked(path)
     with _write_errors(path):
         _make_parents(path)
-        handle, temporary = _open_temporary(path)
-        try:
-            with handle:
-                yield handle
-                handle.flush()
-                if durable:
-                    os.fsync(handle.fileno())
-                if fcntl is None:
-                    handle.close()
-                os.replace(temporary, path)  # before the close: that is what lets go of the lock
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(temporary)
-            raise
+        temporary = temporary_name(path)
+        with Undoing(partial(_remove, temporary)):
+            handle = _open_temporary(temporary)
+            try:
+                with handle:
+                    yield handle
+                    handle.flush()
+                    if durable:
+                        os.fsync(handle.fileno())
+                    if fcntl is None:
+                        handle.close()
+                    os.replace(temporary, path)  # before the close: that is what lets go of the lock
+                    _tell(path)
+            except BaseException:
+                _remove(temporary)
+                raise
         if durable:
             sync_folder(path.parent)
 
@@ -127,21 +131,24 @@ def atomic_folder(
         sweep(path.parent, name=path.name)
         _refuse_taken(path, overwrite)
         _make_parents(path)
-        descriptor, temporary = _make_temporary_folder(path)
-        try:
-            yield temporary
-            if commit:
-                _commit(temporary, durable, digests or {})
-            elif durable:
-                for entry in (*(entry for entry in temporary.rglob("*") if entry.is_dir()), temporary):
-                    sync_folder(entry)
-            _refuse_taken(path, overwrite)
-            _move_into_place(temporary, path)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        finally:
-            _let_go(descriptor)
+        temporary = temporary_name(path)
+        with Undoing(partial(shutil.rmtree, temporary, ignore_errors=True)):
+            descriptor = make_temporary_folder(temporary)
+            try:
+                yield temporary
+                if commit:
+                    _commit(temporary, durable, digests or {})
+                elif durable:
+                    for entry in (*(entry for entry in temporary.rglob("*") if entry.is_dir()), temporary):
+                        sync_folder(entry)
+                _refuse_taken(path, overwrite)
+                _move_into_place(temporary, path)
+                _tell(path)
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
+            finally:
+                let_go(descriptor)
         if durable:
             sync_folder(path.parent)
 
@@ -205,12 +212,14 @@ def verify_folder(path: str | Path, *, required: Sequence[str] = ()) -> dict[str
     return {name: digest for name, (digest, _) in files.items()}
 
 
-def sweep(folder: str | Path, *, name: str | None = None) -> list[Path]:
+def sweep(
+    folder: str | Path, *, name: str | None = None, keep: Callable[[Path], bool] = lambda _: False
+) -> list[Path]:
     """Remove what killed writers left directly in ``folder``; returns what was removed.
 
     What a living writer is still building is left alone. A folder that a killed writer had moved
-    aside but not yet replaced is put back. With a ``name`` only what was to become that is removed: in a
-    folder that is not ours alone.
+    aside but not yet replaced is put back. With a ``name`` only what was to become that is removed, and
+    nothing that ``keep`` says is to stay: in a folder that is not ours alone.
     """
     removed: list[Path] = []
     try:
@@ -219,7 +228,7 @@ def sweep(folder: str | Path, *, name: str | None = None) -> list[Path]:
         return removed
     for entry in entries:
         match = _LITTER.fullmatch(entry.name)
-        if match is None or name not in (None, match["name"]) or not _abandoned(entry):
+        if match is None or name not in (None, match["name"]) or keep(entry) or not _abandoned(entry):
             continue
         place = entry.with_name(match["name"])
         with suppress(OSError):
@@ -276,8 +285,23 @@ def _refuse_taken(path: Path, overwrite: bool) -> None:
 # -- temporary names and their locks -----------------------------------------------------------
 
 
-def _temporary_name(path: Path, kind: str = "tmp") -> Path:
-    return path.with_name(f"{path.name}.{kind}-{secrets.token_hex(4)}")
+def temporary_name(path: Path, kind: str = "tmp") -> Path:
+    """A free name beside ``path`` that :func:`sweep` takes for litter of it."""
+    while True:
+        name = path.with_name(f"{path.name}.{kind}-{secrets.token_hex(4)}")
+        if not os.path.lexists(name):
+            return name
+
+
+def _tell(path: Path) -> None:
+    """``path`` is in its place, unless that is inside a folder which is not."""
+    if not any(_LITTER.fullmatch(part) for part in path.parts):
+        written(path)
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        os.unlink(path)
 
 
 def _checked(path: str | Path) -> Path:
@@ -291,25 +315,22 @@ def _make_parents(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
 
 
-def _open_temporary(path: Path) -> tuple[BinaryIO, Path]:
+def _open_temporary(temporary: Path) -> BinaryIO:
     while True:
-        temporary = _temporary_name(path)
-        with suppress(FileExistsError):
-            handle = open(temporary, "x+b")  # noqa: SIM115 - the caller closes it
-            if _lock(handle.fileno()) and _is_at(handle.fileno(), temporary):
-                return handle, temporary
-            handle.close()  # a sweep came between the open and the lock
+        handle = open(temporary, "x+b")  # noqa: SIM115 - the caller closes it
+        if _lock(handle.fileno()) and _is_at(handle.fileno(), temporary):
+            return handle
+        handle.close()  # a sweep came between the open and the lock, and has removed it
 
 
-def _make_temporary_folder(path: Path) -> tuple[int | None, Path]:
+def make_temporary_folder(temporary: Path, mode: int = 0o777) -> int | None:
+    """Make a folder and hold it, so that no :func:`sweep` takes it; :func:`let_go` of what is returned."""
     while True:
-        temporary = _temporary_name(path)
-        with suppress(FileExistsError):
-            os.mkdir(temporary)
-            descriptor = _lock_folder(temporary)
-            if descriptor is None or _is_at(descriptor, temporary):
-                return descriptor, temporary
-            os.close(descriptor)
+        os.mkdir(temporary, mode)
+        descriptor = _lock_folder(temporary)
+        if descriptor is None or _is_at(descriptor, temporary):
+            return descriptor
+        os.close(descriptor)
 
 
 def _lock(descriptor: int) -> bool:
@@ -332,7 +353,8 @@ def _lock_folder(folder: Path) -> int | None:
     return descriptor
 
 
-def _let_go(descriptor: int | None) -> None:
+def let_go(descriptor: int | None) -> None:
+    """What :func:`make_temporary_folder` holds is no longer held."""
     if descriptor is not None:
         os.close(descriptor)
 
@@ -404,7 +426,7 @@ def _move_into_place(temporary: Path, path: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)  # by now this name holds the old folder
         return
     # Two renames, with an instant between them when the name is free: sweep() mends that one.
-    aside = _temporary_name(path, "old")
+    aside = temporary_name(path, "old")
     held = _lock_folder(path)
     try:
         os.rename(path, aside)
@@ -414,7 +436,7 @@ def _move_into_place(temporary: Path, path: Path) -> None:
             os.rename(aside, path)
             raise
     finally:
-        _let_go(held)
+        let_go(held)
     shutil.rmtree(aside, ignore_errors=True)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import BrokenPicturesError, InputError, printable
 from weightloom.tasks.data import TaskData
 from weightloom.tasks.depth import ValueRanges
@@ -143,6 +144,7 @@ class FolderTask(Task):
         """What stood for black and white in images deeper than bytes, with which further ones are read."""
         return self._read.pictures.ranges
 
+    @with_plain_defaults
     def data(self, split: str) -> TaskData:
         """The images of ``"train"`` or ``"test"``."""
         if split not in SPLITS:
