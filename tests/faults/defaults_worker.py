@@ -7,6 +7,7 @@ sentence of the :class:`InputError` that it raised.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import sys
@@ -20,7 +21,8 @@ import torch
 import yaml
 from PIL import Image
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.nn.utils.parametrizations import weight_norm
+from torch.utils.data import Dataset, TensorDataset
 
 import weightloom as wl
 from weightloom.engines import open_engine
@@ -34,7 +36,10 @@ from weightloom.generators.streaming import stream_network
 from weightloom.io import load_legacy, load_tensors, save_tensors
 from weightloom.training.run import train_recipe
 from weightloom.weights.alignment import random_permutations
-from weightloom.zoo.importing import carry_out, plan_import
+from weightloom.weights.symmetry import permutation_spec_of
+from weightloom.zoo.contents import contents_of
+from weightloom.zoo.importing import carry_out, import_checkpoints, plan_import
+from weightloom.zoo.reading import read_checked
 from weightloom.zoo.sources import find_networks
 
 ZOO = {
@@ -51,7 +56,21 @@ STATIC = {
     "loop": {"steps": 3, "warmup": 1, "log_every": 1, "save_every": 2},
 }  # fmt: skip
 SETTINGS = SelectionSettings(budget=2.0, probe_steps=2, shots=4)
+FOLDED = "mlp(depth=2,width=4,classes=3,input=1x8x8)"
 MODES = ("usual", "float64", "float16", "bfloat16", "default-meta", "default-cpu", "with-meta", "both")
+
+
+class Pictures(Dataset):
+    """A folder's files as PIL images."""
+
+    def __init__(self, folder: Path) -> None:
+        self.files = sorted(folder.rglob("*.png"))
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return Image.open(self.files[index]), index % 2
 
 
 @contextmanager
@@ -108,14 +127,29 @@ def made_beforehand(folder: Path) -> dict[str, Any]:
             pixels = np.random.default_rng(number).integers(0, 255, (9, 9, 3)).astype(np.uint8)
             Image.fromarray(pixels).save(folder / "photos" / name / f"{number}.png")
     torch.save({"head.weight": images[0, 0], "step": 3}, folder / "foreign.pt")
+    torch.save({"w": images[0]}, folder / "old.pt", _use_new_zipfile_serialization=False)
+    spec = wl.parse_architecture(FOLDED)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        net = spec.initialise(0)
+        for layer in net.modules():
+            if isinstance(layer, nn.Linear):
+                weight_norm(layer)
+        state = {f"model.module.{name}": value for name, value in net.state_dict().items()}
+        torch.save({"epoch": 3, "state_dict": state}, folder / "wrapped.ckpt")
+    deep = np.random.default_rng(0).integers(0, 4000, (6, 9, 9)).astype(np.uint16)
+    for number, pixels in enumerate(deep):
+        (folder / "deep" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / "deep" / "ab"[number % 2] / f"{number}.png")
     labels = torch.arange(24) % 3
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         body = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
         module = nn.Sequential(*body, nn.Linear(8, 10))
+        half = nn.Sequential(*copy.deepcopy(module)[:5], nn.Linear(8, 7))
     wide = torch.rand(8, 3, 16, 16, generator=draw) * 2 - 1
     own = {"images": images, "labels": labels, "dataset": TensorDataset(images, labels)}
-    return {**own, "module": module, "wide": wide}
+    return {**own, "module": module, "half": half, "wide": wide}
 
 
 def calls(folder: Path, own: dict[str, Any], mode: str) -> dict[str, Callable[[], Any]]:
@@ -160,6 +194,10 @@ def calls(folder: Path, own: dict[str, Any], mode: str) -> dict[str, Callable[[]
         "support": lambda: keep("support", task.support(4, seed=3)).images,
         "folder": lambda: wl.FolderTask(folder / "photos", size=8).data("train").all(),
         "folder support": lambda: wl.FolderTask(folder / "photos").support(2).images,
+        "deep pictures": lambda: (
+            (deep := wl.FolderTask(folder / "deep", size=8)).report(), deep.data("train").all()
+        ),
+        "pictures of PIL": lambda: wl.TorchTask(Pictures(folder / "deep"), size=8).data("train").all(),
         "torch dataset": lambda: wl.TorchTask(own["dataset"], size=8).data("test").all(),
         "labelled": lambda: wl.SupportSet.from_labelled(own["images"] * 2 - 1, own["labels"].tolist()).flat(),
         "initialise": lambda: keep("flats", initial_flats(spec, [0, 1])),
@@ -198,6 +236,10 @@ def calls(folder: Path, own: dict[str, Any], mode: str) -> dict[str, Callable[[]
         "hypernetwork": lambda: [*keep("ghn", wl.load_generator("ghn-cifar10-tiny")).state_dict().values()],
         "predict": lambda: kept["ghn"].generate("cnn(depth=2,width=8,classes=10)").flat,
         "predict a module": lambda: kept["ghn"].generate(own["module"], images=own["wide"]).state_dict,
+        "predict half of a module": lambda: kept["ghn"].generate_module(
+            own["half"], images=own["wide"], partial=True
+        ).report["statistics"],
+        "symmetries of a module": lambda: permutation_spec_of(own["module"].eval(), own["wide"]).sizes,
         "graph": lambda: wl.capture_graph(own["module"], (3, 32, 32)).structure,
         "select": lambda: str(select(kept["static"], task, ["cnn(depth=1,width=4)"], SETTINGS).winner.spec),
         "explain": lambda: explain(
@@ -216,6 +258,13 @@ def calls(folder: Path, own: dict[str, Any], mode: str) -> dict[str, Callable[[]
             load_tensors(out / "t.safetensors")[0],
         ),
         "legacy": lambda: load_legacy(folder / "foreign.pt"),
+        "before the zip format": lambda: load_legacy(folder / "old.pt"),
+        "contents": lambda: list(contents_of(folder / "wrapped.ckpt").not_finite()),
+        "folded": lambda: read_checked(folder / "wrapped.ckpt", wl.parse_architecture(FOLDED)).flat,
+        "import checkpoints": lambda: import_checkpoints(
+            z := wl.Zoo(out / "checkpoints", create=True), [folder / "wrapped.ckpt"],
+            architecture=wl.parse_architecture(FOLDED),
+        ) and z.load(z.records()),
         "keep": lambda: (
             save_generator(kept["static"], out / "again"),
             wl.load_generator(out / "again").state_dict(),

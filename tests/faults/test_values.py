@@ -143,15 +143,24 @@ def _tokenizer() -> Any:
     return wl.load_generator("igpg-tiny").tokenizer
 
 
-def _kept(flats: Any) -> Plain:
+def _kept(flats: Any, *, imported: bool = False) -> Plain:
     with TemporaryDirectory() as folder:
         zoo = wl.Zoo(folder, create=True)
         facts = {"architecture": SPEC.full_text(), "task": "", "dataset": "", "classes": 3, "split": "train"}
-        more = {"step": 1, "final": True, "accuracy": 0.5, "loss": 1.0, "provenance": {}}
+        more = {"step": 1, "final": True, "accuracy": 0.5, "loss": 1.0}
         records = [
-            wl.Record(id=f"a-{row}", shard="a", row=row, member=row, **facts, **more) for row in range(2)
+            wl.Record(
+                id=f"a-{row}",
+                shard="a",
+                row=row,
+                member=row,
+                provenance={"sha256": str(row)},
+                **facts,
+                **more,
+            )
+            for row in range(2)
         ]
-        zoo.add("a", SPEC, flats, records)
+        zoo.add_new(SPEC, flats, records) if imported else zoo.add("a", SPEC, flats, records)
         assert zoo.verify() == []
         return zoo.load(zoo.records())
 
@@ -189,6 +198,17 @@ def _module() -> nn.Module:
         nn.Flatten(),
         nn.Linear(4, 3),
     )
+
+
+def _signals() -> nn.Module:
+    torch.manual_seed(0)
+    layers = nn.Conv1d(8, 4, 3), nn.BatchNorm1d(4), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten()
+    return nn.Sequential(*layers, nn.Linear(4, 3))
+
+
+def _of_signals(images: Any) -> Plain:
+    made = _generator().generate(_signals(), input=(8, 8), images=images).module
+    return made(_images()[:, 0]).detach()
 
 
 def _task() -> wl.Task:
@@ -239,6 +259,7 @@ BORDERS: dict[str, tuple[Callable[[], Plain], Callable[[Any], Any]]] = {
     "predict, images": (
         _images, lambda x: _generator().generate(_module(), images=x).module(_images()).detach()
     ),
+    "predict, signals": (lambda: _images()[:, 0], _of_signals),
     "predict a spec, images": (
         _images, lambda x: _generator().generate("cnn(depth=1,width=4,classes=3)", images=x).flat
     ),
@@ -251,6 +272,7 @@ BORDERS: dict[str, tuple[Callable[[], Plain], Callable[[Any], Any]]] = {
         lambda: _flats()[0], lambda x: Sample(SPEC, x, {}).module(_images()).detach()
     ),
     "zoo, networks": (_flats, _kept),
+    "zoo, imported networks": (_flats, lambda x: _kept(x, imported=True)),
     "encode, networks": (
         lambda: initial_flats(WIDE, [0, 1]), lambda x: _tokenizer().encode(WIDE, x)
     ),
@@ -279,11 +301,13 @@ DIFFERENT: dict[str, tuple[str, ...]] = {
     "pixels": ("a little outside", "bytes as floats", "empty", "larger pictures"),
     "predict a spec, images": ("none", *ROUNDED),
     "predict, images": ("none", "a little outside", "larger pictures", *ROUNDED),
+    "predict, signals": ("none", "a little outside", "larger pictures", *ROUNDED),
     "recalibrate, networks": WEIGHTS,
     "run, images": WEIGHTS,
     "run, networks": WEIGHTS,
     "sample, weights": WEIGHTS,
     "zoo, networks": WEIGHTS,
+    "zoo, imported networks": WEIGHTS,
     "encode, networks": WEIGHTS,
     "decode, codes": ("a little outside", "empty"),
     "torch dataset": ("uint8", "larger pictures", *ROUNDED),

@@ -132,6 +132,7 @@ def import_networks(
         "formats": list(plan.formats),
         "passed_over": len(plan.held),
         "skipped": [asdict(entry) for entry in plan.skipped],
+        "failed": several.failed,
     }
     if dry_run:
         planned: list[dict[str, Any]] = [

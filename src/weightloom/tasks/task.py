@@ -36,13 +36,15 @@ _MAX_TEXT = 20_000
 _pixels = PixelCache()
 
 
-def check_shape(size: int, channels: int) -> None:
-    """Refuse a resolution out of range. Raises :class:`SpecError`."""
+def check_shape(size: int, channels: int) -> tuple[int, int]:
+    """``size`` and ``channels`` as ``int``. Raises :class:`SpecError` where they are out of range."""
     size = whole_number(size, "the width of a task's images", error=SpecError)
     if not _SIZES[0] <= size <= _SIZES[1]:
         raise SpecError(f"a task's images can be {_SIZES[0]} to {_SIZES[1]} pixels wide, not {size}")
-    if whole_number(channels, "the number of channels", error=SpecError) not in (1, 3):
+    channels = whole_number(channels, "the number of channels", error=SpecError)
+    if channels not in (1, 3):
         raise SpecError(f"a task's images have 1 or 3 channels, not {channels}")
+    return size, channels
 
 
 class Task(ABC):
@@ -143,11 +145,11 @@ class DatasetTask(Task):
 
     def __post_init__(self) -> None:
         info = datasets.get(self.dataset)
-        check_shape(self.size, self.channels)
+        size, channels = check_shape(self.size, self.channels)
         classes = tuple(whole_number(label, "a class", error=SpecError) for label in self.classes)
         classes = classes or tuple(range(info.num_classes))
-        object.__setattr__(self, "size", int(self.size))
-        object.__setattr__(self, "channels", int(self.channels))
+        object.__setattr__(self, "size", size)
+        object.__setattr__(self, "channels", channels)
         for label in classes:
             if not 0 <= label < info.num_classes:
                 raise SpecError(f"{self.dataset} has classes 0 to {info.num_classes - 1}, not {label}")

@@ -67,7 +67,6 @@ class TorchTask(Task):
         transform: str = "id",
         test_fraction: float = 0.2,
     ) -> None:
-        check_shape(size, channels)
         if not 0 < test_fraction < 1:
             raise InputError(f"the share of test images is between 0 and 1, not {test_fraction}")
         for part in (train, test):
@@ -81,7 +80,8 @@ class TorchTask(Task):
             if test is not None and (others := class_names_of(test, name)) is not None:
                 self._names = agreed_names([self._names or others, others], name)
         self.ranges = ValueRanges()  # of PIL images deeper than bytes: those of the training images
-        self.dataset, self.size, self.channels = name, size, channels
+        self.size, self.channels = check_shape(size, channels)
+        self.dataset = name
         self.transform, self.test_fraction = parse_transform(transform), test_fraction
 
     def __str__(self) -> str:

@@ -28,6 +28,7 @@ from weightloom.defaults import with_plain_defaults
 from weightloom.errors import CheckpointError, InputError, WeightloomError
 from weightloom.io import load_rows, require_plain, save_tensors, sweep
 from weightloom.weights import checked_flats, layout_of, require_finite
+from weightloom.whole import whole_number
 from weightloom.zoo.index import (
     COLUMNS,
     INDEX,
@@ -325,6 +326,8 @@ class Zoo:
         """
         where: list[str] = []
         values: list[Any] = []
+        if classes is not None:
+            classes = whole_number(classes, "the number of classes", 0, 10**9)
         for column, value in (("task", task), ("dataset", dataset), ("split", split), ("classes", classes)):
             if value is not None:
                 where.append(f"{column} = ?")
@@ -333,8 +336,10 @@ class Zoo:
             where.append("final = ?")
             values.append(int(final))
         if min_accuracy is not None:
+            if isinstance(min_accuracy, str):
+                raise InputError(f"an accuracy is a number, not {min_accuracy!r}")
             where.append("accuracy >= ?")
-            values.append(min_accuracy)
+            values.append(float(min_accuracy))
         with self._opened() as db:
             if architecture is not None:
                 # Few texts stand for many checkpoints: each is looked at once.
