@@ -94,6 +94,7 @@ def test_import(call, network, bad, tmp_path):
     again = call("zoo", "import", new, network, bad[1], "--json")
     found = json.loads(again.out)
     assert again.code == 1 and found["passed_over"] == 1 and found["imported"] == []
+    assert [entry["name"] for entry in found["failed"]] == [str(bad[1])]
     assert call("zoo", "import", new, network, network).code == 0, "the same file twice is no failure"
     strict = call("zoo", "import", tmp_path / "other", network, bad[0], "--strict")
     assert "cut.safetensors" in strict.sentence(2) and not (tmp_path / "other").exists()

@@ -228,7 +228,7 @@ class OwnNorms(ArchitectureSpec):
 
 
 def test_statistics_of_norms_of_ones_own_are_measured_as_torchs():
-    images = 2 + torch.randn(8, 1, 8, 8)
+    images = torch.rand(8, 1, 8, 8)
     own, torchs = (OwnNorms(width=width, classes=3, input=(1, 8, 8)) for width in (4, 5))
     flats = networks(torchs, 2)
     found = recalibrate(own, flats, images)
