@@ -195,7 +195,8 @@ def calls(folder: Path, own: dict[str, Any], mode: str) -> dict[str, Callable[[]
         "folder": lambda: wl.FolderTask(folder / "photos", size=8).data("train").all(),
         "folder support": lambda: wl.FolderTask(folder / "photos").support(2).images,
         "deep pictures": lambda: (
-            (deep := wl.FolderTask(folder / "deep", size=8)).report(), deep.data("train").all()
+            (deep := wl.FolderTask(folder / "deep", size=8)).report()["ranges"],
+            deep.data("train").all()
         ),
         "pictures of PIL": lambda: wl.TorchTask(Pictures(folder / "deep"), size=8).data("train").all(),
         "torch dataset": lambda: wl.TorchTask(own["dataset"], size=8).data("test").all(),
