@@ -19,8 +19,9 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -136,7 +137,10 @@ def atomic_folder(
                 for entry in (*(entry for entry in temporary.rglob("*") if entry.is_dir()), temporary):
                     sync_folder(entry)
             _refuse_taken(path, overwrite)
-            _move_into_place(temporary, path)
+            if overwrite:
+                _move_into_place(temporary, path)
+            else:
+                os.rename(temporary, path)  # which fails where somebody else has come first
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -155,21 +159,27 @@ def make_folder(path: str | Path) -> Path:
 
 
 @contextmanager
-def alone(folder: str | Path) -> Iterator[None]:
+def alone(folder: str | Path) -> Iterator[Callable[[], bool]]:
     """One process at a time inside the block; others wait. The lock is on the folder itself: no file is left.
 
-    Where a file system has no locks there is none. Raises OSError for a folder that cannot be opened.
+    Where a file system has no locks there is none. Yields a function that says whether the folder still has
+    its name: an empty one can be removed or replaced while it is locked. Raises OSError for a folder that
+    cannot be opened.
     """
     if fcntl is None:
-        yield
+        yield lambda: True
         return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+    while True:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if not _is_at(descriptor, Path(folder)):
+                continue  # who was waited for has removed or replaced it
+            yield partial(_is_at, descriptor, Path(folder))
+            return
+        finally:
+            os.close(descriptor)
 
 
 def verify_folder(path: str | Path, *, required: Sequence[str] = ()) -> dict[str, str]:
@@ -219,10 +229,12 @@ def sweep(folder: str | Path, *, name: str | None = None) -> list[Path]:
         return removed
     for entry in entries:
         match = _LITTER.fullmatch(entry.name)
-        if match is None or name not in (None, match["name"]) or not _abandoned(entry):
+        if match is None or name not in (None, match["name"]):
             continue
         place = entry.with_name(match["name"])
-        with suppress(OSError):
+        with suppress(OSError), _abandoned(entry) as abandoned:
+            if not abandoned:
+                continue
             if match["kind"] == "old" and not place.exists():
                 os.rename(entry, place)
                 continue
@@ -306,22 +318,30 @@ def _make_temporary_folder(path: Path) -> tuple[int | None, Path]:
         temporary = _temporary_name(path)
         with suppress(FileExistsError):
             os.mkdir(temporary)
-            descriptor = _lock_folder(temporary)
-            if descriptor is None or _is_at(descriptor, temporary):
-                return descriptor, temporary
-            os.close(descriptor)
+            if fcntl is None:
+                return None, temporary
+            with suppress(FileNotFoundError):  # here too
+                descriptor = os.open(temporary, os.O_RDONLY)
+                if _lock(descriptor) and _is_at(descriptor, temporary):
+                    return descriptor, temporary
+                os.close(descriptor)
 
 
-def _lock(descriptor: int) -> bool:
+def _try_lock(descriptor: int) -> bool | None:
+    """Whether the lock was free, and now is ours; None on a file system without locks."""
     if fcntl is None:
-        return True
+        return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:
-        return True  # a file system without locks: litter is then told by its age
+        return None  # litter is then told by its age
     return True
+
+
+def _lock(descriptor: int) -> bool:
+    return _try_lock(descriptor) is not False
 
 
 def _lock_folder(folder: Path) -> int | None:
@@ -344,24 +364,27 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _abandoned(entry: Path) -> bool:
-    """True if no writer holds ``entry``: its lock is free, or, without locks, it is old."""
+@contextmanager
+def _abandoned(entry: Path) -> Iterator[bool]:
+    """Whether no writer holds ``entry``: its lock is free, or, without locks, it is old.
+
+    The lock is held inside the block: a writer that has made ``entry`` and not locked it yet sees that
+    somebody else has it, and takes another name.
+    """
+    descriptor, free = None, None
     try:
-        if fcntl is not None:
-            descriptor = os.open(entry, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with suppress(OSError):
+            if fcntl is not None:
+                descriptor = os.open(entry, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+                free = _try_lock(descriptor)
+        if free is None:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return True
-            except BlockingIOError:
-                return False
-            finally:
-                os.close(descriptor)
-    except OSError:
-        pass
-    try:
-        return time.time() - entry.lstat().st_mtime > _ABANDONED_SECONDS
-    except OSError:
-        return False
+                free = time.time() - entry.lstat().st_mtime > _ABANDONED_SECONDS
+            except OSError:
+                free = False
+        yield free
+    finally:
+        _let_go(descriptor)
 
 
 # -- commit and rename -------------------------------------------------------------------------
