@@ -273,7 +273,10 @@ def _refuse_taken(path: Path, overwrite: bool) -> None:
         return
     if path.is_symlink() or not path.is_dir():
         raise InputError(f"cannot write {path}: there is something else of that name")
-    if not any(path.iterdir()):
+    try:
+        if not any(path.iterdir()):
+            return
+    except FileNotFoundError:  # removed meanwhile
         return
     if not overwrite:
         raise InputError(f"cannot write {path}: the folder exists and is not empty")
