@@ -22,7 +22,8 @@ HEAD = """# Command line
 `weightloom COMMAND --help` says the same. What holds for every command:
 
 - `--json` prints one JSON object on stdout and nothing else there; progress and remarks go to stderr.
-- Exit code 0: done; 1: the work failed; 2: bad input. A failure is one sentence on stderr.
+- Exit code 0: done; 1: the work failed or was interrupted; 2: bad input. A failure is one sentence on stderr.
+- Accuracies stand with their 95 % intervals in brackets; in JSON `interval`, beside `num_images`.
 - `WEIGHTLOOM_CACHE` names the folder for datasets (`~/.cache/weightloom`).
 - `WEIGHTLOOM_DEBUG=1` shows tracebacks.
 - Small networks run on one thread; `OMP_NUM_THREADS` says otherwise.

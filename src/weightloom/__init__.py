@@ -12,12 +12,13 @@ Example:
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
 __version__ = "0.1.0"
 
+# By hand, and nothing imported above it: the command line cannot hear an interrupt before this file is read.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from weightloom.architectures import (
         ArchitectureSpec,
         architecture_families,
@@ -155,6 +156,8 @@ __all__ = [  # noqa: RUF022 - by room
 
 
 def __getattr__(name: str) -> Any:
+    import importlib
+
     if name in _HOME:
         value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
     elif name in _ROOMS:

@@ -93,7 +93,13 @@ def test_a_folder_of_images(made, photos):
 
 def test_no_task_at_all(made):
     answer = made("digits", "--samples", "1", "--json", arch="mlp(depth=1,width=4,classes=5)").json
-    assert answer["task"] is None and answer["best"] == {"accuracy": None, "file": None, "sample": 0}
+    assert answer["task"] is None and answer["best"] == {
+        "accuracy": None,
+        "interval": None,
+        "num_images": None,
+        "file": None,
+        "sample": 0,
+    }
     assert answer["baselines"] == {"nearest_checkpoint": None, "random_init": None, "trained": None}
     assert answer["samples"][0]["support_accuracy"] is None
 
@@ -121,7 +127,7 @@ def test_without_comparing(made):
         (("--task", "digits@28c1"), "3x8x8"),
         (("--task", "digits", "--data", "x"), "not both"),
         (("--data", "no-such-folder"), "no such folder"),
-        (("--task", "digits", "--samples", "0"), "from 1 to 4096"),
+        (("--task", "digits", "--samples", "0"), "from 1 to 4,096"),
         (("--task", "digits", "--shots", "0"), "--shots must be from 1"),
         (("--task", "digits", "--shots", "9999999999"), "--shots must be from 1"),
         (("--task", "digits", "--temperature", "nan"), "temperature must be from 0"),

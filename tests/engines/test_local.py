@@ -46,7 +46,7 @@ def test_engines_are_found_by_name():
         open_engine("locla")
     with pytest.raises(InputError, match="belongs to the engine ray"):
         open_engine("local", address="localhost:6379")
-    with pytest.raises(InputError, match="from 1 to 1024"):
+    with pytest.raises(InputError, match="workers must be a whole number from 1 to 1,024"):
         open_engine("local", workers=0)
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
+import yaml
 from tests.conftest import find_ray
 from tests.engines.recipe import RECIPE
+from tests.faults.running import Running, command_of, lives
 
 from weightloom.engines import open_engine
 from weightloom.engines.base import about_worker
@@ -111,6 +116,97 @@ def test_another_version_elsewhere_is_refused(cluster, monkeypatch):
     monkeypatch.setattr(room, "versions", lambda: {"weightloom": "9.9.9", "torch": "1.0"})
     with pytest.raises(InputError, match=r"has weightloom .* this machine weightloom 9.9.9 and torch 1.0"):
         list(cluster.map(about_worker, [{}]))
+
+
+DRIVER = """
+import sys, time
+from weightloom.engines import open_engine
+from weightloom.engines.base import about_worker
+
+with open_engine("ray", workers=2) as engine:
+    list(engine.map(about_worker, [{}] * 2))
+    print("ready", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("how", ["well", "SIGTERM", "SIGKILL"])
+def test_ray_ends_with_its_driver(how, record_property):
+    """Its agents too, which Ray itself leaves behind; and nothing stays in the temporary folder."""
+    pytest.importorskip("ray")
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(dir="/tmp") as place:
+        find_ray(patch)
+        patch.setenv("TMPDIR", place)
+        driver = subprocess.Popen(
+            [sys.executable, "-c", DRIVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            start_new_session=True, cwd=place,
+        )  # fmt: skip
+        try:
+            assert driver.stdout is not None and driver.stdin is not None
+            assert driver.stdout.readline() == "ready\n"
+            started = [*_below(driver.pid)]
+            assert any("raylet" in command for _, command in started), started
+            if how == "well":
+                driver.stdin.write("end\n")
+                driver.stdin.flush()
+            else:
+                driver.send_signal(getattr(signal, how))
+            driver.wait(timeout=120)
+            begun = time.monotonic()
+            while left := [command for process, command in started if lives(process)]:
+                assert time.monotonic() - begun < 60, left
+                time.sleep(0.05)
+            record_property("seconds", round(time.monotonic() - begun, 1))
+            while os.listdir(place):
+                assert time.monotonic() - begun < 60, os.listdir(place)
+                time.sleep(0.05)
+        finally:
+            driver.kill()
+            driver.communicate()
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("instant", [0.2, 1.0, 3.0, 6.0, 10.0])
+def test_an_interrupt_ends_a_command_and_its_ray(instant, tmp_path):
+    """While Ray starts, and while it works."""
+    pytest.importorskip("ray")
+    endless = {**RECIPE, "initialisation": "independent", "fit": {"steps": 1_000_000}}
+    (tmp_path / "endless.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(endless))))
+    with pytest.MonkeyPatch.context() as patch:
+        find_ray(patch)
+        words = ("zoo", "build", tmp_path / "endless.yaml", "--out", tmp_path / "zoo", "--engine", "ray")
+        with Running(*words, "--workers", "2", folder=tmp_path) as run:
+            run.until_watched()
+            time.sleep(instant)
+            started = [*_below(run.process.pid)]
+            run.signal(group=False)
+            run.end()
+            assert run.code == 1 and run.err.count("\n") == 1, run.err
+            assert run.err.startswith("weightloom: interrupted; "), run.err
+            assert run.seconds < 30
+            begun = time.monotonic()
+            while left := [command for process, command in started if lives(process)]:
+                assert time.monotonic() - begun < 60, left
+                time.sleep(0.05)
+            assert run.left() == []
+
+
+def _below(root):
+    """Processes below ``root``, with their commands."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+    found, added = {root}, True
+    while added:
+        more = {process for process, parent in parents.items() if parent in found} - found
+        found, added = found | more, bool(more)
+    for process in found - {root}:
+        yield process, command_of(process)
 
 
 def _busy(root):

@@ -128,7 +128,7 @@ def test_initialisation_is_by_seed(rng_untouched):
 def test_accuracy_counts_right_answers():
     spec = resolved("cnn(depth=1,width=4)")
     flats = networks(spec, 2)
-    images = torch.randn(37, 1, 8, 8)
+    images = torch.randn(37, 1, 8, 8).clamp(-1, 1)
     answers = torch.stack([by_module(spec, flat, images).argmax(-1) for flat in flats])
     assert accuracy(spec, flats, images, answers[0])[0] == 1
     labels = answers[0].clone()
@@ -144,7 +144,7 @@ class TestRecalibrate:
         spec = resolved("cnn(depth=2,width=4)")
         layout = layout_of(spec)
         flats = networks(spec)
-        images = torch.randn(3, 64, 1, 8, 8)
+        images = torch.randn(3, 64, 1, 8, 8).clamp(-1, 1)
         kept = flats.clone()
         new = recalibrate(spec, flats, images)
         assert torch.equal(flats, kept)
@@ -160,7 +160,7 @@ class TestRecalibrate:
     def test_equals_a_plain_module_with_momentum_one(self):
         spec = resolved("mlp(depth=1,width=4,norm=batch)")
         flats = networks(spec)
-        images = torch.randn(32, 1, 8, 8)
+        images = torch.randn(32, 1, 8, 8).clamp(-1, 1)
         module = spec.build().train()
         for child in module.modules():
             if isinstance(child, torch.nn.BatchNorm1d):
@@ -174,7 +174,7 @@ class TestRecalibrate:
     def test_it_leaves_no_trace_on_later_runs(self):
         spec = resolved("cnn(depth=1,width=4)")
         flats = networks(spec)
-        images = torch.randn(16, 1, 8, 8)
+        images = torch.randn(16, 1, 8, 8).clamp(-1, 1)
         before = run_networks(spec, flats, images, training=True)
         once = recalibrate(spec, flats, images)
         assert torch.equal(recalibrate(spec, once, images), once)
@@ -183,7 +183,7 @@ class TestRecalibrate:
     def test_networks_without_batch_norms_come_back_unchanged(self):
         spec = resolved("cnn(depth=1,width=4,norm=group)")
         flats = networks(spec)
-        new = recalibrate(spec, flats, torch.randn(4, 1, 8, 8))
+        new = recalibrate(spec, flats, torch.zeros(4, 1, 8, 8))
         assert torch.equal(new, flats) and new is not flats
 
 
@@ -228,7 +228,7 @@ class OwnNorms(ArchitectureSpec):
 
 
 def test_statistics_of_norms_of_ones_own_are_measured_as_torchs():
-    images = 2 + torch.randn(8, 1, 8, 8)
+    images = torch.rand(8, 1, 8, 8)
     own, torchs = (OwnNorms(width=width, classes=3, input=(1, 8, 8)) for width in (4, 5))
     flats = networks(torchs, 2)
     found = recalibrate(own, flats, images)

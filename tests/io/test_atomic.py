@@ -14,6 +14,7 @@ import pytest
 from weightloom.errors import CheckpointError, InputError, WeightloomError
 from weightloom.io import (
     COMMIT_FILE,
+    alone,
     atomic,
     atomic_file,
     atomic_folder,
@@ -407,7 +408,7 @@ def test_whoever_waited_for_a_folder_that_was_replaced_locks_the_new_one(
         flock(descriptor, operation)
 
     monkeypatch.setattr(fcntl, "flock", wait)
-    with atomic.alone(place) as in_place:
+    with alone(place) as in_place:
         assert is_locked(place) and not is_locked(tmp_path / "old") and in_place()
         os.rename(place, tmp_path / "away")
         assert not in_place()

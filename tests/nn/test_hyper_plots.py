@@ -46,8 +46,8 @@ def test_the_first_symbols_alone_and_a_simple_cell():
     [
         ("", {}, "from 1 to 6 symbols, one for each step, not 0"),
         ("abcdefg", {}, "from 1 to 6 symbols, one for each step, not 7"),
-        ("abc", {"layer": 1}, "layer must be from 0 to 0, not 1"),
-        ("abc", {"sequence": -1}, "sequence must be from 0 to 1, not -1"),
+        ("abc", {"layer": 1}, "layer must be a whole number from 0 to 0, not 1"),
+        ("abc", {"sequence": -1}, "sequence must be a whole number from 0 to 1, not -1"),
     ],
 )
 def test_what_is_not_there_is_refused(text, options, words):

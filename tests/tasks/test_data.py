@@ -48,17 +48,17 @@ def test_support_repeats_a_small_class_and_checks_its_shape():
     assert (support.images[0] == -1).all() and {
         round(v, 3) for v in support.images[1].flatten().tolist()
     } == {0.2, 1}
-    with pytest.raises(InputError, match="at least 1 example"):
+    with pytest.raises(InputError, match="a class must be a whole number from 1"):
         draw_support(toy(), ["a", "b"], ["a", "b"], 0, ("t",))
     with pytest.raises(InputError, match="class names"):
         SupportSet(images=torch.zeros(3, 1, 3, 4, 4), class_names=("a", "b"))
 
 
 def test_labelled_examples_become_a_support_set():
-    images = torch.arange(5.0).reshape(5, 1, 1, 1).expand(5, 1, 4, 4)
+    images = torch.arange(5.0).reshape(5, 1, 1, 1).expand(5, 1, 4, 4) / 4
     support = SupportSet.from_labelled(images, [1, 0, 1, 1, 0], ["cup", "spoon"])
     assert support.class_names == ("cup", "spoon") and support.images.shape == (2, 3, 1, 4, 4)
-    assert support.images[:, :, 0, 0, 0].tolist() == [[1, 4, 1], [0, 2, 3]]
+    assert (4 * support.images[:, :, 0, 0, 0]).tolist() == [[1, 4, 1], [0, 2, 3]]
     assert SupportSet.from_labelled(images[:2], torch.tensor([1, 0])).class_names == ("class 0", "class 1")
 
 

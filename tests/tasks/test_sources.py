@@ -215,16 +215,32 @@ def test_the_hub_gives_images(monkeypatch):
     table = types.SimpleNamespace(to_pydict=lambda: {"image": pictures, "label": [0, 1]})
     fake_module(monkeypatch, "pyarrow")
     fake_module(monkeypatch, "pyarrow.parquet", read_table=lambda path, columns: table)
-    hub = fake_module(monkeypatch, "huggingface_hub", hf_hub_download=lambda *parts, **options: "x")
+    places: list = []
+
+    def download(*parts: object, local_dir: Path, **options: object) -> str:
+        places.append(local_dir)
+        (local_dir / "half.incomplete").touch()
+        return "x"
+
+    hub = fake_module(
+        monkeypatch, "huggingface_hub", hf_hub_download=download, try_to_load_from_cache=lambda *_, **__: None
+    )
     arrays = hub_arrays("a/b", "c", "image", "label", quiet)
     assert arrays["train"][0].shape == (2, 1, 8, 8) and arrays["test"][1].tolist() == [0, 1]
 
-    def offline(*parts: object, **options: object) -> str:
+    assert len(places) == 2 and not any(place.exists() for place in places), "a download is left"
+
+    def offline(*parts: object, local_dir: Path, **options: object) -> str:
+        places.append(local_dir)
+        (local_dir / "half.incomplete").touch()
         raise RuntimeError("no network")
 
     hub.hf_hub_download = offline
     with pytest.raises(SourceSilent, match="no network"):
         hub_arrays("a/b", "c", "image", "label", quiet)
+    assert not places[-1].exists()
+    hub.try_to_load_from_cache = lambda *_, **__: "in the hub's own cache"
+    assert hub_arrays("a/b", "c", "image", "label", quiet)["test"][1].tolist() == [0, 1]
 
 
 def test_shapes_are_drawn_from_seeds_alone_and_tell_classes_apart(monkeypatch):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset, random_split
 
 from weightloom.errors import InputError
 from weightloom.tasks import TorchTask, ValueRanges, read_pictures
@@ -158,6 +158,56 @@ def test_classes_of_the_dataset_are_its_names():
     assert TorchTask(pairs).class_names == ["zero", "one"]
 
 
+def named(*names: str, count: int = 30) -> TensorDataset:
+    dataset = tensors(count)
+    dataset.classes = list(names)
+    return dataset
+
+
+def test_names_survive_subsets_and_put_together_datasets():
+    whole, names = named("cat", "dog", "eel"), ["cat", "dog", "eel"]
+    inner = Subset(whole, range(20))
+    halves = random_split(whole, [21, 9], generator=torch.Generator().manual_seed(0))
+    for dataset in (inner, Subset(inner, range(12)), halves[0], ConcatDataset([whole, inner])):
+        assert TorchTask(dataset).class_names == names
+        assert TorchTask(dataset).support(2).class_names == tuple(names)
+    assert TorchTask(Subset(tensors(), range(9))).class_names == ["class 0", "class 1", "class 2"]
+    assert TorchTask(ConcatDataset([whole, tensors()])).class_names == ["class 0", "class 1", "class 2"]
+    assert TorchTask(halves[0], halves[1]).class_names == names
+    assert TorchTask(tensors(), Subset(whole, range(6))).class_names == names
+
+
+def test_parts_whose_labels_mean_different_things_are_refused():
+    one, other = named("cat", "dog", "eel"), named("dog", "cat", "eel")
+    for make in (
+        lambda **o: TorchTask(ConcatDataset([one, other]), **o),
+        lambda **o: TorchTask(one, other, **o),
+    ):
+        with pytest.raises(InputError, match=r"different classes .*'cat', 'dog', 'eel'; 'dog', 'cat', 'eel'"):
+            make()
+        assert make(class_names=["a", "b", "c"]).class_names == ["a", "b", "c"]
+
+
+def test_items_may_be_dictionaries():
+    pairs = [(np.full((8, 8), 20 * n, np.uint8), n % 2) for n in range(10)]
+    plain = TorchTask(Pairs(pairs), size=8).data("train").all()[0]
+    for image, label in (("image", "label"), ("img", "target"), ("image", "labels")):
+        items = Pairs([{image: pixels, label: own, "id": 7} for pixels, own in pairs])
+        items.features = {label: type("ClassLabel", (), {"names": ["off", "on"]})()}
+        task = TorchTask(items, size=8)
+        assert task.class_names == ["off", "on"] and torch.equal(task.data("train").all()[0], plain)
+    for item, keys in (
+        ({"x": GREY, "y": 0}, "'x', 'y'"),
+        ({"image": GREY, "img": GREY, "label": 0}, "'image', 'img', 'label'"),
+        ({"image": GREY}, "'image'"),
+        ({}, "nothing"),
+    ):
+        with pytest.raises(
+            InputError, match=f"item 0 .* is a dictionary of {keys}: it must have one of image"
+        ):
+            TorchTask(Pairs([item])).data("train")
+
+
 @pytest.mark.parametrize(
     ("pairs", "words"),
     [
@@ -166,6 +216,10 @@ def test_classes_of_the_dataset_are_its_names():
         ([(GREY, 0), (GREY, 1.5)], "integer label: its label is 1.5"),
         ([(GREY, 0), (GREY, "1")], "integer label: its label is '1'"),
         ([(GREY, 0), (GREY, torch.tensor([0.0, 1.0]))], "integer label: its label is tensor"),
+        ([(GREY, 0), (GREY, True)], "integer label: its label is True"),
+        ([(GREY, 0), "ab"], "item 1 .* but text"),
+        ([(torch.zeros(3, 8, 8).to_sparse(), 0), (GREY, 1)], "item 0 .* is sparse_coo"),
+        ([(torch.zeros(3, 8, 8, device="meta"), 0), (GREY, 1)], "item 0 .* has no values"),
         ([(GREY, 0), (GREY, -1)], "label -1"),
         ([(GREY, 1)], "one class only"),
         ([(GREY, 0), (GREY, 10**12)], "no train image of class 'class 1'"),

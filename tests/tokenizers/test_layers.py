@@ -50,7 +50,7 @@ def test_every_size_is_made_and_runs(dictionary, text):
     flats = dictionary.decode(wanted, latents(dictionary, text))
     assert flats.shape == (2, layout_of(wanted).size) and bool(torch.isfinite(flats).all())
     assert not torch.equal(*flats), "codes matter"
-    images = torch.randn(8, 3, 16, 16)
+    images = torch.randn(8, 3, 16, 16).clamp(-1, 1)
     features = trunk_features(wanted, recalibrate(wanted, flats, images), images)
     assert bool(torch.isfinite(features).all()) and float(features.std()) > 0
 
@@ -87,7 +87,7 @@ def test_filters_before_a_batch_norm_are_of_the_size_of_an_initialisation(dictio
 def test_a_wider_network_computes_the_same_function(dictionary, wide, widest):
     big, small = spec(wide), spec(widest)
     z = latents(dictionary, widest, 1)
-    images = torch.randn(16, 3, 16, 16)
+    images = torch.randn(16, 3, 16, 16).clamp(-1, 1)
     flats = [dictionary.decode(s, z) for s in (big, small)]
     large, held = (
         trunk_features(s, recalibrate(s, flat, images), images)[0]

@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
+from pathlib import Path
 
 import pytest
+import torch
 from tests.zoo.old import KINDS, old_zoo
 from tests.zoo.strangers import PLACES, SCHEMAS, hot_journal, shared_pages
 
+from weightloom.architectures import parse_architecture
 from weightloom.errors import CheckpointError, WeightloomError
-from weightloom.zoo import Zoo, repair
+from weightloom.zoo import Record, Zoo, repair
 from weightloom.zoo.admission import connect
 from weightloom.zoo.opening import opened
 
@@ -221,3 +226,74 @@ def test_a_recipe_that_lacks_something(copy):
     assert zoo.recipe("name") == {"name": "x", "datasets": ["digits"]}
     with pytest.raises(CheckpointError, match="has no salt"):
         zoo.recipe("salt", "size")
+
+
+INTERRUPTED = """
+import os, sys
+from pathlib import Path
+from tests.zoo.test_opening import add_one
+from weightloom import unfinished
+from weightloom.zoo import opening, store
+
+def interrupt(*_):
+    unfinished.undo_all()
+    os._exit(7)
+
+def adding(place, shard):
+    opening.adding(place, shard)
+    interrupt()
+
+def take_back(place, db, calls=[], before=opening._take_back):
+    calls.append(place)
+    interrupt() if len(calls) == 2 else before(place, db)
+
+at, folder = sys.argv[1], Path(sys.argv[2])
+if at == "noted":
+    store.adding = adding
+elif at == "written":
+    store.seal_shard = interrupt
+else:
+    opening._take_back = take_back
+add_one(folder)
+"""
+
+
+def add_one(folder):
+    spec = parse_architecture("mlp(depth=1,width=4,classes=3,input=1x8x8)")
+    facts = {"architecture": spec.full_text(), "task": "", "dataset": "", "classes": 3, "split": "train"}
+    more = {"step": 1, "final": True, "accuracy": 0.5, "loss": 1.0, "provenance": {}}
+    record = Record(id="a-0", shard="a", row=0, member=0, **facts, **more)
+    zoo = Zoo.planned(folder)
+    zoo.add("a", spec, torch.full((1, spec.num_parameters()), 0.5), [record])
+    return zoo
+
+
+@pytest.mark.parametrize(
+    ("before", "at"),
+    [
+        ("nothing", "noted"),
+        ("a folder", "written"),
+        ("a zoo", "noted"),
+        ("a zoo", "written"),
+        ("a zoo", "committed"),
+    ],
+)
+def test_an_interrupt_takes_back_what_is_not_committed(tmp_path, copy, before, at):
+    """Not the next writer alone: what is unfinished is gone when the process has ended."""
+    folder = copy if before == "a zoo" else tmp_path / "zoo"
+    if before == "a folder":
+        folder.mkdir()
+    shards = Zoo(folder).shards() if before == "a zoo" else set()
+    was = state_of(folder) if folder.exists() else None
+    words = [sys.executable, "-c", INTERRUPTED, at, str(folder)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 7, done.stderr
+    assert not list(tmp_path.rglob("*.tmp-*"))
+    now = state_of(folder) if folder.exists() else None
+    if at == "committed":
+        assert not (folder / "zoo.adding").exists() and Zoo(folder).shards() == shards | {"a"}
+    else:
+        if now is not None:
+            now.pop(Path("zoo.sqlite3-journal"), None)  # whoever opens the index next takes it back
+        assert now == was
+    assert add_one(folder).verify() == [] and Zoo(folder).shards() == shards | {"a"}

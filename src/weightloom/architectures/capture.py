@@ -8,6 +8,7 @@ read. Knows nothing of what is done with a graph.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -21,9 +22,14 @@ from weightloom.architectures.graph import GraphNode, GraphTensor, ModuleGraph, 
 from weightloom.architectures.spec import ArchitectureSpec
 from weightloom.architectures.statistics import STATISTICS
 from weightloom.architectures.tracing import Call, Ref, Trace, trace
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import InputError, SpecError, UnsupportedLayerError
+from weightloom.whole import whole_number
+
+_LONGEST_SIDE = 1 << 20
 
 
+@with_plain_defaults
 def capture_graph(module: nn.Module, input: Sequence[int], *, partial: bool = False) -> ModuleGraph:
     """The computation graph of ``module`` for pictures of shape ``input`` (channels, height, width).
 
@@ -50,8 +56,10 @@ def capture_graph(module: nn.Module, input: Sequence[int], *, partial: bool = Fa
         >>> graph.nodes[3].tensors[2].name, graph.heads
         ('1.running_mean', (4,))
     """
-    shape = tuple(input) if isinstance(input, Sequence) else ()
-    if not shape or any(type(side) is not int or side < 1 for side in shape):
+    shape: tuple[int, ...] = ()
+    with suppress(InputError, TypeError):
+        shape = tuple(whole_number(side, "a side", 1, _LONGEST_SIDE) for side in input)
+    if not shape:
         raise InputError(f"the shape of a picture is whole numbers such as (3, 32, 32), not {input!r}")
     for name, tensor in module.named_parameters():
         if is_lazy(tensor):
@@ -62,6 +70,7 @@ def capture_graph(module: nn.Module, input: Sequence[int], *, partial: bool = Fa
 
 
 @lru_cache(maxsize=4096)
+@with_plain_defaults
 def graph_of(spec: ArchitectureSpec) -> ModuleGraph:
     """The graph of a resolved spec: its own where its family can emit one, else captured; made once.
 

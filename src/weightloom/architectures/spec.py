@@ -20,9 +20,10 @@ from typing import Annotated, Any, ClassVar, Self, TypeVar, get_type_hints
 import torch
 from torch import Tensor, nn
 
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import SpecError, UnknownNameError
 from weightloom.registry import Registry
-from weightloom.seeding import seed_for
+from weightloom.seeding import check_seed, seed_for
 
 MAX_TEXT = 1000
 """Longest architecture text, in characters; the longest sensible one is a fifth of it."""
@@ -360,12 +361,14 @@ class ArchitectureSpec(ABC):
         body, width = self.body(self.input)
         return TargetNetwork(body, width, self.classes)
 
+    @with_plain_defaults
     def initialise(self, seed: int) -> TargetNetwork:
         """A new network on the CPU whose weights depend on ``seed`` alone; no global state is changed.
 
         Specs that differ only in ``classes`` get the same body from the same seed, so that networks
         of tasks with different numbers of classes can share an initialisation.
         """
+        seed = check_seed(seed)
         address = dataclasses.replace(self, classes=None).full_text()
         # Only the CPU's generator is used, so only it is seeded and put back (devices=[]).
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):

@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
 
-from weightloom.cli.failures import Interrupted
+from weightloom.cli.failures import interrupted
 from weightloom.cli.inputs import (
     Address,
     EngineName,
@@ -101,23 +100,20 @@ def audit(
     held = Zoo(zoo.expanduser())
     model = load_generator(plain_text(generator, "generator"))
     calm_threads()
-    try:
-        with ExitStack() as stack:
-            move, place = stack.enter_context(progress()), kept
-            if engine != "local" or workers > 1:
-                from weightloom.evaluation.spread import spread_audit
+    with ExitStack() as stack:
+        if kept is not None:
+            goes_on = f"what was measured is kept in {kept}, and the same command goes on from there"
+            stack.enter_context(interrupted(goes_on))
+        move, place = stack.enter_context(progress()), kept
+        if engine != "local" or workers > 1:
+            from weightloom.evaluation.spread import spread_audit
+            from weightloom.io import temporary_folder
 
-                place = kept or Path(stack.enter_context(TemporaryDirectory(prefix="weightloom-")))
-                with engine_for(engine, workers, address) as machine:
-                    name = findable(generator)
-                    spread_audit(name, model, held, place, settings, machine, progress=move)
-            report = run_audit(model, held, settings, work=place, progress=move)
-    except KeyboardInterrupt:
-        if kept is None:
-            raise
-        raise Interrupted(
-            f"what was measured is kept in {kept}, and the same command goes on from there"
-        ) from None
+            place = kept or stack.enter_context(temporary_folder())
+            with engine_for(engine, workers, address) as machine:
+                name = findable(generator)
+                spread_audit(name, model, held, place, settings, machine, progress=move)
+        report = run_audit(model, held, settings, work=place, progress=move)
     result: dict[str, Any] = {**report.to_json(), "zoo": zoo, "seconds": time.perf_counter() - started}
     if out is not None:
         write_json(out, {**result, "zoo": held.path.name})

@@ -50,6 +50,13 @@ class Baselines:
             "trained": self.trained,
         }
 
+    def intervals(self, images: int | None) -> dict[str, list[float] | None]:
+        """How sure what was measured on ``images`` test images is; the zoo does not say that of its own."""
+        from weightloom.fitting import interval_of
+
+        own = ("random_init", "nearest_checkpoint")
+        return {**{name: interval_of(getattr(self, name), images) for name in own}, "trained": None}
+
 
 def baselines(
     generator: Generator,

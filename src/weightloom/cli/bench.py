@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from weightloom.cli.failures import Interrupted
+from weightloom.cli.failures import interrupted
 from weightloom.cli.inputs import (
     Address,
     EngineName,
@@ -24,7 +24,7 @@ from weightloom.cli.inputs import (
     plain_text,
     zoo_or_recipe,
 )
-from weightloom.cli.output import emit, note, percent, progress, say, seconds_text, table
+from weightloom.cli.output import emit, measured, note, progress, say, seconds_text, table
 
 if TYPE_CHECKING:
     from weightloom.evaluation import Ground
@@ -136,21 +136,17 @@ def bench(
     given = [load_generator(plain_text(name, "generator")) for name in generator or ["igpg-tiny"]]
     ground = _ground(zoo, given[0])
     calm_threads()
-    try:
-        with engine_for(engine, workers, address) as machine, progress() as move:
-            if engine != "local" or workers > 1:
-                from weightloom.evaluation.spread import Source, spread_cells
-                from weightloom.zoo import Zoo
+    goes_on = f"what was measured is kept in {out}, and the same command goes on from there"
+    with interrupted(goes_on), engine_for(engine, workers, address) as machine, progress() as move:
+        if engine != "local" or workers > 1:
+            from weightloom.evaluation.spread import Source, spread_cells
+            from weightloom.zoo import Zoo
 
-                held = zoo_or_recipe(zoo)
-                names = tuple(findable(name) for name in generator or ["igpg-tiny"])
-                source = Source(names, held.path.absolute() if isinstance(held, Zoo) else held)
-                spread_cells(source, given, ground, out, settings, machine, progress=move)
-            board = run_leaderboard(given, ground, out, settings, progress=move)
-    except KeyboardInterrupt:
-        raise Interrupted(
-            f"what was measured is kept in {out}, and the same command goes on from there"
-        ) from None
+            held = zoo_or_recipe(zoo)
+            names = tuple(findable(name) for name in generator or ["igpg-tiny"])
+            source = Source(names, held.path.absolute() if isinstance(held, Zoo) else held)
+            spread_cells(source, given, ground, out, settings, machine, progress=move)
+        board = run_leaderboard(given, ground, out, settings, progress=move)
     result = leaderboard_json(board)
     picture = draw_leaderboard(board, out / "leaderboard.png")
     command = shlex.join(["weightloom", *sys.argv[1:]])
@@ -188,4 +184,4 @@ def _ground(zoo: str, first: Generator) -> Ground:
 def _shown(figure: dict[str, Any] | None) -> str | None:
     if figure is None:
         return None
-    return "refuses" if "refused" in figure else percent(figure["mean"])
+    return "refuses" if "refused" in figure else measured(figure["mean"], figure.get("num_images"))

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from weightloom.cli.failures import interrupted
 from weightloom.cli.folders import data_facts, data_report
 from weightloom.cli.inputs import (
     DataFolder,
@@ -19,8 +20,9 @@ from weightloom.cli.inputs import (
 )
 from weightloom.cli.output import emit, facts, note, say, seconds_text, table
 from weightloom.cli.plots import PLOT_SUFFIXES
+from weightloom.cli.several import Several
 from weightloom.cli.teaching import command
-from weightloom.errors import InputError, WeightloomError
+from weightloom.errors import InputError
 
 app = typer.Typer(help="List, fetch and look at datasets and tasks.", no_args_is_help=True)
 
@@ -80,26 +82,24 @@ def fetch(
     for name in wanted:
         dataset_info(name)  # a name that is not known is found before anything is fetched
     rows: list[dict[str, Any]] = []
-    failures: list[WeightloomError] = []
+    several = Several(len(wanted), "datasets")
+    goes_on = "what is fetched already stays in the cache, and the same command fetches the rest"
     for name in wanted:
-        try:
+        with several.attempt(name), interrupted(goes_on):
             report = fetch_dataset(name, progress=note)
-        except InputError:
-            raise
-        except WeightloomError as error:
-            failures.append(error)
-            continue
-        rows.append(
-            {
-                "name": name,
-                "path": report.path,
-                "source": report.source,
-                "tried": [list(pair) for pair in report.tried],
-                "counts": dict(report.counts),
-                "bytes": report.num_bytes,
-                "seconds": report.seconds,
-            }
-        )
+            for source, why in report.tried:
+                note(f"{name}: {source} {why}")
+            rows.append(
+                {
+                    "name": name,
+                    "path": report.path,
+                    "source": report.source,
+                    "tried": [list(pair) for pair in report.tried],
+                    "counts": dict(report.counts),
+                    "bytes": report.num_bytes,
+                    "seconds": report.seconds,
+                }
+            )
     if not as_json and rows:
         table(
             ["name", "from", "MB", "time", "where"],
@@ -109,11 +109,9 @@ def fetch(
             ],
             numbers=["MB"],
         )
-    if failures:
-        others = f" (and {len(failures) - 1} more failed)" if len(failures) > 1 else ""
-        raise WeightloomError(f"{failures[0]}{others}")
     if as_json:
-        emit({"datasets": rows})
+        emit({"datasets": rows, "failed": several.failed})
+    several.finish()
 
 
 @command(app, "show")

@@ -25,9 +25,21 @@ from weightloom.cli.inputs import (
     engine_for,
     fitting_task,
     load_network,
+    load_task,
     provenance,
 )
-from weightloom.cli.output import bar, emit, facts, percent, progress, say, seconds_text, table, working
+from weightloom.cli.output import (
+    bar,
+    emit,
+    facts,
+    measured,
+    progress,
+    say,
+    seconds_text,
+    table,
+    working,
+)
+from weightloom.cli.several import Several
 from weightloom.errors import InputError
 
 if TYPE_CHECKING:
@@ -63,7 +75,8 @@ def evaluate(
     """Measure networks on test images: accuracy, accuracy by class, confusions.
 
     Without --task and --data, a network is measured on the named task that it was generated for. Several
-    networks are read first, measured side by side, and shown with the best first.
+    networks are read first, measured side by side, and shown with the best first; those that cannot be read
+    are listed.
 
     Examples:
         weightloom evaluate digits.safetensors --task digits
@@ -74,61 +87,76 @@ def evaluate(
     """
     started = time.perf_counter()
     check_engine(engine, workers, address)
-    networks = [load_network(file, arch, key) for file in files]
-    targets = _targets(files, networks, task, data, skip_broken)
-    calm_threads(max(network.spec.num_parameters() for network in networks))
+    load_task(task, data, skip_broken=skip_broken)  # a slip there is no fault of any file
+    several = Several(len(files), "files")
+    given: list[tuple[Path, Network, Task]] = []
+    shared: dict[tuple[object, ...], Task] = {}
+    for file in files:
+        with several.attempt(file):
+            network = load_network(file, arch, key)
+            own = task or _made_for(network, data)
+            target = shared.get((own, network.spec.input, network.spec.classes))
+            if target is None:
+                target = _target(file, network, own, data, skip_broken)
+                shared[own, network.spec.input, network.spec.classes] = target
+            given.append((file, network, target))
+    if not given:
+        if as_json:
+            emit({"networks": [], "failed": several.failed, "seconds": time.perf_counter() - started})
+        several.finish()
+    calm_threads(max(network.spec.num_parameters() for _, network, _ in given))
     from weightloom.evaluation.accuracy import confusions
 
-    wanted = [(n.spec, n.flat, target) for n, target in zip(networks, targets, strict=True)]
+    wanted = [(network.spec, network.flat, target) for _, network, target in given]
     shown = working("measuring") if len(files) == 1 else progress()
     with engine_for(engine, workers, address) as machine, shown as move:
         jobs = workers if address is None else CLUSTER
         counts = confusions(wanted, machine, jobs=jobs, progress=move or (lambda *_: None))
-    results = [
-        _result(file, network, target, own)
-        for file, network, target, own in zip(files, networks, targets, counts, strict=True)
-    ]
-    folder_report = data_report(targets[0]) if data is not None else None
+    results = [_result(*own, counted) for own, counted in zip(given, counts, strict=True)]
+    folder_report = data_report(given[0][2]) if data is not None else None
     seconds = time.perf_counter() - started
     if as_json:
-        answer = results[0] if len(files) == 1 else {"networks": results}
+        answer = results[0] if len(files) == 1 else {"networks": results, "failed": several.failed}
         emit({**answer, **({} if data is None else {"data": folder_report}), "seconds": seconds})
     elif len(files) == 1:
-        _show(results[0], targets[0], folder_report)
+        _show(results[0], given[0][2], folder_report)
     else:
         results.sort(key=lambda result: -result["accuracy"])
         rows = [
-            (result["file"], result["architecture"], result["task"], percent(result["accuracy"]))
+            (
+                result["file"],
+                result["architecture"],
+                result["task"],
+                measured(result["accuracy"], result["num_images"]),
+                f"{result['num_images']:,}",
+            )
             for result in results
         ]
-        table(["network", "architecture", "task", "right"], rows, numbers=["right"])
+        columns = ["network", "architecture", "task", "right", "images"]
+        table(columns, rows, numbers=columns[3:])
         facts(data_facts(folder_report))
-        say(f"{len(files)} networks in {seconds_text(seconds)}")
+        say(f"{len(results)} networks in {seconds_text(seconds)}")
+    several.finish()
 
 
-def _targets(
-    files: list[Path], networks: list[Network], task: str | None, data: Path | None, skip_broken: bool
-) -> list[Task]:
-    """The task of each network; networks that read images of one shape share one."""
-    found: dict[tuple[object, ...], Task] = {}
-    targets = []
-    for file, network in zip(files, networks, strict=True):
-        own, made_for = task, provenance(network.metadata).get("task")
-        if task is None and data is None and isinstance(made_for, str) and not made_for.startswith("folder:"):
-            own = made_for
-        key = (own, network.spec.input, network.spec.classes)
-        if key not in found:
-            try:
-                found[key] = fitting_task(network, own, data, skip_broken)
-            except InputError as error:
-                raise InputError(f"{file}: {error}") from None
-        targets.append(found[key])
-    return targets
+def _made_for(network: Network, data: Path | None) -> str | None:
+    """The named task that a network says it was made for, where no folder is given instead."""
+    task = provenance(network.metadata).get("task")
+    return task if data is None and isinstance(task, str) and not task.startswith("folder:") else None
+
+
+def _target(file: Path, network: Network, task: str | None, data: Path | None, skip_broken: bool) -> Task:
+    try:
+        return fitting_task(network, task, data, skip_broken)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
 
 
 def _result(file: Path, network: Network, target: Task, confusion: list[list[int]]) -> dict[str, Any]:
     totals = [sum(row) for row in confusion]
     right = [row[label] for label, row in enumerate(confusion)]
+    from weightloom.fitting import counted
+
     return {
         "file": file,
         "architecture": network.spec.full_text(),
@@ -137,9 +165,9 @@ def _result(file: Path, network: Network, target: Task, confusion: list[list[int
         "left_out": list(network.left_out),
         "task": str(target),
         "images": sum(totals),
-        "accuracy": sum(right) / sum(totals),
+        **counted(sum(right) / sum(totals), sum(totals)),
         "per_class": [
-            {"class": name, "images": total, "accuracy": hits / total if total else None}
+            {"class": name, "images": total, **counted(hits / total if total else None, total)}
             for name, hits, total in zip(target.class_names, right, totals, strict=True)
         ],
         "confusion": confusion,
@@ -147,7 +175,8 @@ def _result(file: Path, network: Network, target: Task, confusion: list[list[int
 
 
 def _show(result: dict[str, Any], target: Task, folder_report: dict[str, Any] | None) -> None:
-    say(f"{percent(result['accuracy'])} of {result['images']:,} test images right", style="bold")
+    right = measured(result["accuracy"], result["num_images"])
+    say(f"{right} of {result['num_images']:,} test images right", style="bold")
     facts(
         [
             ("file", result["file"]),
@@ -169,7 +198,7 @@ def _show(result: dict[str, Any], target: Task, folder_report: dict[str, Any] | 
             (
                 entry["class"],
                 f"{entry['images']:,}",
-                percent(entry["accuracy"]),
+                measured(entry["accuracy"], entry["num_images"]),
                 bar(entry["accuracy"], 20),
                 taken,
             )

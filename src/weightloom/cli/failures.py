@@ -10,12 +10,17 @@ import errno
 import os
 import sqlite3
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from typer.core import TyperGroup
 
+from weightloom.cli import interrupts
+from weightloom.cli.output import nothing_noted
 from weightloom.errors import BrokenPicturesError, WeightloomError, printable
+from weightloom.unfinished import nothing_yet
 
 # What the caller can mend by naming another place; anything else (a full disk) is a failure.
 _WRONG_PLACE = {
@@ -30,8 +35,26 @@ _LONGEST = 1000
 class Interrupted(WeightloomError):
     """The user pressed Ctrl-C; the message says what is left and how to go on."""
 
-    def __init__(self, rest: str = "nothing was written") -> None:
-        super().__init__(f"interrupted; {rest}")
+    def __init__(self, rest: str | None = None) -> None:
+        super().__init__(f"interrupted; {interrupts.rest() if rest is None else rest}")
+
+
+@contextmanager
+def interrupted(rest: str, where: Path | None = None) -> Iterator[None]:
+    """An interrupt inside the block is told with ``rest``: what is left, and how to go on.
+
+    With ``where`` it is so only if there is something at this path by then.
+
+    Raises:
+        Interrupted: there was one, and it came as ``KeyboardInterrupt``.
+    """
+    with interrupts.Rest(rest, where):
+        try:
+            yield
+        except KeyboardInterrupt:
+            if interrupts.debugging():
+                raise
+            raise Interrupted from None
 
 
 def explain(error: BaseException) -> tuple[str, int]:
@@ -80,7 +103,7 @@ class SafeGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
-            if _debugging():
+            if interrupts.debugging():
                 raise
             raise Interrupted from error
 
@@ -100,6 +123,8 @@ class SafeGroup(TyperGroup):
                 args, prog_name, complete_var, False, windows_expand_args, **extra
             )
 
+        nothing_yet()
+        nothing_noted()
         if not standalone_mode:
             return run()
         try:
@@ -111,8 +136,9 @@ class SafeGroup(TyperGroup):
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the interpreter flushes it when it leaves
             sys.exit(1)
         except BaseException as error:
-            if _debugging():
+            if interrupts.debugging():
                 raise
+            interrupts.leave()
             sentence, code = explain(error)
             if type(error).__name__ == "NoArgsIsHelpError":  # the help has been shown, which says it all
                 sys.exit(code)
@@ -123,7 +149,3 @@ class SafeGroup(TyperGroup):
             print("weightloom: " + " ".join(sentence.split("\n")), file=sys.stderr)
             sys.exit(code)
         sys.exit(code if isinstance(code, int) else 0)
-
-
-def _debugging() -> bool:
-    return os.environ.get("WEIGHTLOOM_DEBUG", "") not in ("", "0")

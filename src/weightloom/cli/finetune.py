@@ -23,7 +23,7 @@ from weightloom.cli.inputs import (
     load_network,
     provenance,
 )
-from weightloom.cli.output import emit, facts, percent, progress, say, seconds_text, table
+from weightloom.cli.output import emit, facts, measured, progress, say, seconds_text, table
 from weightloom.cli.plots import MEASURES, PLOT_SUFFIXES
 from weightloom.errors import InputError
 
@@ -99,6 +99,7 @@ def finetune(
         )
     lines = curve.accuracy.T.tolist()
     folder_report = data_report(target)
+    images = len(target.data("test"))
     report = {
         "generator": "finetune",
         "task": str(target),
@@ -107,7 +108,7 @@ def finetune(
         "learning_rate": lr,
         "batch_size": batch_size,
         "seed": seed,
-        "accuracy": lines[0][-1],
+        **fitting.counted(lines[0][-1], images),
         "from": {"file": file.name, **provenance(network.metadata)},
     }
     if plot is not None:
@@ -130,9 +131,15 @@ def finetune(
         "batch_size": batch_size,
         "seed": seed,
         "start_accuracy": lines[0][0],
-        "accuracy": lines[0][-1],
+        "start_interval": fitting.interval_of(lines[0][0], images),
+        **fitting.counted(lines[0][-1], images),
         "random_init_accuracy": random[-1] if random else None,
+        "random_init_interval": fitting.interval_of(random[-1], images) if random else None,
         "curves": {"steps": list(curve.steps), "start": lines[0], "random_init": random},
+        "curve_intervals": {
+            name: line and [fitting.interval_of(value, images) for value in line]
+            for name, line in (("start", lines[0]), ("random_init", random))
+        },
         "out": out,
         "plot": plot,
         "seconds": time.perf_counter() - started,
@@ -140,7 +147,8 @@ def finetune(
     if as_json:
         emit(result)
         return
-    say(f"{percent(lines[0][0])} before, {percent(lines[0][-1])} after {steps:,} steps", style="bold")
+    before, after = (measured(lines[0][place], images) for place in (0, -1))
+    say(f"{before} before, {after} after {steps:,} steps, of {images:,} test images", style="bold")
     facts(
         [
             ("file", file),
@@ -153,7 +161,9 @@ def finetune(
     )
     say()
     columns = ["steps", "this network"] + (["random initialisation"] if random else [])
-    rows = [(f"{step:,}", *(percent(line[i]) for line in lines)) for i, step in enumerate(curve.steps)]
+    rows = [
+        (f"{step:,}", *(measured(line[i], images) for line in lines)) for i, step in enumerate(curve.steps)
+    ]
     table(columns, rows, numbers=columns)
     say()
     facts([("saved", out), ("curves", plot), ("time in all", seconds_text(result["seconds"]))])

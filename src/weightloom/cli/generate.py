@@ -25,7 +25,19 @@ from weightloom.cli.inputs import (
     plain_text,
     short_text,
 )
-from weightloom.cli.output import bar, emit, facts, note, percent, progress, say, seconds_text, table, working
+from weightloom.cli.output import (
+    bar,
+    emit,
+    facts,
+    measured,
+    note,
+    percent,
+    progress,
+    say,
+    seconds_text,
+    table,
+    working,
+)
 from weightloom.cli.plots import MEASURES, PLOT_SUFFIXES
 from weightloom.errors import InputError, WeightloomError
 
@@ -35,6 +47,10 @@ if TYPE_CHECKING:
     from weightloom.cli.baselines import Baselines
     from weightloom.generators import Sample
     from weightloom.tasks import Task
+
+
+SAMPLE_FACTS = ("support_accuracy", "support_interval", "support_images", "support_loss", "novelty")
+"""Of a sample's report, what is told of each sample."""
 
 
 def generate(
@@ -161,7 +177,10 @@ def generate(
     chosen = best_of(made)
     best = next(i for i, sample in enumerate(made) if sample is chosen)
 
+    from weightloom.fitting import counted
+
     accuracies: list[float | None] = [None] * len(made)
+    images = None if target is None else len(target.data("test"))
     if target is not None:
         with working("measuring"):
             accuracies = [*_accuracies(made, target)]
@@ -177,13 +196,13 @@ def generate(
         from weightloom.evaluation.explain import explain as reasons_of
 
         with working("explaining"):
-            images, labels = target.data("test").all()
+            pixels, labels = target.data("test").all()
             reasons = reasons_of(
                 model,
                 resolved,
                 instruction=instruction,
                 support=support,
-                images=images,
+                images=pixels,
                 labels=labels,
                 seed=seed,
                 sampling=sampling,
@@ -197,7 +216,7 @@ def generate(
         extra = {
             "task": None if target is None else str(target),
             "data": data_counts(folder_report),
-            "accuracy": accuracies[best],
+            **counted(accuracies[best], images),
         }
         replace(chosen, report={**chosen.report, **extra}).save(out)
 
@@ -217,21 +236,21 @@ def generate(
         "seconds": seconds,
         "params_per_second": parameters * len(made) / max(seconds, 1e-9),
         "total_seconds": time.perf_counter() - started,
-        "test_images": None if target is None else len(target.data("test")),
+        "test_images": images,
         "samples": [
             {
-                "accuracy": accuracies[i],
-                "support_accuracy": sample.report.get("support_accuracy"),
-                "support_loss": sample.report.get("support_loss"),
-                "novelty": sample.report.get("novelty"),
+                **counted(accuracies[i], images),
+                **{name: sample.report.get(name) for name in SAMPLE_FACTS},
             }
             for i, sample in enumerate(made)
         ],
-        "best": {"file": out, "sample": best, "accuracy": accuracies[best]},
+        "best": {"file": out, "sample": best, **counted(accuracies[best], images)},
         "baselines": compared.to_json(),
+        "baseline_intervals": compared.intervals(images),
         "nearest": compared.nearest,
         "explanation": reasons,
         "curves": curves,
+        "curve_intervals": None if curves is None else _curve_intervals(curves, images),
         "plot": plot,
     }
     if as_json:
@@ -281,6 +300,13 @@ def _curves(best: Sample, compared: Baselines, task: Task, steps: int, seed: int
     return {"steps": list(curve.steps), **dict(zip(starts, columns, strict=True))}
 
 
+def _curve_intervals(curves: dict[str, Any], images: int | None) -> dict[str, Any]:
+    from weightloom.fitting import interval_of
+
+    lines = {name: values for name, values in curves.items() if name != "steps"}
+    return {name: [interval_of(value, images) for value in values] for name, values in lines.items()}
+
+
 def _draw(plot: Path, curves: dict[str, Any], best: Sample, task: Task, compared: Baselines) -> None:
     from weightloom.cli.plots import draw_curves
 
@@ -325,8 +351,8 @@ def _show(result: dict[str, Any], task: Task | None) -> None:
         rows.append(
             (
                 f"{i + 1}{' *' if i == best else ''}",
-                percent(sample["support_accuracy"]),
-                percent(sample["accuracy"]),
+                measured(sample["support_accuracy"], sample["support_images"]),
+                measured(sample["accuracy"], sample["num_images"]),
                 _distance(far),
                 None if far is None else far.get("nearest_task") or far.get("nearest"),
             )
@@ -338,8 +364,9 @@ def _show(result: dict[str, Any], task: Task | None) -> None:
         lines = []
     else:
         say(
-            f"* lowest loss on the examples; novelty 1 = the zoo's own spacing; "
-            f"{result['test_images']:,} test images"
+            f"* lowest loss on the {result['samples'][0]['support_images']:,} examples; "
+            f"novelty 1 = the zoo's own spacing; {result['test_images']:,} test images; "
+            "in brackets: 95 % intervals"
         )
         say()
         against = result["baselines"]
@@ -352,8 +379,11 @@ def _show(result: dict[str, Any], task: Task | None) -> None:
             ("trained", against["trained"], "mean of the zoo's own networks of this task"),
             ("random initialisation", against["random_init"], ""),
         ]
+        images = result["test_images"]
         shown = [
-            (name, percent(value), bar(value), remark) for name, value, remark in lines if value is not None
+            (name, percent(value) if name == "trained" else measured(value, images), bar(value), remark)
+            for name, value, remark in lines
+            if value is not None
         ]
         table(["network", "accuracy", "", ""], shown, numbers=["accuracy"])
     if result["explanation"] is not None:
@@ -373,7 +403,7 @@ def _show_reasons(reasons: dict[str, Any]) -> None:
     say()
     names = {"nothing": "the whole request (its first sample)", "both": "without both"}
     rows = [
-        (names.get(name, f"without the {name}"), percent(value), bar(value))
+        (names.get(name, f"without the {name}"), measured(value, reasons["num_images"]), bar(value))
         for name, value in reasons["removed"].items()
         if value is not None
     ]

@@ -14,13 +14,14 @@ import typer
 from weightloom.cli.info_file import describe_weights, is_network_folder
 from weightloom.cli.inputs import Json, Key, find_recipe, plain_text, recipe_names, short_text
 from weightloom.cli.output import emit, facts, note, percent, say, table
+from weightloom.cli.several import Several
 from weightloom.errors import InputError, UnknownNameError
 
 
 def info(
-    thing: Annotated[
-        str | None,
-        typer.Argument(metavar="X", help="A file, a zoo, a generator, a recipe, a task or an architecture."),
+    things: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="X...", help="Files, zoos, generators, recipes, tasks or architectures."),
     ] = None,
     arch: Annotated[
         str | None,
@@ -32,7 +33,8 @@ def info(
     """Say what something is: a file, a folder or a name. Without anything: what there is on this machine.
 
     Of a file of weights it says which tensors it holds and whether all of their values are finite; of a
-    network in it, where it stands and which tensors are left out.
+    network in it, where it stands and which tensors are left out. Of several things, what cannot be described
+    is listed at the end.
 
     Examples:
         weightloom info clothing.safetensors
@@ -40,15 +42,26 @@ def info(
         weightloom info igpg-tiny
         weightloom info 'resnet(depth=8,width=8)'
         weightloom info 'mnist[3,1,7]+rot90'
+        weightloom info runs/*.safetensors
     """
-    if thing is None:
+    if not things:
         described, show = _everything()
-    else:
-        described, show = _describe(thing, arch, key)
+        emit(described) if as_json else show(described)
+        return
+    several = Several(len(things), "things")
+    found: list[Answer] = []
+    for number, thing in enumerate(things):
+        with several.attempt(thing):
+            described, show = _describe(thing, arch, key)
+            found.append((described, show))
+            if not as_json:
+                if number:
+                    say()
+                show(described)
     if as_json:
-        emit(described)
-    else:
-        show(described)
+        own = [described for described, _ in found]
+        emit(own[0] if len(things) == 1 else {"things": own, "failed": several.failed})
+    several.finish()
 
 
 Answer = tuple[dict[str, Any], Callable[[dict[str, Any]], None]]

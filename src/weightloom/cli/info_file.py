@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weightloom.cli.inputs import plain_text, provenance
-from weightloom.cli.output import facts, percent, say, table
+from weightloom.cli.output import facts, measured, say, table
 from weightloom.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def _show(d: dict[str, Any]) -> None:
             ("made by", report.get("generator")),
             ("instruction", report.get("instruction")),
             ("task", report.get("task")),
-            ("accuracy", percent(report.get("accuracy"))),
+            ("accuracy", _accuracy(report)),
             ("seed", report.get("seed")),
             ("problem", d.get("problem")),
             *(d.get("metadata") or {}).items(),
@@ -159,3 +159,11 @@ def _show(d: dict[str, Any]) -> None:
         ["tensor", "shape", "type"],
         [(plain_words(t["name"]), " x ".join(map(str, t["shape"])), t["type"]) for t in d["tensors"]],
     )
+
+
+def _accuracy(report: dict[str, Any]) -> str | None:
+    """As the file tells it, which may be anything."""
+    share, images = report.get("accuracy"), report.get("num_images")
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+        return None
+    return measured(share, images if type(images) is int and 0 < images < 1 << 53 else None)

@@ -104,5 +104,7 @@ app.add_typer(data.app, name="data")
 
 
 def main() -> None:
-    """Run the command line; the entry point of the package."""
-    app(prog_name="weightloom")
+    """Run the command line. :mod:`weightloom.cli.__main__` does so from the first import on."""
+    from weightloom.cli.__main__ import main as begin
+
+    begin()

@@ -42,9 +42,19 @@ def shown(value: Any, style: str = "") -> Text:
     return Text(printable(str(value)), style=style)
 
 
+_noted: set[str] = set()
+
+
 def note(text: str) -> None:
-    """One remark on stderr."""
-    notes().print(shown(text), soft_wrap=True)
+    """One remark on stderr; what a command has said already it does not say again."""
+    if text not in _noted:
+        _noted.add(text)
+        notes().print(shown(text), soft_wrap=True)
+
+
+def nothing_noted() -> None:
+    """A command begins."""
+    _noted.clear()
 
 
 def say(text: str = "", style: str = "") -> None:
@@ -114,6 +124,22 @@ def percent(share: float | None) -> str | None:
         '84.2 %'
     """
     return None if share is None else f"{100 * share:.1f} %"
+
+
+def measured(share: float | None, images: int | None) -> str | None:
+    """An accuracy with its 95 % interval, in per cent: a few images say little, and the reader is told.
+
+    Example:
+        >>> measured(1.0, 3), measured(0.8417, 1000)
+        ('100.0 % (43.9–100.0)', '84.2 % (81.8–86.3)')
+    """
+    text = percent(share)
+    if share is None or not images:
+        return text
+    from weightloom.fitting.interval import accuracy_interval
+
+    low, high = accuracy_interval(share, images)
+    return f"{text} ({100 * low:.1f}–{100 * high:.1f})"
 
 
 def bar(share: float | None, width: int = 30) -> str:

@@ -23,7 +23,19 @@ from weightloom.cli.inputs import (
     require_task,
     short_text,
 )
-from weightloom.cli.output import emit, facts, note, percent, progress, say, seconds_text, table, working
+from weightloom.cli.interrupts import Raised
+from weightloom.cli.output import (
+    emit,
+    facts,
+    measured,
+    note,
+    percent,
+    progress,
+    say,
+    seconds_text,
+    table,
+    working,
+)
 from weightloom.cli.plots import PLOT_SUFFIXES
 from weightloom.errors import InputError
 
@@ -97,7 +109,7 @@ def select(
     from weightloom.conditioning.text import check_instruction
     from weightloom.evaluation import SelectionSettings, parse_budget
     from weightloom.evaluation import select as run
-    from weightloom.fitting import accuracy
+    from weightloom.fitting import accuracy, counted
     from weightloom.generators.load import load_generator
     from weightloom.plots import draw_selection
 
@@ -110,7 +122,7 @@ def select(
     model = load_generator(plain_text(generator, "generator"))
     calm_threads()
     target = require_task(task, data, model.validity.input, skip_broken)
-    with progress() as move:
+    with Raised(), progress() as move:
         found = run(
             model,
             target,
@@ -123,20 +135,22 @@ def select(
         )
     best = found.winner
     assert best.flat is not None
+    if out is not None and found.interrupted:  # first of all: what follows may be interrupted again
+        found.sample().save(out)
     with working("measuring"):
         images, labels = target.data("test").all()
-        measured = float(accuracy(best.spec, best.flat[None], images, labels)[0])
+        right = float(accuracy(best.spec, best.flat[None], images, labels)[0])
     folder_report = data_report(target)
     if out is not None:
         sample = found.sample()
-        extra = {"task": str(target), "data": data_counts(folder_report), "accuracy": measured}
+        extra = {"task": str(target), "data": data_counts(folder_report), **counted(right, len(labels))}
         replace(sample, report={**sample.report, **extra}).save(out)
     if plot is not None:
         draw_selection(found, plot)
     result: dict[str, Any] = {
         **found.to_json(),
         "data": folder_report,
-        "accuracy": measured,
+        **counted(right, len(labels)),
         "test_images": len(labels),
         "out": out,
         "plot": plot,
@@ -149,34 +163,40 @@ def select(
     if found.interrupted:
         note("interrupted: this is the best so far")
     say(
-        f"{short_text(best.spec)}: {percent(measured)} of {len(labels):,} test images right "
+        f"{short_text(best.spec)}: {measured(right, len(labels))} of {len(labels):,} test images right "
         f"after {seconds_text(found.seconds)} of {seconds_text(settings.budget)}",
         style="bold",
     )
     facts([("task", f"{target}: {target.describe()}"), *data_facts(folder_report), ("generator", model.name)])
     say()
-    count = len(found.rungs)
+    count, judging = len(found.rungs), found.images["held_back"]
     columns = ["", "architecture", "parameters", "generated", "predicted"]
     columns += [f"rung {rung + 1}" for rung in range(count)] + ["steps", "seconds", "remark"]
     rows = [
-        (place + 1, short_text(c.spec), f"{c.parameters:,}", *_measured(c, count), c.problem or None)
+        (
+            place + 1,
+            short_text(c.spec),
+            f"{c.parameters:,}",
+            *_numbers(c, count, judging),
+            c.problem or None,
+        )
         for place, c in enumerate(found.ranking)
     ]
     table(columns, rows, numbers=[columns[0], *columns[2:-1]])
     say()
     say(
-        f"accuracies of the ranking are on {found.images['held_back']:,} training images held back from "
-        f"{found.images['train']:,} to train on"
+        f"accuracies of the ranking, with their 95 % intervals, are on {judging:,} training images held back "
+        f"from {found.images['train']:,} to train on"
     )
     spent = ", ".join(f"{what} {seconds_text(seconds)}" for what, seconds in found.spent.items())
     facts([("spent on", spent), ("saved", out), ("curves", plot), ("state", state)])
 
 
-def _measured(candidate: Candidate, rungs: int) -> list[str | None]:
-    """A row's numbers."""
-    reached = [percent(value) for value in candidate.rungs]
+def _numbers(candidate: Candidate, rungs: int, images: int) -> list[str | None]:
+    """A row's numbers, on ``images`` images."""
+    reached = [measured(value, images) for value in candidate.rungs]
     return [
-        percent(candidate.zero_shot),
+        measured(candidate.zero_shot, images),
         percent(candidate.predicted),
         *reached,
         *[None] * (rungs - len(reached)),

@@ -21,7 +21,7 @@ from weightloom.cli.inputs import (
     load_task,
     plain_text,
 )
-from weightloom.cli.output import emit, facts, percent, say, seconds_text, working
+from weightloom.cli.output import emit, facts, measured, say, seconds_text, working
 from weightloom.errors import InputError
 
 
@@ -97,7 +97,7 @@ def stream(
             ("architecture", report["architecture"]),
             ("task", None if target is None else f"{target}: {target.describe()}"),
             *data_facts(folder_report),
-            ("on the examples", percent(report.get("support_accuracy"))),
+            ("on the examples", measured(report.get("support_accuracy"), report.get("support_images"))),
             ("files", f"{len(report['files'])} in {out}"),
         ]
     )

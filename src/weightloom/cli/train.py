@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from weightloom.cli.failures import Interrupted
+from weightloom.cli.failures import interrupted
 from weightloom.cli.folders import data_counts, data_facts, data_report
 from weightloom.cli.inputs import (
     DataFolder,
@@ -24,11 +23,13 @@ from weightloom.cli.inputs import (
     load_task,
     plain_text,
 )
-from weightloom.cli.output import emit, facts, percent, progress, say, seconds_text
+from weightloom.cli.output import emit, facts, measured, progress, say, seconds_text
 from weightloom.errors import InputError
 
 if TYPE_CHECKING:
     from weightloom.tasks import Task
+
+GOES_ON = "the last kept state is in {}, and the same command goes on from there"
 
 
 def train(
@@ -94,17 +95,10 @@ def train(
     if zoo is not None:
         zoo = zoo.expanduser()
         Zoo(zoo)  # a folder that is no zoo is found before anything is read
-    try:
-        with parallel.joined():
-            first = parallel.rank() == 0
-            with progress() if first else nullcontext(lambda *_: None) as move:
-                train_recipe(path, zoo, out, move)
-    except KeyboardInterrupt:
-        if os.environ.get("WEIGHTLOOM_DEBUG", "") not in ("", "0"):
-            raise
-        raise Interrupted(
-            f"the last kept state is in {out}, and the same command goes on from there"
-        ) from None
+    with interrupted(GOES_ON.format(out)), parallel.joined():
+        first = parallel.rank() == 0
+        with progress() if first else nullcontext(lambda *_: None) as move:
+            train_recipe(path, zoo, out, move)
     if not first:  # it has nothing to say: one of the processes speaks for all
         return
     result = {"recipe": path, "zoo": zoo, "generator": out, "seconds": time.perf_counter() - started}
@@ -138,20 +132,13 @@ def _steer(
     start = load_generator(plain_text(generator, "generator"))
     target = one_task(start.validity.input)
     result: dict[str, Any] = {"start": start.name, "recipe": path, "out": out}
-    try:
-        with progress() as move:
-            if target is None:
-                train_across(path, start, out, move)
-            else:
-                spec = parse_architecture(plain_text(arch, "architecture"))
-                model = layerwise_of(
-                    start, spec.resolve(classes=target.num_classes, input=start.validity.input)
-                )
-                result |= _one_task(model, target, spec, path, out, shots, seed, move)
-    except KeyboardInterrupt:
-        raise Interrupted(
-            f"the last kept state is in {out}, and the same command goes on from there"
-        ) from None
+    with interrupted(GOES_ON.format(out)), progress() as move:
+        if target is None:
+            train_across(path, start, out, move)
+        else:
+            spec = parse_architecture(plain_text(arch, "architecture"))
+            model = layerwise_of(start, spec.resolve(classes=target.num_classes, input=start.validity.input))
+            result |= _one_task(model, target, spec, path, out, shots, seed, move)
     folder_report = data_report(target)
     result |= {"data": folder_report, "seconds": time.perf_counter() - started}
     if as_json:
@@ -160,11 +147,12 @@ def _steer(
     say(f"{out} holds the steered {'generator' if target is None else 'network'}", style="bold")
     rows: list[tuple[str, Any]] = [("started from", start.name), ("time", seconds_text(result["seconds"]))]
     if target is not None:
+        images = result["test_images"]
         rows += [
             ("network", str(result["network"])),
             *data_facts(folder_report),
-            ("accuracy before", percent(result["accuracy_before"])),
-            ("accuracy after", f"{percent(result['accuracy'])} on {result['test_images']:,} test images"),
+            ("accuracy before", measured(result["accuracy_before"], images)),
+            ("accuracy after", f"{measured(result['accuracy'], images)} on {images:,} test images"),
         ]
     facts(rows)
 
@@ -173,7 +161,7 @@ def _one_task(
     model: Any, target: Any, spec: Any, path: Path, out: Path, shots: int, seed: int, move: Any
 ) -> dict[str, Any]:
     """Steer for one task and save the network in the middle of what was reached."""
-    from weightloom.fitting import accuracy
+    from weightloom.fitting import accuracy, counted, interval_of
     from weightloom.generators import Sample, Sampling
     from weightloom.io import read_yaml
     from weightloom.training.recipe import RewardRecipe
@@ -197,11 +185,15 @@ def _one_task(
         "objective": "reward",
         "task": str(target),
         "data": data_counts(data_report(target)),
-        "accuracy": float(after),
+        **counted(float(after), len(images)),
         "accuracy_before": float(first),
+        "interval_before": interval_of(float(first), len(images)),
         "networks_scored": steered.scored,
         "rewards": list(steered.rewards),
     }
     network = Sample(request.architecture, flat, report).save(out / "network.safetensors")
-    kept = ("task", "accuracy", "accuracy_before", "networks_scored", "rewards")
+    kept = (
+        "task", "accuracy", "interval", "num_images", "accuracy_before", "interval_before",
+        "networks_scored", "rewards",
+    )  # fmt: skip
     return {"network": network, "test_images": len(images), **{name: report[name] for name in kept}}

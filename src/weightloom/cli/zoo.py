@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from weightloom.cli.failures import Interrupted
+from weightloom.cli.failures import interrupted
 from weightloom.cli.inputs import (
     Address,
     EngineName,
@@ -69,14 +68,10 @@ def build(
     wanted = read_yaml(path, ZooRecipe)
     calm_threads()
     out = out.expanduser()
-    try:
-        with engine_for(engine, workers, address) as machine, progress() as move:
-            zoo = build_zoo(wanted, out, move, engine=machine)
-    except KeyboardInterrupt:
-        if os.environ.get("WEIGHTLOOM_DEBUG", "") not in ("", "0"):
-            raise
-        kept = f"what was trained before stays in {out}, and the same command goes on from there"
-        raise Interrupted(*((kept,) if (out / "zoo.sqlite3").exists() else ())) from None
+    goes_on = f"what was trained before stays in {out}, and the same command goes on from there"
+    kept = interrupted(goes_on, where=out / "zoo.sqlite3")
+    with kept, engine_for(engine, workers, address) as machine, progress() as move:
+        zoo = build_zoo(wanted, out, move, engine=machine)
     records = zoo.records()
     result: dict[str, Any] = {
         "zoo": out,

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from weightloom.cli.failures import Interrupted
+from weightloom.cli.failures import interrupted
 from weightloom.cli.info_file import short_list
 from weightloom.cli.inputs import Json, Key, check_place, plain_text, short_text
 from weightloom.cli.output import emit, note, percent, progress, table
+from weightloom.cli.several import Several
 from weightloom.errors import InputError
 
 if TYPE_CHECKING:
     from weightloom.zoo.importing import Plan
+    from weightloom.zoo.sources import Found
 
 SHOWN = 40
 """Networks, and reasons, that people are shown."""
@@ -70,9 +72,9 @@ def import_networks(
 
     A source is a file (safetensors, or a PyTorch checkpoint, whatever it is called), a folder of such files,
     a published model zoo (folders of trials with params.json), or a repository on a hub, of which only
-    safetensors are taken. Everything is checked before anything is added. A file that is named must fit; what
-    does not fit in a folder, or is of another kind, is skipped and said. What the zoo holds already is passed
-    over, so that an interrupted import goes on when it is given again.
+    safetensors are taken. Everything is checked before anything is added. What does not fit, or is of another
+    kind, is skipped and said; where it was named itself, the exit code is 1. What the zoo holds already is
+    passed over, so that an interrupted import goes on when it is given again.
 
     Examples:
         weightloom zoo import zoos/mine clothing.safetensors --task fashion-mnist
@@ -95,10 +97,18 @@ def import_networks(
         check_place(zoo, "DIR")
     wanted = parse_epochs(plain_text(epochs, "epochs"))
     chosen = None if key is None else plain_text(key, "key")
-    found = [
-        find_networks(plain_text(source, "source"), format=format, epochs=wanted, key=chosen)
-        for source in sources
-    ]
+    several = Several(len(sources), "sources")
+    found: list[Found] = []
+    for source in sources:
+        with nullcontext() if strict else several.attempt(source):
+            name = plain_text(source, "source")
+            found.append(find_networks(name, format=format, epochs=wanted, key=chosen))
+    if not found:
+        several.finish()
+    if len(sources) > 1 and not strict:
+        found, named = _one_of_several(found)
+    else:
+        named = frozenset()
     if task is not None and target is not None and "@" not in task:
         shape = input_of(found, spec)
         if shape is not None and shape[1] == shape[2]:
@@ -114,11 +124,15 @@ def import_networks(
             strict=strict,
             progress=move,
         )
+    for entry in plan.skipped:
+        if entry.name in named and not entry.reason.startswith("has the same bytes"):
+            several.failed.append({"name": entry.name, "reason": entry.reason})
     result: dict[str, Any] = {
         "zoo": zoo,
         "formats": list(plan.formats),
         "passed_over": len(plan.held),
         "skipped": [asdict(entry) for entry in plan.skipped],
+        "failed": several.failed,
     }
     if dry_run:
         planned: list[dict[str, Any]] = [
@@ -133,23 +147,21 @@ def import_networks(
         ]
         if as_json:
             emit({**result, "planned": planned})
+            several.finish()
             return
         rows = [(p["file"], p["architecture"], p.get("epoch"), p.get("accuracy")) for p in planned]
         _show(("file", "architecture", "epoch", "accuracy"), rows, plan)
         note(f"nothing was written; without --dry-run {len(planned):,} networks would be added to {zoo}")
+        several.finish()
         return
     if target is not None and to_measure(plan, accuracy):
         target.data("test")  # a dataset that is missing is found before anything is written
-    try:
-        with progress() as move:
-            added = carry_out(target_zoo, plan, task=target, match=match, source=accuracy, progress=move)
-    except KeyboardInterrupt:
-        if os.environ.get("WEIGHTLOOM_DEBUG", "") not in ("", "0"):
-            raise
-        kept = f"what was added before stays in {zoo}, and the same command goes on from there"
-        raise Interrupted(*((kept,) if (zoo / "zoo.sqlite3").exists() else ())) from None
+    goes_on = f"what was added before stays in {zoo}, and the same command goes on from there"
+    with interrupted(goes_on, where=zoo / "zoo.sqlite3"), progress() as move:
+        added = carry_out(target_zoo, plan, task=target, match=match, source=accuracy, progress=move)
     if as_json:
         emit({**result, "imported": [asdict(record) for record in added]})
+        several.finish()
         return
     shown: list[tuple[Any, ...]] = [
         (
@@ -163,6 +175,15 @@ def import_networks(
         for r in added
     ]
     _show(("id", "file", "architecture", "task", "epoch", "accuracy"), shown, plan)
+    several.finish()
+
+
+def _one_of_several(found: Sequence[Found]) -> tuple[list[Found], frozenset[str]]:
+    """Files that were named, to be passed over where they do not fit, as those of a folder; their names."""
+    named = frozenset(one.name for each in found for one in each.candidates if one.named)
+    return [
+        replace(each, candidates=[replace(one, named=False) for one in each.candidates]) for each in found
+    ], named
 
 
 def _show(columns: tuple[str, ...], rows: Sequence[tuple[Any, ...]], plan: Plan) -> None:

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import DataUnavailableError, InputError
 from weightloom.io import load_tensors
 
@@ -52,6 +53,7 @@ def check_instruction(text: object) -> str:
 
 
 @torch.no_grad()
+@with_plain_defaults
 def encode_text(texts: Sequence[str], batch_size: int = 64) -> Tensor:
     """(B, 384) unit vectors of ``texts``.
 
@@ -82,6 +84,7 @@ def word_pieces(texts: Sequence[str]) -> list[list[int]]:
 
 
 @lru_cache(maxsize=1)
+@with_plain_defaults
 def _encoder():  # type: ignore[no-untyped-def]  # noqa: ANN202
     found = importlib.util.find_spec(_PACKAGE)
     if found is None or found.origin is None:

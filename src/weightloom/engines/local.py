@@ -22,6 +22,8 @@ from typing import Any
 from weightloom.engines.base import TRIES, Engine, Job, Payload, Told, answer_of, call_job, engines, gives_up
 from weightloom.engines.base import name_of as named
 from weightloom.errors import InputError
+from weightloom.unfinished import Undoing, WholeStep
+from weightloom.whole import whole_number
 
 
 @dataclass(eq=False)
@@ -30,6 +32,7 @@ class _Worker:
 
     process: BaseProcess
     pipe: Connection
+    undoing: Undoing
     at: int | None = None
 
 
@@ -44,9 +47,7 @@ class LocalEngine(Engine):
     def __init__(self, *, workers: int = 1, address: str | None = None) -> None:
         if address is not None:
             raise InputError("an address belongs to the engine ray")
-        if not 1 <= workers <= 1024:
-            raise InputError(f"workers must be from 1 to 1024, not {workers}")
-        self.workers = workers
+        self.workers = whole_number(workers, "workers", 1, 1024)
         self._pool: list[_Worker] = []
 
     def map(
@@ -98,16 +99,16 @@ class LocalEngine(Engine):
     def _idle(self, wanted: int) -> list[_Worker]:
         """At most ``wanted`` workers without a job; new ones are started as long as there may be more."""
         idle = [worker for worker in self._pool if worker.at is None]
-        if len(idle) < wanted and len(self._pool) < self.workers:
-            with _deaf_to_interrupts():  # one that came meanwhile is heard at its end, still in here
-                while len(idle) < wanted and len(self._pool) < self.workers:
-                    self._pool.append(_start())
-                    idle.append(self._pool[-1])
+        while len(idle) < wanted and len(self._pool) < self.workers:
+            with WholeStep(), _deaf_to_interrupts():  # one that came meanwhile is heard at its end, in here
+                self._pool.append(_start())
+                idle.append(self._pool[-1])
         return idle[:wanted]
 
     def _drop(self, worker: _Worker) -> None:
         self._pool.remove(worker)
         worker.process.kill()
+        worker.undoing.forget()
         worker.process.join()
         worker.process.close()
         worker.pipe.close()
@@ -120,7 +121,8 @@ def _start() -> _Worker:
     )
     process.start()
     theirs.close()  # so that its death is the end of the pipe
-    return _Worker(process, ours)
+    undoing = Undoing(process.kill).__enter__()  # where this process ends too: nobody waits for it
+    return _Worker(process, ours, undoing)
 
 
 def _serve(pipe: Connection) -> None:

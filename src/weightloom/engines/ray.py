@@ -7,11 +7,15 @@ versions of this package and of torch, and the data sets in their caches.
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
+import subprocess
 import sys
+import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from weightloom.engines.base import (
@@ -28,9 +32,14 @@ from weightloom.engines.base import (
     versions,
 )
 from weightloom.errors import DataUnavailableError, InputError, WeightloomError
+from weightloom.unfinished import WholeStep
+from weightloom.whole import whole_number
 
 _SECONDS = 5.0
 """How long an address has to answer."""
+
+_LONGEST = 24
+"""Characters of the temporary folder's path, beyond which there is no room for Ray's own."""
 
 _TOKEN = "; a cluster with a token wants RAY_AUTH_MODE=token and the same token here"
 
@@ -48,11 +57,11 @@ class RayEngine(Engine):
     """
 
     def __init__(self, *, workers: int = 1, address: str | None = None) -> None:
-        if not 1 <= workers <= 1024:
-            raise InputError(f"workers must be from 1 to 1024, not {workers}")
+        workers = whole_number(workers, "workers", 1, 1024)
         self._ray = ray = _import_ray()
         self._started = not ray.is_initialized()
         self._flying: dict[Any, int] = {}
+        self._guard: _Guard | None = None
         if not self._started:  # by our caller, who ends it too
             return
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -62,14 +71,20 @@ class RayEngine(Engine):
             # Workers import from the folder that this is called in, which may be anybody's.
             with contextlib.chdir(sys.prefix):
                 if address is None:
-                    ray.init(address="local", num_cpus=workers, include_dashboard=False, **quiet)
+                    self._guard = _Guard(str(Path(ray.__file__).parent))
+                    own = {"include_dashboard": False, "_temp_dir": self._guard.folder}
+                    ray.init(address="local", num_cpus=workers, **own, **quiet)
                 else:
                     ray.init(address=address, **quiet)
         except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            self._unguard()
             where = f"no Ray cluster at {address}" if address else "Ray does not start on this machine"
             # Ray is silent about a token that is missing, and tries for a while.
             hint = "" if isinstance(error, ValueError | ConnectionRefusedError | TimeoutError) else _TOKEN
             raise InputError(f"{where} ({_first_line(error)}){hint}") from None
+        except BaseException:
+            self._unguard()
+            raise
 
     def map(
         self, function: Job, payloads: Sequence[Payload], told: Told = lambda *_: None
@@ -96,6 +111,12 @@ class RayEngine(Engine):
         self._cancel()
         if self._started and self._ray.is_initialized():
             self._ray.shutdown()
+        self._unguard()
+
+    def _unguard(self) -> None:
+        if self._guard is not None:
+            self._guard.end()
+            self._guard = None
 
     def _answer(self, reference: Any, what: str, wanted: dict[str, str]) -> Any:
         faults = self._ray.exceptions
@@ -119,6 +140,38 @@ class RayEngine(Engine):
             with suppress(Exception):  # it is done, or the cluster has gone
                 self._ray.cancel(reference, force=True)
         self._flying.clear()
+
+
+class _Guard:
+    """The process that ends a Ray of this machine's own, and removes its folder, when this process has gone.
+
+    It hears of that by the end of its input, so that it needs no last word of a process that is killed.
+    """
+
+    def __init__(self, package: str) -> None:
+        parent = tempfile.gettempdir()
+        if len(parent) > _LONGEST:  # Ray's sockets lie below, and such a path has 107 bytes
+            parent = "/tmp"
+        script = str(Path(__file__).with_name("_ray_guard.py"))
+        with WholeStep():
+            self.folder = tempfile.mkdtemp(prefix="weightloom-ray-", dir=parent)
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-I", "-S", script, str(os.getpid()), package, self.folder],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+            except OSError:
+                os.rmdir(self.folder)
+                raise
+
+    def end(self) -> None:
+        """Everything that Ray left is gone after it."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
 
 
 def _call_there(name: str, payload: Payload) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from weightloom.architectures import ArchitectureSpec, parse_architecture
+from weightloom.defaults import with_plain_defaults
 from weightloom.engines import Engine, Payload, job
 from weightloom.errors import InputError
 from weightloom.fitting import run_networks
@@ -24,6 +25,7 @@ AT_ONCE = 16
 """Networks of one task that are measured after one reading of its images, at most."""
 
 
+@with_plain_defaults
 def confusion(spec: ArchitectureSpec, flat: Tensor, task: Task) -> Tensor:
     """(C, C) how many test images of each class (row) the network takes for each class (column).
 
@@ -70,6 +72,7 @@ def task_payload(task: Task) -> Payload:
     raise InputError(f"{task} is known to this process alone; a worker cannot measure on it")
 
 
+@with_plain_defaults
 def confusions(
     wanted: Sequence[tuple[ArchitectureSpec, Tensor, Task]],
     engine: Engine,
@@ -136,6 +139,7 @@ def _task_of(payload: Payload) -> Task:
 
 
 @job
+@with_plain_defaults
 def measure_networks(payload: Payload, step: Callable[[int], None]) -> list[list[list[int]]]:
     """:func:`confusion` of every one of ``networks`` on one task, wherever an engine runs it."""
     task = _here.get(_key(payload)) or _task_of(payload)

@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from weightloom.architectures import ArchitectureSpec
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import DataUnavailableError, InputError
 from weightloom.evaluation.audit import GENERATED
 from weightloom.generators.fingerprint import Fingerprint
-from weightloom.seeding import seed_for
+from weightloom.seeding import check_seed, seed_for
 from weightloom.tasks import TASK_SPLITS, parse_task
 from weightloom.tokenizers import WeightTokenizer, architecture_key
 from weightloom.weights import layout_of
@@ -57,6 +58,7 @@ class Settlement:
 
 
 @torch.no_grad()
+@with_plain_defaults
 def settlements_of_zoo(zoo: Zoo, tokenizer: WeightTokenizer) -> list[Settlement]:
     """Final checkpoints of every split whose architecture the tokenizer knows.
 
@@ -84,6 +86,7 @@ def settlements_of_zoo(zoo: Zoo, tokenizer: WeightTokenizer) -> list[Settlement]
 
 
 @torch.no_grad()
+@with_plain_defaults
 def settlements_of_fingerprint(fingerprint: Fingerprint) -> list[Settlement]:
     """The training checkpoints that a generator carries of its zoo, as its tokenizer rebuilds them."""
     found = []
@@ -100,6 +103,7 @@ def settlements_of_fingerprint(fingerprint: Fingerprint) -> list[Settlement]:
 
 
 @torch.no_grad()
+@with_plain_defaults
 def settle(tokenizer: WeightTokenizer, spec: ArchitectureSpec, flats: Tensor, task: str) -> Settlement:
     """Generated networks (M, P) for ``task`` as points of the map."""
     facts = {"task": task, "dataset": parse_task(task).dataset, "accuracy": None, "split": None}
@@ -160,6 +164,7 @@ class Atlas:
         return asdict(self)
 
 
+@with_plain_defaults
 def chart(
     tokenizer: WeightTokenizer,
     zoo: Sequence[Settlement],
@@ -176,6 +181,7 @@ def chart(
         InputError: fewer than three networks, or an unknown method.
         DataUnavailableError: UMAP is asked for and not installed.
     """
+    seed = check_seed(seed)
     if method not in METHODS:
         raise InputError(f"a map is drawn by {' or '.join(METHODS)}, not {method!r}")
     if sum(len(people.rows) for people in zoo) < 3:
@@ -207,7 +213,7 @@ def _projection(held: Values, method: Method, seed: int) -> tuple[Any, list[floa
         raise DataUnavailableError(
             "UMAP is not installed: pip install 'weightloom[map]' (or take pca)"
         ) from None
-    umap = UMAP(n_components=2, n_neighbors=min(15, len(held) - 1), random_state=seed, n_jobs=1)
+    umap = UMAP(n_components=2, n_neighbors=min(15, len(held) - 1), random_state=seed % 2**32, n_jobs=1)
     umap.fit(scaler.transform(held))
     return lambda x: umap.transform(scaler.transform(x)), []
 
@@ -215,6 +221,7 @@ def _projection(held: Values, method: Method, seed: int) -> tuple[Any, list[floa
 # ------------------------------------------------------------------------------------- prediction
 
 
+@with_plain_defaults
 def predict_accuracy(tokenizer: WeightTokenizer, zoo: Sequence[Settlement]) -> list[dict[str, Any]]:
     """By architecture: Kendall's tau of predicted with true accuracies on checkpoints not fitted on.
 

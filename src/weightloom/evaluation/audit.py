@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from weightloom.architectures import ArchitectureSpec, parse_architecture
-from weightloom.errors import InputError, SpecError, UnsupportedRequestError
+from weightloom.defaults import with_plain_defaults
+from weightloom.errors import InputError, UnsupportedRequestError
 from weightloom.evaluation.cells import Cells, Result, version_of
 from weightloom.evaluation.novelty import (
     LEAST,
@@ -37,10 +38,11 @@ from weightloom.evaluation.novelty import (
 from weightloom.fitting import recalibrate
 from weightloom.generators import Generator
 from weightloom.generators.fingerprint import Fingerprint
-from weightloom.seeding import torch_generator
+from weightloom.seeding import check_seed, torch_generator
 from weightloom.tasks import Task
 from weightloom.weights import WeightStatistics, align, layout_of
 from weightloom.weights.mixing import add_noise, gaussian, interpolate
+from weightloom.whole import whole_fields
 from weightloom.zoo import Record, Zoo
 
 Progress = Callable[[str, int, int], None]
@@ -78,10 +80,8 @@ class AuditSettings:
 
     def __post_init__(self) -> None:
         limits = {"samples": 1024, "tasks": 10_000, "shots": 4096, "images": 10_000_000}
-        for name, limit in limits.items():
-            value = getattr(self, name)
-            if type(value) is not int or not 1 <= value <= limit:
-                raise SpecError(f"{name} must be a whole number from 1 to {limit}, not {value!r}")
+        whole_fields(self, {name: (1, limit) for name, limit in limits.items()})
+        object.__setattr__(self, "seed", check_seed(self.seed))
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,7 @@ class AuditReport:
         }
 
 
+@with_plain_defaults
 def audit(
     generator: Generator,
     zoo: Zoo,

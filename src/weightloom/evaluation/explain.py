@@ -14,8 +14,9 @@ from torch import Tensor
 
 from weightloom.architectures import ArchitectureSpec
 from weightloom.conditioning import encode_text
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import WeightloomError
-from weightloom.fitting import accuracy
+from weightloom.fitting import accuracy, interval_of
 from weightloom.generators import Generator, Sampling
 from weightloom.generators.fingerprint import Fingerprint
 from weightloom.generators.igpg import IGPG
@@ -28,6 +29,7 @@ NEAREST = 5
 
 
 @torch.no_grad()
+@with_plain_defaults
 def explain(
     model: Generator,
     spec: ArchitectureSpec,
@@ -52,7 +54,8 @@ def explain(
         sampling: how codes are drawn.
 
     Returns:
-        ``removed``: accuracy of the whole request and of it without each part that it has; ``nearest``:
+        ``removed``: accuracy of the whole request and of it without each part that it has, with their
+        ``intervals`` and ``num_images``; ``nearest``:
         checkpoints by distance in latent space (the whole network's codes), nearest first, or None;
         ``attention``: the share of the generated tokens' attention that goes to each part of the prefix (what
         goes to the network's own tokens is left out; parts sum to 1), or None; ``starts_from``.
@@ -79,6 +82,8 @@ def explain(
     )[0]
     return {
         "removed": removed,
+        "intervals": {name: interval_of(value, len(labels)) for name, value in removed.items()},
+        "num_images": len(labels),
         "nearest": nearest_checkpoints(model, spec, sample.flat),
         "attention": attention_over_prefix(model, spec, instruction, support, sample.report),
         "starts_from": sample.report.get("first_guess"),

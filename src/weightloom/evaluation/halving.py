@@ -23,6 +23,7 @@ from typing import Any
 from torch import Tensor
 
 from weightloom.architectures import ArchitectureSpec
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import CheckpointError, InputError, TrainingError, WeightloomError
 from weightloom.evaluation.candidates import (
     TRAINED,
@@ -67,6 +68,7 @@ _CYCLES = 3
 _SAVE_SECONDS = 5.0
 
 
+@with_plain_defaults
 def select(
     generator: Generator,
     task: Task | tuple[SupportSet, TaskData],

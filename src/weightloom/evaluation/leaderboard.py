@@ -22,17 +22,19 @@ import torch
 from torch import Tensor
 
 from weightloom.architectures import ArchitectureSpec
-from weightloom.errors import CheckpointError, InputError, SpecError, UnsupportedRequestError, WeightloomError
+from weightloom.defaults import with_plain_defaults
+from weightloom.errors import CheckpointError, InputError, UnsupportedRequestError, WeightloomError
 from weightloom.evaluation.cells import Cells, Result, version_of
 from weightloom.evaluation.ground import DATASETS, SEEN, UNSEEN, Ground, Trial
 from weightloom.evaluation.measures import peak_mb, test_batch
 from weightloom.evaluation.novelty import LEAST, Checkpoints, Usual, verdict_of
-from weightloom.fitting import FitSettings, accuracy, finetune, fit_population, initial_flats
+from weightloom.fitting import FitSettings, accuracy, finetune, fit_population, initial_flats, interval_of
 from weightloom.fitting.finetune import LADDER
 from weightloom.generators import Generator, Sample, best_of, generators
 from weightloom.generators.base import Baseline
 from weightloom.generators.fingerprint import Fingerprint
 from weightloom.weights import layout_of
+from weightloom.whole import whole_fields
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being measured, cells done and cells in all."""
@@ -81,10 +83,7 @@ class LeaderboardSettings:
             "images": (10, 10_000_000), "finetuned": (0, 10_000), "epoch_steps": (1, 1_000_000),
             "many": (2, 4096), "trained_steps": (1, 10_000_000),
         }  # fmt: skip
-        for name, (least, most) in limits.items():
-            value = getattr(self, name)
-            if type(value) is not int or not least <= value <= most:
-                raise SpecError(f"{name} must be a whole number from {least} to {most}, not {value!r}")
+        whole_fields(self, limits)
 
     @classmethod
     def quick(cls, **options: Any) -> LeaderboardSettings:
@@ -356,6 +355,7 @@ class Bench:
         }
 
 
+@with_plain_defaults
 def run_leaderboard(
     given: Sequence[Generator],
     ground: Ground,
@@ -395,19 +395,31 @@ def run_leaderboard(
         progress(what, done, total)
 
     shown = []
+    counts: dict[Trial, int] = {}
     for trial in trials:
-        shown.append(
-            {**trial.key(), "trained": bench.trained(trial), "by_the_zoo": trial.trained is not None}
-        )
+        counts[trial] = min(settings.images, len(trial.task.data("test")))
+        by_the_zoo = trial.trained is not None
+        reached = {"trained": bench.trained(trial), "by_the_zoo": by_the_zoo, "images": counts[trial]}
+        shown.append({**trial.key(), **reached})
         step("trained networks")
     rows: list[dict[str, Any]] = []
     for cell in plan:
         result = bench.cells.or_measure(cell.key, partial(bench.answer, cell))
-        rows.append({"what": cell.what, **cell.about(), **result})
+        rows.append({"what": cell.what, **cell.about(), **_sure(result, counts[cell.trial])})
         step(f"{cell.contestant.name}, {cell.trial.group}")
     about = [{k: v for k, v in vars(person).items() if k != "generator"} for person in people]
     notes = [note for model in given for note in _notes(model, ground, trials)]
     return Leaderboard(ground.name, settings, about, shown, rows, notes)
+
+
+def _sure(result: Result, images: int) -> Result:
+    """A cell's numbers with the intervals of its accuracies, which follow from them."""
+    shares = ["accuracy", *(f"epoch_{epoch}" for epoch in EPOCHS)]
+    found = {name: interval_of(result[name], images) for name in shares if name in result}
+    if not found:
+        return result
+    whole = {"interval": found["accuracy"]} if "accuracy" in found else {"intervals": found}
+    return {**result, **whole, "num_images": images}
 
 
 def check_any(model: Generator, trials: Sequence[Trial]) -> None:

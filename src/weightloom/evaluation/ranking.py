@@ -14,6 +14,7 @@ from typing import Any
 from weightloom.evaluation.ground import DATASETS, GROUPS, SEEN, UNSEEN
 from weightloom.evaluation.leaderboard import EPOCHS, Leaderboard
 from weightloom.evaluation.measures import Rows, mean_of, over_seeds, summary
+from weightloom.fitting import interval_of
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,9 @@ COMPARED = [*ZERO_SHOT, *TUNED]
 def leaderboard_table(board: Leaderboard) -> list[dict[str, Any]]:
     """One entry a contestant: its figures by column name, verdicts, speed, refusals.
 
-    A figure is ``{"mean", "sd", "n", "answered", "asked"}``, ``{"refused": sentence}``, or None where nothing
-    was asked; a method's also has ``behind``: the best baseline that is ahead of it, and by how much.
+    A figure is ``{"mean", "sd", "n", "answered", "asked"}``, of an accuracy with its 95 % ``interval`` on
+    ``num_images`` images in all; ``{"refused": sentence}``; or None where nothing was asked. A method's also
+    has ``behind``: the best baseline that is ahead of it, and by how much.
     """
     entries = []
     for who in board.contestants:
@@ -99,6 +101,11 @@ def _figure(column: Column, rows: Rows) -> dict[str, Any] | None:
     plain = [{"seed": row["seed"], "value": _value(column, row)} for row in answered]
     figure: dict[str, Any] = over_seeds(plain, lambda group: mean_of(group, "value"))
     figure |= {"answered": len(answered), "asked": len(rows)}
+    if column.unit == "points":  # seeds look at the same images, so that these count once
+        images = sum(
+            {(row["task"], row["architecture"]): row.get("num_images", 0) for row in answered}.values()
+        )
+        figure |= {"interval": interval_of(figure["mean"], images), "num_images": images or None}
     if column.field == "steps":
         figure["never"] = sum(row["steps"] is None for row in answered)
     return figure
@@ -192,7 +199,8 @@ def leaderboard_markdown(board: Leaderboard, *, command: str, picture: str | Non
         "",
         "Held-out tasks are measured on and nothing else: nothing is chosen on them. Accuracies are means of "
         f"{_many(settings.samples, 'sample')} a request, no best of many, on up to {settings.images:,} test "
-        f"images; ± is the standard deviation over {_many(settings.seeds, 'seed')} of the mean over tasks. "
+        f"images; ± is the standard deviation over {_many(settings.seeds, 'seed')} of the mean over tasks, "
+        "in brackets the 95 % interval that so many images leave. "
         f"Each request has {settings.shots} examples a class and an instruction. In **bold**: a baseline is "
         "ahead of a method on the same tasks, the one that is furthest ahead.",
         "",
@@ -364,7 +372,10 @@ def _cell(entry: dict[str, Any], column: Column, text: Callable[..., str]) -> st
 
 
 def _percent(figure: dict[str, Any], *, sd: bool = True) -> str:
-    return f"{100 * figure['mean']:.1f}" + (f" ± {100 * figure['sd']:.1f}" if sd else "")
+    text = f"{100 * figure['mean']:.1f}" + (f" ± {100 * figure['sd']:.1f}" if sd else "")
+    if (interval := figure.get("interval")) is not None:
+        text += f" ({100 * interval[0]:.1f}–{100 * interval[1]:.1f})"
+    return text
 
 
 def _steps(figure: dict[str, Any]) -> str:

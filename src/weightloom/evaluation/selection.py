@@ -12,8 +12,10 @@ from typing import Any
 
 from weightloom.errors import InputError, SpecError
 from weightloom.evaluation.candidates import Candidate
-from weightloom.fitting import FitSettings
+from weightloom.fitting import FitSettings, interval_of
 from weightloom.generators import Sample
+from weightloom.seeding import check_seed
+from weightloom.whole import whole_fields
 
 _UNITS = {"": 1.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 _BUDGETS = (1.0, 7 * 86400.0)
@@ -67,12 +69,10 @@ class SelectionSettings:
 
     def __post_init__(self) -> None:
         limits = {"shots": (1, 1000), "samples": (1, 4096), "probe_steps": (1, 100_000), "eta": (2, 100)}
-        for name, (low, high) in limits.items():
-            value = getattr(self, name)
-            if type(value) is not int or not low <= value <= high:
-                raise SpecError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
-        if self.entrants is not None and (type(self.entrants) is not int or self.entrants < 1):
-            raise SpecError(f"entrants must be a whole number from 1, not {self.entrants!r}")
+        whole_fields(self, limits)
+        if self.entrants is not None:
+            whole_fields(self, {"entrants": (1, 1_000_000)})
+        object.__setattr__(self, "seed", check_seed(self.seed))
         if not 0 < self.held_back < 1:
             raise SpecError(f"held_back must be between 0 and 1, not {self.held_back}")
         if not _BUDGETS[0] <= self.budget <= _BUDGETS[1]:
@@ -141,13 +141,19 @@ class Selection:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a file."""
+        held_back = self.images["held_back"]
         return {
             "task": self.task,
             "generator": self.generator,
             "settings": asdict(self.settings),
             "winner": self.winner.spec.full_text(),
             "validation_accuracy": self.winner.accuracy,
-            "ranking": [c.to_json() for c in self.ranking],
+            "validation_interval": interval_of(self.winner.accuracy, held_back),
+            "validation_images": held_back,
+            "ranking": [
+                {**c.to_json(), "interval": interval_of(c.accuracy, held_back), "num_images": held_back}
+                for c in self.ranking
+            ],
             "rungs": self.rungs,
             "images": self.images,
             "spent": self.spent,

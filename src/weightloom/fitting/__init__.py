@@ -2,6 +2,7 @@
 
 from weightloom.fitting.closed_form import closed_form_network, discriminant, left_out
 from weightloom.fitting.finetune import Curve, finetune, steps_until
+from weightloom.fitting.interval import accuracy_interval, counted, interval_of
 from weightloom.fitting.population import (
     accuracy,
     initial_flats,
@@ -16,11 +17,14 @@ __all__ = [
     "FitSettings",
     "Snapshot",
     "accuracy",
+    "accuracy_interval",
     "closed_form_network",
+    "counted",
     "discriminant",
     "finetune",
     "fit_population",
     "initial_flats",
+    "interval_of",
     "left_out",
     "recalibrate",
     "run_networks",

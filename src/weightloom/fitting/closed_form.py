@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 
 from weightloom.architectures import ArchitectureSpec
+from weightloom.defaults import with_plain_defaults
+from weightloom.errors import InputError
 from weightloom.fitting.population import recalibrate, trunk_features
 from weightloom.fitting.precision import full_precision
+from weightloom.tasks.data import checked_images
 from weightloom.weights import layout_of
 
 SHRINKAGE = 0.3
@@ -85,6 +88,7 @@ def left_out(features: Tensor, labels: Tensor, classes: int, ridge: float = RIDG
 
 
 @torch.no_grad()
+@with_plain_defaults
 def closed_form_network(
     spec: ArchitectureSpec,
     flat: Tensor,
@@ -98,7 +102,13 @@ def closed_form_network(
 
     ``head_rms`` is the root mean square that the head's weights are scaled to; a scale changes how sure the
     network is, never its answer.
+
+    Raises:
+        InputError: the network is not of ``spec``, or it cannot read the examples.
     """
+    support = checked_images(support, "the examples", spec.input)
+    if support.dim() != 5:
+        raise InputError(f"examples are (C, S, channels, height, width), not {tuple(support.shape)}")
     images = support.flatten(0, 1)  # (C, S, ...) -> (C*S, ...)
     measured = recalibrate(spec, flat[None], images)
     features = trunk_features(spec, measured, images)[0].unflatten(0, support.shape[:2])  # (C, S, H)

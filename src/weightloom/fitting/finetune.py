@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from weightloom.architectures import ArchitectureSpec
+from weightloom.defaults import with_plain_defaults
 from weightloom.fitting.population import accuracy
 from weightloom.fitting.train import FitSettings, fit_population
 from weightloom.tasks import Task
@@ -34,6 +35,7 @@ class Curve:
         return found
 
 
+@with_plain_defaults
 def finetune(
     spec: ArchitectureSpec,
     flats: Tensor,
@@ -73,6 +75,7 @@ LADDER = (5, 10, 20, 35, 50, 75, 100, 150, 200, 300, 400, 600, 800, 1200, 1600, 
 """Steps at which it is looked whether an accuracy has been reached."""
 
 
+@with_plain_defaults
 def steps_until(
     spec: ArchitectureSpec,
     start: Tensor,

@@ -17,17 +17,23 @@ from torch.func import functional_call, vmap
 
 from weightloom.architectures import ArchitectureSpec
 from weightloom.architectures.statistics import StatisticsRecorder
+from weightloom.defaults import with_plain_defaults
+from weightloom.errors import InputError
+from weightloom.finite import all_finite, layout_fault
 from weightloom.fitting.precision import full_precision
-from weightloom.weights import layout_of
+from weightloom.tasks.data import checked_images, checked_labels
+from weightloom.weights import checked_flats, layout_of
 
 
 @lru_cache(maxsize=64)
+@with_plain_defaults
 def _template(spec: ArchitectureSpec, training: bool) -> nn.Module:
     """The module's structure on the meta device; its tensors are never read."""
     with torch.device("meta"):
         return spec.build().train(training)
 
 
+@with_plain_defaults
 def initial_flats(spec: ArchitectureSpec, seeds: list[int]) -> Tensor:
     """(N, P) freshly initialised networks, one for each seed; the global random state is left alone."""
     layout = layout_of(spec)
@@ -35,6 +41,7 @@ def initial_flats(spec: ArchitectureSpec, seeds: list[int]) -> Tensor:
 
 
 @full_precision
+@with_plain_defaults
 def run_networks(spec: ArchitectureSpec, flats: Tensor, images: Tensor, *, training: bool = False) -> Tensor:
     """Logits of N networks, differentiable in their weights.
 
@@ -47,9 +54,21 @@ def run_networks(spec: ArchitectureSpec, flats: Tensor, images: Tensor, *, train
     Returns:
         (N, B, C) logits.
 
+    Raises:
+        InputError: networks or images of another type or shape. Pixels are taken as they are.
+
     Source: weights as arguments, HyperNetworks (arXiv 1609.09106), section 3.
     """
-    return _run(spec, "", flats, images, training)
+    flats = checked_flats(spec, flats, (torch.float32, torch.float64))
+    if (fault := layout_fault(images)) is not None:
+        raise InputError(f"images must be a plain tensor, but this {fault}")
+    batch = images.dim() == 4 or (images.dim() == 5 and len(images) == len(flats))
+    if images.dtype != flats.dtype or not batch or images.shape[-3:] != spec.input or not images.numel():
+        raise InputError(
+            f"{spec} reads {flats.dtype} images (B, {', '.join(map(str, spec.input or ()))}), "
+            f"not {images.dtype} of {tuple(images.shape)}"
+        )
+    return _run(spec, "", flats, images.resolve_neg().contiguous(), training)
 
 
 @full_precision
@@ -110,13 +129,22 @@ def _fold_batch_norms(module: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 @torch.no_grad()
+@with_plain_defaults
 def accuracy(
     spec: ArchitectureSpec, flats: Tensor, images: Tensor, labels: Tensor, batch_size: int = 1000
 ) -> Tensor:
     """(N,) share of right answers of N networks on images that all of them see.
 
-    images (M, channels, height, width), labels (M,).
+    images (M, channels, height, width) in [-1, 1], labels (M,).
+
+    Raises:
+        InputError: networks that are not of ``spec`` or not finite; images or labels that it cannot read.
     """
+    flats = checked_flats(spec, flats)
+    if not all_finite(flats):
+        raise InputError("the networks hold values that are not finite")
+    images = checked_images(images, "the images", spec.input)
+    labels = checked_labels(labels, len(images), spec.classes).to(images.device)
     right = torch.zeros(len(flats))
     for start in range(0, len(images), batch_size):
         logits = run_networks(spec, flats, images[start : start + batch_size])
@@ -125,11 +153,21 @@ def accuracy(
 
 
 @torch.no_grad()
+@with_plain_defaults
 def recalibrate(spec: ArchitectureSpec, flats: Tensor, images: Tensor) -> Tensor:
     """(N, P) with running statistics measured anew on unlabelled images (N, B, ...) or (B, ...), one batch.
 
     Other buffers, and networks without any, come back unchanged.
+
+    Raises:
+        InputError: the networks are not of ``spec``, or it cannot read the images.
     """
+    flats = checked_flats(spec, flats).detach()
+    images = checked_images(images, "the images", spec.input)
+    if images.dim() > 5 or (images.dim() == 5 and len(images) != len(flats)):
+        raise InputError(
+            f"{len(flats)} networks have images (N, B, ...) or (B, ...), not {images.dim()}-fold"
+        )
     layout = layout_of(spec)
     if not any(slot.is_buffer for slot in layout.slots):
         return flats.clone()

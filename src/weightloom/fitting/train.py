@@ -16,11 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from weightloom.architectures import ArchitectureSpec
-from weightloom.errors import SpecError, TrainingError
+from weightloom.defaults import with_plain_defaults
+from weightloom.errors import InputError, SpecError, TrainingError
+from weightloom.finite import all_finite
 from weightloom.fitting.population import recalibrate, run_networks
-from weightloom.seeding import torch_generator
+from weightloom.seeding import check_seed, torch_generator
 from weightloom.tasks import TaskData
-from weightloom.weights import layout_of
+from weightloom.weights import checked_flats, layout_of
+from weightloom.whole import whole_fields, whole_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,16 +50,14 @@ class FitSettings:
     """Steps after which the networks are handed out; the last step always is."""
 
     def __post_init__(self) -> None:
-        if (
-            self.steps < 1
-            or self.batch_size < 2
-            or min(self.learning_rate, self.head_rate, self.epsilon) <= 0
-        ):
-            raise SpecError(
-                "steps must be at least 1 and batch_size 2; learning_rate, head_rate and epsilon above 0"
-            )
-        if any(not 0 < s <= self.steps for s in self.snapshots):
-            raise SpecError(f"snapshots {list(self.snapshots)} must lie between 1 and steps={self.steps}")
+        whole_fields(self, {"steps": (1, 10**9), "batch_size": (2, 10**6), "tied_steps": (0, 10**9)})
+        rates = (self.learning_rate, self.head_rate, self.epsilon)
+        if not all(math.isfinite(rate) and rate > 0 for rate in rates):
+            raise SpecError("learning_rate, head_rate and epsilon must be above 0 and finite")
+        steps = tuple(whole_number(step, "a snapshot's step", 0, error=SpecError) for step in self.snapshots)
+        object.__setattr__(self, "snapshots", steps)
+        if any(not 0 < step <= self.steps for step in steps):
+            raise SpecError(f"snapshots {list(steps)} must lie between 1 and steps={self.steps}")
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def draw_batch(data: Sequence[TaskData], size: int, generator: torch.Generator) 
     return torch.stack(images), torch.stack(labels)
 
 
+@with_plain_defaults
 def fit_population(
     spec: ArchitectureSpec,
     flats: Tensor,
@@ -95,8 +97,13 @@ def fit_population(
     ``settings.steps`` at the latest: a training that has to end at a given time still ends with small steps.
 
     Raises:
-        TrainingError: a loss is not finite; the message names the step and the network.
+        InputError: the networks are not of ``spec``.
+        TrainingError: a loss or a weight is not finite; the message names the step and the network.
     """
+    flats = checked_flats(spec, flats)
+    if len(data) != len(flats):
+        raise InputError(f"{len(flats)} networks need data each, but there are data of {len(data)}")
+    seed = check_seed(seed)
     layout = layout_of(spec)
     trunk = torch.cat(
         [torch.full((layer.rows * layer.cols,), layer.kind != "head") for layer in layout.layers]
@@ -143,7 +150,13 @@ def fit_population(
             # A stream of its own: taking a snapshot must not change the steps that follow.
             apart = torch_generator("fit-calibration", seed, step)
             calibration, _ = draw_batch(data, 512, apart)
-            yield Snapshot(step, recalibrate(spec, (units * rate).detach(), calibration), loss.detach())
+            reached = recalibrate(spec, (units * rate).detach(), calibration)
+            if not all_finite(reached):
+                bad = next(n for n, flat in enumerate(reached) if not all_finite(flat))
+                raise TrainingError(
+                    f"the weights of network {bad} of {spec} are not finite after step {step}"
+                )
+            yield Snapshot(step, reached, loss.detach())
         if last:
             return
 

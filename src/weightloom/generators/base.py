@@ -22,16 +22,17 @@ from torch import Tensor, nn
 from weightloom import __version__
 from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.conditioning.text import check_instruction
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import InputError, SpecError, UnsupportedRequestError
-from weightloom.finite import all_finite
-from weightloom.fitting import recalibrate, run_networks
+from weightloom.fitting import interval_of, recalibrate, run_networks
 from weightloom.generators.cost import check_cost
 from weightloom.io import save_tensors
 from weightloom.registry import Registry
-from weightloom.seeding import torch_generator
+from weightloom.seeding import check_seed, torch_generator
 from weightloom.tasks import SupportSet
-from weightloom.tasks.data import ONE_EXAMPLE
-from weightloom.weights import layout_of, require_finite
+from weightloom.tasks.data import ONE_EXAMPLE, checked_images
+from weightloom.weights import checked_flats, layout_of, require_finite
+from weightloom.whole import whole_number
 
 generators: Registry[type[Generator]] = Registry("generator")
 
@@ -57,8 +58,10 @@ class Sampling:
     def __post_init__(self) -> None:
         if not 0 <= self.temperature <= 10:
             raise SpecError(f"temperature must be from 0 to 10, not {self.temperature}")
-        if self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise SpecError(f"top_k must be 0 or more and top_p in (0, 1], not {self.top_k} and {self.top_p}")
+        top_k = whole_number(self.top_k, "top_k", 0, error=SpecError)
+        object.__setattr__(self, "top_k", top_k)
+        if not 0 < self.top_p <= 1:
+            raise SpecError(f"top_p must be above 0 and at most 1, not {self.top_p}")
         if not 0 <= self.guidance <= 20:
             raise SpecError(f"guidance must be from 0 to 20, not {self.guidance}")
 
@@ -91,11 +94,16 @@ class Sample:
     report: dict[str, Any]
 
     @cached_property
+    @with_plain_defaults
     def state_dict(self) -> dict[str, Tensor]:
-        """The weights by name, buffers included."""
-        return {k: v.clone() for k, v in layout_of(self.architecture).unflatten(self.flat).items()}
+        """The weights by name, buffers included. Raises :class:`InputError` where ``flat`` is no network."""
+        if not isinstance(self.flat, Tensor) or self.flat.is_nested or self.flat.dim() != 1:
+            raise InputError("a sample's weights are one tensor (P,)")
+        flat = checked_flats(self.architecture, self.flat[None])[0].detach()
+        return {k: v.clone() for k, v in layout_of(self.architecture).unflatten(flat).items()}
 
     @cached_property
+    @with_plain_defaults
     def module(self) -> nn.Module:
         """An ordinary module in eval mode."""
         with torch.device("meta"):
@@ -105,6 +113,7 @@ class Sample:
             parameter.requires_grad_(True)
         return module.eval()
 
+    @with_plain_defaults
     def save(self, path: str | Path) -> Path:
         """Write the state dict as safetensors with its provenance in the header.
 
@@ -200,6 +209,7 @@ class Generator(ABC):
     def sample_flats(self, request: Request) -> tuple[Tensor, list[dict[str, Any]]]:
         """(M, P) raw weights for a checked request, and one report for each sample."""
 
+    @with_plain_defaults
     def generate_many(
         self,
         architecture: str | ArchitectureSpec,
@@ -215,11 +225,13 @@ class Generator(ABC):
 
         ``batch_norm``: where there is a support set, ``"support"`` measures the batch-norm statistics anew on
         its images (labels are not used), ``"generated"`` keeps them as generated; the report says which.
+        ``seed`` is a whole number of any sign and size, of Python, numpy or torch.
 
         Raises:
             UnsupportedRequestError: the architecture, its input or its class count is outside what the
                 generator is valid for, or the machine has not the memory for it.
-            InputError: an instruction that is empty or too long, a support set of another class count.
+            InputError: an instruction that is empty or too long, a support set of another class count or with
+                images that no network can read, a seed or a number of samples that is no whole number.
         """
         request = self.check(architecture, instruction, support, num_samples, seed, sampling, batch_norm)
         start = time.perf_counter()
@@ -280,6 +292,10 @@ class Generator(ABC):
             spec = parse_architecture(spec)
         if support is not None:
             check_support(support)
+        check_weights(self, None if support is None else support.images.device)
+        if support is not None:
+            if support.images.requires_grad:  # nothing that is generated is differentiated
+                support = replace(support, images=support.images.detach())
             if spec.classes is not None and spec.classes != support.num_classes:
                 raise InputError(
                     f"the architecture has {spec.classes} classes, the examples have {support.num_classes}"
@@ -299,8 +315,7 @@ class Generator(ABC):
                 "the number of classes is not known; give examples, a task, or classes=N in the architecture"
             )
         self.validity.check(spec)
-        if type(num_samples) is not int or not 1 <= num_samples <= MAX_SAMPLES:
-            raise InputError(f"the number of samples must be from 1 to {MAX_SAMPLES}, not {num_samples}")
+        num_samples = whole_number(num_samples, "the number of samples", 1, MAX_SAMPLES)
         if batch_norm not in ("support", "generated"):
             raise InputError(f"batch_norm is 'support' or 'generated', not {batch_norm!r}")
         check_cost(spec, num_samples)
@@ -310,7 +325,7 @@ class Generator(ABC):
             instruction=None if instruction is None else check_instruction(instruction),
             support=support,
             num_samples=num_samples,
-            seed=seed,
+            seed=check_seed(seed),
             sampling=sampling or Sampling(),
         )
 
@@ -331,24 +346,37 @@ class Baseline(Generator):
         """
 
 
+def check_weights(model: object, device: torch.device | None = None) -> None:
+    """Raise :class:`InputError` unless the weights of ``model`` are float32 with values, on ``device``.
+
+    A generator that is made under another default dtype or device of torch, or was converted, has others.
+    """
+    for name, weight in model.named_parameters() if isinstance(model, nn.Module) else ():
+        if weight.is_meta or weight.dtype is not torch.float32:
+            what = "on the meta device" if weight.is_meta else str(weight.dtype)
+            raise InputError(
+                f"a generator's weights are float32 on a device with memory, but {name!r} is {what}; "
+                "make or load it anew under torch's own defaults"
+            )
+        if device is not None and weight.device != device:
+            raise InputError(
+                f"the examples are on {device}, the generator on {weight.device}; move one of them with .to()"
+            )
+
+
 def check_support(support: SupportSet) -> None:
-    """Raise :class:`InputError` unless ``support`` is a support set of finite float32 images."""
+    """Raise :class:`InputError` unless ``support`` is a support set of images that a network can read."""
     if not isinstance(support, SupportSet):
         raise InputError(f"the examples must be a SupportSet, not {type(support).__name__}")
     if support.num_classes < 2:
         count = support.images.shape[0] * support.images.shape[1]
         raise InputError(f"{ONE_EXAMPLE}, but the examples are {count} of one class")
-    if support.images.dtype != torch.float32:
-        raise InputError(f"the examples must be float32 images in [-1, 1], not {support.images.dtype}")
-    if not all_finite(support.images):
-        raise InputError("the examples hold pixels that are not finite")
+    checked_images(support.images, "the examples")
 
 
 @torch.no_grad()
-def support_scores(
-    spec: ArchitectureSpec, flats: Tensor, support: SupportSet | None
-) -> list[dict[str, float]]:
-    """Loss and accuracy of (M, P) networks on the support set; empty without one."""
+def support_scores(spec: ArchitectureSpec, flats: Tensor, support: SupportSet | None) -> list[dict[str, Any]]:
+    """Loss and accuracy of (M, P) networks on the support set, with how many images that is and how sure."""
     if support is None:
         return [{} for _ in flats]
     images, labels = support.flat()
@@ -356,7 +384,12 @@ def support_scores(
     losses = F.cross_entropy(logits.transpose(1, 2), labels.expand(len(flats), -1), reduction="none").mean(1)
     right = (logits.argmax(-1) == labels).float().mean(1)
     return [
-        {"support_loss": float(loss), "support_accuracy": float(hit)}
+        {
+            "support_loss": float(loss),
+            "support_accuracy": float(hit),
+            "support_interval": interval_of(float(hit), len(labels)),
+            "support_images": len(labels),
+        }
         for loss, hit in zip(losses, right, strict=True)
     ]
 

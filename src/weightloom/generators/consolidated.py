@@ -26,6 +26,7 @@ from weightloom import __version__
 from weightloom.conditioning.text import check_instruction, encode_text
 from weightloom.consolidation.coding import CONTEXTS, SYMBOLS
 from weightloom.consolidation.packing import size_of, unpack
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import CheckpointError, InputError, UnknownNameError
 from weightloom.io import dump_json, load_tensors, read_json, save_tensors, write_json
 from weightloom.weights import require_finite
@@ -118,6 +119,7 @@ class Consolidated:
         ranked = sorted(best, key=lambda name: (name != instruction, -best[name], name))
         return [Match(name, best[name]) for name in ranked]
 
+    @with_plain_defaults
     def generate(self, instruction: str) -> ConsolidatedSample:
         """The checkpoint that the instruction asks for.
 
@@ -148,6 +150,7 @@ class Consolidated:
         }
         return ConsolidatedSample(state, report)
 
+    @with_plain_defaults
     def state(self, name: str) -> dict[str, Tensor]:
         """The tensors of the checkpoint called ``name``.
 
@@ -201,6 +204,7 @@ class Consolidated:
         write_json(folder / "config.json", {"kind": self.kind, "name": self.name, "checkpoints": about})
 
     @classmethod
+    @with_plain_defaults
     def from_pretrained(cls, folder: str | Path) -> Consolidated:
         """Read what :meth:`save_pretrained` wrote. Raises CheckpointError where it is broken."""
         folder = Path(folder)

@@ -57,6 +57,7 @@ from weightloom.tokenizers import WeightTokenizer, architecture_key, load_tokeni
 from weightloom.tokenizers.base import load_strictly, narrowed
 from weightloom.tokenizers.blocks import TokenRefiner
 from weightloom.weights import layout_of
+from weightloom.whole import whole_fields
 
 _FAR = 4.0
 """Spreads from the mean beyond which no latent is decoded: an outlier costs a network its function."""
@@ -100,8 +101,7 @@ class DiffusionConfig:
             raise SpecError(f"unknown mixing {self.mixing!r}; known: {', '.join(MIXINGS)}")
         if self.schedule not in SCHEDULES:
             raise SpecError(f"unknown schedule {self.schedule!r}; known: {', '.join(SCHEDULES)}")
-        if type(self.steps) is not int or not 1 <= self.steps <= 1000:
-            raise SpecError(f"steps must be a whole number from 1 to 1000, not {self.steps!r}")
+        whole_fields(self, {"steps": (1, 1000)})
         object.__setattr__(self, "tensors", tuple(self.tensors))
         if not self.tensors or not all(isinstance(pattern, str) for pattern in self.tensors):
             raise SpecError("tensors must be patterns of names such as head.*, at least one")

@@ -28,6 +28,7 @@ from weightloom.architectures.copying import hooked_layers, plain_name
 from weightloom.architectures.graph import NORM_KINDS, WEIGHT_KINDS, GraphTensor, ModuleGraph, Shape4
 from weightloom.architectures.narrowing import narrow_twin, repeated, widened
 from weightloom.conditioning.architecture import MAX_CLASSES
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import CheckpointError, InputError, SpecError, UnsupportedRequestError, WeightloomError
 from weightloom.fitting import accuracy, closed_form_network, left_out, recalibrate, trunk_features
 from weightloom.generators.base import (
@@ -54,6 +55,7 @@ from weightloom.nn.graph import GatedGraphNetwork, GraphBatch, GraphTransformer,
 from weightloom.nn.tensor_decoder import CoordinateDecoder, TensorDecoder, TilingDecoder
 from weightloom.tasks import SupportSet
 from weightloom.weights import layout_of, require_finite
+from weightloom.whole import whole_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,10 +101,7 @@ class GHNConfig:
             "classes": 2, "width": 4, "depth": 1, "heads": 1, "passes": 1, "virtual_edges": 1, "block": 1,
             "rank": 1, "kernel": 1, "widest": 1,
         }  # fmt: skip
-        for name, low in least.items():
-            value = getattr(self, name)
-            if type(value) is not int or not low <= value <= 100_000:
-                raise SpecError(f"{name} must be a whole number from {low} to 100000, not {value!r}")
+        whole_fields(self, {name: (low, 100_000) for name, low in least.items()})
         if self.backbone not in ("gated", "transformer", "mlp"):
             raise SpecError(f"backbone is gated, transformer or mlp, not {self.backbone!r}")
         if self.decoder not in ("tiling", "coordinate"):
@@ -326,6 +325,7 @@ class GHN(nn.Module, Generator):
 
     # ------------------------------------------------------------------------------- modules
 
+    @with_plain_defaults
     def generate(self, architecture: Any, *, images: Tensor | None = None, **options: Any) -> Any:
         """A network's weights in one pass: of a spec (a :class:`~weightloom.Sample`) or of any module.
 
@@ -353,6 +353,7 @@ class GHN(nn.Module, Generator):
         return replace(sample, flat=flat, report={**sample.report, "batch_norm": MEASURED})
 
     @torch.no_grad()
+    @with_plain_defaults
     def generate_module(
         self,
         module: nn.Module,
@@ -394,7 +395,7 @@ class GHN(nn.Module, Generator):
             graph = capture_graph(module, shape, partial=partial)
             dims = len(shape)
         if images is not None:
-            check_images(images, dims)
+            images = check_images(images, dims)
         if partial:
             graph = keep_other_heads(graph, self.config.classes)
         tensors = (*module.named_parameters(), *module.named_buffers())

@@ -45,6 +45,7 @@ from weightloom.seeding import seed_for
 from weightloom.tokenizers.base import load_strictly, narrowed
 from weightloom.tokenizers.layers import LayerDictionary
 from weightloom.weights import layout_of
+from weightloom.whole import whole_fields
 
 MAX_LAYERS = 512
 """Layers of a network that are made at most: what a prefix and a pass over all of them can bear."""
@@ -74,12 +75,7 @@ class LayerwiseConfig:
     def __post_init__(self) -> None:
         limits = {"codes": 1024, "levels": 1025, "anchors": 64, "width": 8192, "depth": 128, "heads": 128,
                   "image_features": 4096, "image_width": 4096}  # fmt: skip
-        for name, most in limits.items():
-            value = getattr(self, name)
-            if type(value) is not int or not 1 <= value <= most:
-                raise SpecError(f"{name} must be a whole number from 1 to {most}, not {value!r}")
-        if type(self.experts) is not int or not 0 <= self.experts <= 1024:
-            raise SpecError(f"experts must be a whole number from 0 to 1024, not {self.experts!r}")
+        whole_fields(self, {**{name: (1, most) for name, most in limits.items()}, "experts": (0, 1024)})
         if self.levels < 3 or self.levels % 2 == 0:
             raise SpecError(f"levels must be an odd number of at least 3, not {self.levels}")
         if not 0 < self.spread <= 1:

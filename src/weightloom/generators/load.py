@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import CheckpointError, DataUnavailableError, UnknownNameError
 from weightloom.generators.base import Generator, generators
 from weightloom.io import COMMIT_FILE, allocation_limit, read_json, settle, staged_files, verify_folder
@@ -19,6 +20,7 @@ def bundled_names() -> list[str]:
     )
 
 
+@with_plain_defaults
 def load_generator(name: str | Path) -> Generator:
     """A generator by bundled name, local directory, or hub id (``owner/name``, where there is internet).
 
@@ -60,6 +62,7 @@ class Kept(Protocol):
         """Write config, weights and whatever else belongs to it."""
 
 
+@with_plain_defaults
 def save_generator(model: Kept, folder: str | Path) -> None:
     """Write a generator to a directory, all of its files or none; what else is there stays.
 

@@ -21,7 +21,7 @@ from weightloom.architectures.graph import ModuleGraph
 from weightloom.architectures.statistics import STATISTICS, Measured, measure_statistics
 from weightloom.architectures.tracing import dtype_of, fixed_batch
 from weightloom.errors import CheckpointError, InputError
-from weightloom.finite import all_finite
+from weightloom.finite import all_finite, layout_fault
 from weightloom.io import dump_json, save_tensors
 from weightloom.weights import require_finite
 
@@ -241,19 +241,20 @@ def check_images(images: Any, dims: int | None = None) -> Tensor:
         InputError: no tensor, fewer than two, no floats, or not finite.
     """
     shown = {None: "(B, C, H, W)", 2: "(B, C, L)", 3: "(B, C, H, W)"}.get(dims, "(B, ...)")
-    if not isinstance(images, Tensor):
-        raise InputError(f"images are a tensor {shown} of floats, not {type(images).__name__}")
+    if (fault := layout_fault(images)) is not None:
+        raise InputError(f"images are a tensor {shown} of floats, but this {fault}")
     fits = images.ndim > 1 if dims is None else images.ndim == dims + 1
     if not fits or len(images) < 2 or not images.numel() or not images.is_floating_point():
         raise InputError(
             f"batch norms need at least 2 images {shown} of floats, not {tuple(images.shape)} of "
             f"{images.dtype}"
         )
-    if images.is_meta or images.layout is not torch.strided:
-        raise InputError("images are an ordinary tensor in memory, neither sparse nor on the meta device")
-    if not all_finite(images):
+    if images.element_size() == 1:
+        raise InputError(f"images are floats of at least 16 bits, not {images.dtype}")
+    checked: Tensor = images.detach()
+    if not all_finite(checked):
         raise InputError("images hold values that are not finite")
-    furthest = float(images.abs().max())
+    furthest = float(checked.abs().max())
     if furthest > _FURTHEST:
         raise InputError(f"images reach {furthest:g}; pixels are expected from about -1 to 1")
-    return images
+    return checked

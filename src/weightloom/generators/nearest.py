@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from weightloom.conditioning import SupportEncoder
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import InputError, SpecError, UnsupportedRequestError
 from weightloom.generators.base import Baseline, Generator, Request, Validity, generators
 from weightloom.generators.fingerprint import Fingerprint, FingerprintGroup
+from weightloom.whole import whole_number
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class ZooGenerator(Baseline):
         self.name = name or self.kind
 
     @classmethod
+    @with_plain_defaults
     def from_generator(cls, model: Generator, **options: Any) -> Self:
         """The baseline of ``model``, over the zoo that it was trained on; ``options`` go to the constructor.
 
@@ -126,9 +129,7 @@ class TasksGenerator(ZooGenerator):
 
 def require_positive(what: str, value: int) -> int:
     """``value``, or :class:`SpecError` where it is not a whole number of at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise SpecError(f"{what} must be a whole number of at least 1, not {value!r}")
-    return value
+    return whole_number(value, what, 1, error=SpecError)
 
 
 def mean_accuracy(rows: Sequence[dict[str, Any]]) -> float | None:

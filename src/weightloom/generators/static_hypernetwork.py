@@ -31,8 +31,9 @@ from weightloom.fitting import closed_form_network, discriminant
 from weightloom.generators.base import Generator, Request, Validity, generators, merge_reports
 from weightloom.io import load_tensors, read_json, save_tensors, write_json
 from weightloom.nn import HyperLayer, hyperize_together, materialize
-from weightloom.seeding import seed_for
+from weightloom.seeding import check_seed, seed_for
 from weightloom.weights import layout_of
+from weightloom.whole import whole_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +48,8 @@ class StaticHypernetworkConfig:
     image_width: int = 16
 
     def __post_init__(self) -> None:
-        for name in ("embedding_size", "block", "task_size", "image_features", "image_width"):
-            value = getattr(self, name)
-            if type(value) is not int or not 1 <= value <= 4096:
-                raise SpecError(f"{name} must be a whole number from 1 to 4096, not {value!r}")
+        sizes = ("embedding_size", "block", "task_size", "image_features", "image_width")
+        whole_fields(self, dict.fromkeys(sizes, (1, 4096)))
 
 
 @generators.register("static_hypernetwork")
@@ -93,7 +92,7 @@ class StaticHypernetwork(nn.Module, Generator):
         self.config, self.validity, self.name = config, validity, name
         bodies = {str(n): self._spec(n).initialise(0).body for n in range(len(validity.architectures))}
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_for("static_hypernetwork", seed))
+            torch.manual_seed(seed_for("static_hypernetwork", check_seed(seed)))
             try:
                 self.bodies = hyperize_together(
                     bodies, linear=True, embedding_size=config.embedding_size,

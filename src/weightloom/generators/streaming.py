@@ -22,6 +22,7 @@ from torch import Tensor
 
 from weightloom import __version__
 from weightloom.architectures import ArchitectureSpec, parse_architecture
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import InputError, UnsupportedRequestError
 from weightloom.fitting import recalibrate
 from weightloom.generators.base import Generator, Sampling, sample_generators, support_scores
@@ -52,6 +53,7 @@ def layerwise_of(generator: Generator, spec: ArchitectureSpec) -> Layerwise:
     return found
 
 
+@with_plain_defaults
 def stream_network(
     generator: Generator,
     architecture: str | ArchitectureSpec,
@@ -118,7 +120,7 @@ def stream_network(
         "made_from": str(narrow),
         "head": "random" if support is None else "closed form",
         "instruction": request.instruction,
-        "seed": seed,
+        "seed": request.seed,
         **support_scores(narrow, flats, support)[0],
     }
     plan = {slot.name: (slot.shape, torch.int64) for slot in layout.counters}
@@ -129,7 +131,7 @@ def stream_network(
         "architecture": spec.full_text(),
         "report": dump_json(report),
     }
-    pieces = wide_pieces(narrow, spec, flats[0], seed)
+    pieces = wide_pieces(narrow, spec, flats[0], request.seed)
     writing = time.process_time()
     files = write_shards(
         folder, plan, pieces, metadata=metadata, shard_bytes=shard_bytes, overwrite=overwrite

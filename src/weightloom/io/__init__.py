@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from weightloom.io.atomic import (
     COMMIT_FILE,
-    alone,
     atomic_file,
     atomic_folder,
     make_folder,
@@ -20,12 +19,14 @@ from weightloom.io.atomic import (
 )
 from weightloom.io.budget import allocation_limit
 from weightloom.io.cache import cache_dir
-from weightloom.io.documents import dump_json, parse_json, read_json, read_yaml, write_json
+from weightloom.io.documents import Recipe, dump_json, parse_json, read_json, read_yaml, write_json
 from weightloom.io.files import open_regular, read_bytes, require_plain, sha256_of
 from weightloom.io.kinds import FileKind, file_kind
 from weightloom.io.legacy import load_legacy, load_parts, load_pinned
+from weightloom.io.locks import alone
 from weightloom.io.shards import read_shards, shards_header, shards_metadata, write_shards
 from weightloom.io.staged import settle, staged_files
+from weightloom.io.temporary import sweep_temporary, temporary_folder
 from weightloom.io.tensors import (
     Header,
     TensorInfo,
@@ -40,6 +41,7 @@ __all__ = [
     "COMMIT_FILE",
     "FileKind",
     "Header",
+    "Recipe",
     "TensorInfo",
     "allocation_limit",
     "alone",
@@ -70,6 +72,8 @@ __all__ = [
     "shards_metadata",
     "staged_files",
     "sweep",
+    "sweep_temporary",
+    "temporary_folder",
     "verify_folder",
     "write_bytes",
     "write_json",

@@ -15,10 +15,8 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -27,16 +25,20 @@ from typing import BinaryIO
 
 from weightloom.errors import CheckpointError, InputError, WeightloomError
 from weightloom.io.files import open_regular, read_bytes, sha256_of
-
-if sys.platform == "win32":
-    fcntl = None
-else:
-    import fcntl
+from weightloom.io.locks import (
+    HAS_LOCKS,
+    LITTER,
+    abandoned,
+    let_go,
+    lock_folder,
+    make_temporary_folder,
+    open_temporary,
+    temporary_name,
+)
+from weightloom.unfinished import Undoing, written
 
 COMMIT_FILE = "COMMIT.json"
 
-_LITTER = re.compile(r"(?P<name>.+)\.(?P<kind>tmp|old)-[0-9a-f]{8}")
-_ABANDONED_SECONDS = 3600.0
 _COMMIT_LIMIT = 16 << 20
 # What the caller can mend by naming another place; anything else (a full disk) is a failed write.
 _WRONG_PLACE = {
@@ -60,20 +62,22 @@ def atomic_file(path: str | Path, *, durable: bool = True) -> Iterator[BinaryIO]
     path = _checked(path)
     with _write_errors(path):
         _make_parents(path)
-        handle, temporary = _open_temporary(path)
-        try:
-            with handle:
-                yield handle
-                handle.flush()
-                if durable:
-                    os.fsync(handle.fileno())
-                if fcntl is None:
-                    handle.close()
-                os.replace(temporary, path)  # before the close: that is what lets go of the lock
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(temporary)
-            raise
+        temporary = temporary_name(path)
+        with Undoing(partial(_remove, temporary)):
+            handle = open_temporary(temporary)
+            try:
+                with handle:
+                    yield handle
+                    handle.flush()
+                    if durable:
+                        os.fsync(handle.fileno())
+                    if not HAS_LOCKS:
+                        handle.close()
+                    os.replace(temporary, path)  # before the close: that is what lets go of the lock
+                    _tell(path)
+            except BaseException:
+                _remove(temporary)
+                raise
         if durable:
             sync_folder(path.parent)
 
@@ -128,24 +132,27 @@ def atomic_folder(
         sweep(path.parent, name=path.name)
         _refuse_taken(path, overwrite)
         _make_parents(path)
-        descriptor, temporary = _make_temporary_folder(path)
-        try:
-            yield temporary
-            if commit:
-                _commit(temporary, durable, digests or {})
-            elif durable:
-                for entry in (*(entry for entry in temporary.rglob("*") if entry.is_dir()), temporary):
-                    sync_folder(entry)
-            _refuse_taken(path, overwrite)
-            if overwrite:
-                _move_into_place(temporary, path)
-            else:
-                os.rename(temporary, path)  # which fails where somebody else has come first
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        finally:
-            _let_go(descriptor)
+        temporary = temporary_name(path)
+        with Undoing(partial(shutil.rmtree, temporary, ignore_errors=True)):
+            descriptor = make_temporary_folder(temporary)
+            try:
+                yield temporary
+                if commit:
+                    _commit(temporary, durable, digests or {})
+                elif durable:
+                    for entry in (*(entry for entry in temporary.rglob("*") if entry.is_dir()), temporary):
+                        sync_folder(entry)
+                _refuse_taken(path, overwrite)
+                if overwrite:
+                    _move_into_place(temporary, path)
+                else:
+                    os.rename(temporary, path)  # which fails where somebody else has come first
+                _tell(path)
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
+            finally:
+                let_go(descriptor)
         if durable:
             sync_folder(path.parent)
 
@@ -156,30 +163,6 @@ def make_folder(path: str | Path) -> Path:
     with _write_errors(path):
         path.mkdir(parents=True, exist_ok=True)
     return path
-
-
-@contextmanager
-def alone(folder: str | Path) -> Iterator[Callable[[], bool]]:
-    """One process at a time inside the block; others wait. The lock is on the folder itself: no file is left.
-
-    Where a file system has no locks there is none. Yields a function that says whether the folder still has
-    its name: an empty one can be removed or replaced while it is locked. Raises OSError for a folder that
-    cannot be opened.
-    """
-    if fcntl is None:
-        yield lambda: True
-        return
-    while True:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            with suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if not _is_at(descriptor, Path(folder)):
-                continue  # who was waited for has removed or replaced it
-            yield partial(_is_at, descriptor, Path(folder))
-            return
-        finally:
-            os.close(descriptor)
 
 
 def verify_folder(path: str | Path, *, required: Sequence[str] = ()) -> dict[str, str]:
@@ -215,12 +198,14 @@ def verify_folder(path: str | Path, *, required: Sequence[str] = ()) -> dict[str
     return {name: digest for name, (digest, _) in files.items()}
 
 
-def sweep(folder: str | Path, *, name: str | None = None) -> list[Path]:
+def sweep(
+    folder: str | Path, *, name: str | None = None, keep: Callable[[Path], bool] = lambda _: False
+) -> list[Path]:
     """Remove what killed writers left directly in ``folder``; returns what was removed.
 
     What a living writer is still building is left alone. A folder that a killed writer had moved
-    aside but not yet replaced is put back. With a ``name`` only what was to become that is removed: in a
-    folder that is not ours alone.
+    aside but not yet replaced is put back. With a ``name`` only what was to become that is removed, and
+    nothing that ``keep`` says is to stay: in a folder that is not ours alone.
     """
     removed: list[Path] = []
     try:
@@ -228,12 +213,12 @@ def sweep(folder: str | Path, *, name: str | None = None) -> list[Path]:
     except OSError:
         return removed
     for entry in entries:
-        match = _LITTER.fullmatch(entry.name)
-        if match is None or name not in (None, match["name"]):
+        match = LITTER.fullmatch(entry.name)
+        if match is None or name not in (None, match["name"]) or keep(entry):
             continue
         place = entry.with_name(match["name"])
-        with suppress(OSError), _abandoned(entry) as abandoned:
-            if not abandoned:
+        with suppress(OSError), abandoned(entry) as free:
+            if not free:
                 continue
             if match["kind"] == "old" and not place.exists():
                 os.rename(entry, place)
@@ -288,11 +273,18 @@ def _refuse_taken(path: Path, overwrite: bool) -> None:
         raise InputError(f"cannot replace {path}: {other!r} in it is not Weightloom's")
 
 
-# -- temporary names and their locks -----------------------------------------------------------
+# -- places -----------------------------------------------------------------------------------
 
 
-def _temporary_name(path: Path, kind: str = "tmp") -> Path:
-    return path.with_name(f"{path.name}.{kind}-{secrets.token_hex(4)}")
+def _tell(path: Path) -> None:
+    """``path`` is in its place, unless that is inside a folder which is not."""
+    if not any(LITTER.fullmatch(part) for part in path.parts):
+        written(path)
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        os.unlink(path)
 
 
 def _checked(path: str | Path) -> Path:
@@ -304,90 +296,6 @@ def _checked(path: str | Path) -> Path:
 
 def _make_parents(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-
-
-def _open_temporary(path: Path) -> tuple[BinaryIO, Path]:
-    while True:
-        temporary = _temporary_name(path)
-        with suppress(FileExistsError):
-            handle = open(temporary, "x+b")  # noqa: SIM115 - the caller closes it
-            if _lock(handle.fileno()) and _is_at(handle.fileno(), temporary):
-                return handle, temporary
-            handle.close()  # a sweep came between the open and the lock
-
-
-def _make_temporary_folder(path: Path) -> tuple[int | None, Path]:
-    while True:
-        temporary = _temporary_name(path)
-        with suppress(FileExistsError):
-            os.mkdir(temporary)
-            if fcntl is None:
-                return None, temporary
-            with suppress(FileNotFoundError):  # here too
-                descriptor = os.open(temporary, os.O_RDONLY)
-                if _lock(descriptor) and _is_at(descriptor, temporary):
-                    return descriptor, temporary
-                os.close(descriptor)
-
-
-def _try_lock(descriptor: int) -> bool | None:
-    """Whether the lock was free, and now is ours; None on a file system without locks."""
-    if fcntl is None:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None  # litter is then told by its age
-    return True
-
-
-def _lock(descriptor: int) -> bool:
-    return _try_lock(descriptor) is not False
-
-
-def _lock_folder(folder: Path) -> int | None:
-    if fcntl is None:
-        return None
-    descriptor = os.open(folder, os.O_RDONLY)
-    _lock(descriptor)
-    return descriptor
-
-
-def _let_go(descriptor: int | None) -> None:
-    if descriptor is not None:
-        os.close(descriptor)
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except OSError:
-        return False
-
-
-@contextmanager
-def _abandoned(entry: Path) -> Iterator[bool]:
-    """Whether no writer holds ``entry``: its lock is free, or, without locks, it is old.
-
-    The lock is held inside the block: a writer that has made ``entry`` and not locked it yet sees that
-    somebody else has it, and takes another name.
-    """
-    descriptor, free = None, None
-    try:
-        with suppress(OSError):
-            if fcntl is not None:
-                descriptor = os.open(entry, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-                free = _try_lock(descriptor)
-        if free is None:
-            try:
-                free = time.time() - entry.lstat().st_mtime > _ABANDONED_SECONDS
-            except OSError:
-                free = False
-        yield free
-    finally:
-        _let_go(descriptor)
 
 
 # -- commit and rename -------------------------------------------------------------------------
@@ -430,8 +338,8 @@ def _move_into_place(temporary: Path, path: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)  # by now this name holds the old folder
         return
     # Two renames, with an instant between them when the name is free: sweep() mends that one.
-    aside = _temporary_name(path, "old")
-    held = _lock_folder(path)
+    aside = temporary_name(path, "old")
+    held = lock_folder(path)
     try:
         os.rename(path, aside)
         try:
@@ -440,7 +348,7 @@ def _move_into_place(temporary: Path, path: Path) -> None:
             os.rename(aside, path)
             raise
     finally:
-        _let_go(held)
+        let_go(held)
     shutil.rmtree(aside, ignore_errors=True)
 
 

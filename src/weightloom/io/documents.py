@@ -19,11 +19,38 @@ import yaml
 from weightloom.errors import CheckpointError, SpecError, WeightloomError
 from weightloom.io.atomic import write_text
 from weightloom.io.files import read_bytes
+from weightloom.whole import whole_number
 
 JSON_LIMIT = 64 << 20
 YAML_LIMIT = 1 << 20
 
 Model = TypeVar("Model", bound=pydantic.BaseModel)
+
+
+class Recipe(pydantic.BaseModel):
+    """The base of what people write: no field that is not known, and whole numbers that are whole.
+
+    A field of type ``int`` takes whole numbers of any type and nothing else: pydantic itself would read
+    ``true``, ``"1"`` and ``1.0`` as 1.
+
+    Example:
+        >>> class Sizes(Recipe):
+        ...     width: int = 8
+        >>> Sizes(width=np.int64(3)).width
+        3
+        >>> Sizes(width="3")
+        Traceback (most recent call last):
+        ...
+        pydantic_core._pydantic_core.ValidationError: 1 validation error for Sizes
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    @pydantic.field_validator("*", mode="before")
+    @classmethod
+    def _whole(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        field = cls.model_fields.get(info.field_name or "")
+        return whole_number(value, "it") if field is not None and field.annotation is int else value
 
 
 def read_json(path: str | Path, *, limit: int = JSON_LIMIT) -> Any:

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import CheckpointError
 from weightloom.io.documents import read_json
 from weightloom.io.files import open_regular
@@ -36,6 +37,7 @@ _END_OF_DIRECTORY = 22
 _PROTOCOL = b"\x80\x02M\xe9\x03."  # 1001, the version of the format before PyTorch 1.6
 
 
+@with_plain_defaults
 def load_legacy(path: str | Path) -> Any:
     """What a PyTorch file holds.
 
@@ -114,6 +116,7 @@ def _torch_load(handle: BinaryIO) -> Any:
         return torch.load(_NoDescriptor(handle), map_location="cpu", weights_only=True)  # type: ignore[arg-type]
 
 
+@with_plain_defaults
 def load_pinned(path: str | Path, sha256: str) -> dict[str, Any]:
     """The dictionary in a known checkpoint of any PyTorch age: its bytes must be those of ``sha256``.
 

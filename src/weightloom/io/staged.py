@@ -14,7 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from weightloom.errors import CheckpointError
-from weightloom.io.atomic import COMMIT_FILE, alone, atomic_folder, committed_files, sweep, sync_folder
+from weightloom.io.atomic import COMMIT_FILE, atomic_folder, committed_files, sweep, sync_folder
+from weightloom.io.locks import alone
 
 STAGED = ".staged"
 

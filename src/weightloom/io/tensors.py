@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import CheckpointError
 from weightloom.finite import all_finite
 from weightloom.io.atomic import atomic_file
@@ -92,6 +93,7 @@ def shapes_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[tuple[int,
     return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
 
 
+@with_plain_defaults
 def save_tensors(
     path: str | Path,
     tensors: Mapping[str, torch.Tensor],
@@ -169,6 +171,7 @@ def header_bytes(path: str | Path, plan: Expected, metadata: Mapping[str, str] |
     return len(text).to_bytes(8, "little") + text
 
 
+@with_plain_defaults
 def load_tensors(
     path: str | Path,
     *,
@@ -208,6 +211,7 @@ def load_tensors(
     return {name: tensors[name] for name in header.tensors if name in tensors}, header.metadata
 
 
+@with_plain_defaults
 def load_rows(
     path: str | Path, rows: Sequence[int], entries: Expected, *, allow_nonfinite: bool = False
 ) -> dict[str, torch.Tensor]:

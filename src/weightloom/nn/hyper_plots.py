@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from weightloom.errors import InputError
 from weightloom.nn.hyper_recurrent import HyperScales
+from weightloom.whole import whole_number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,9 +45,8 @@ def draw_scales(scales: HyperScales, text: Sequence[str], *, layer: int = 0, seq
     if not isinstance(scales, HyperScales):
         raise InputError(f"scales are what return_scales=True gives, not {type(scales).__name__}")
     layers, steps, batch, gates, _ = scales.recurrent.shape
-    for what, value, count in (("layer", layer, layers), ("sequence", sequence, batch)):
-        if type(value) is not int or not 0 <= value < count:
-            raise InputError(f"{what} must be from 0 to {count - 1}, not {value}")
+    layer = whole_number(layer, "layer", 0, layers - 1)
+    sequence = whole_number(sequence, "sequence", 0, batch - 1)
     if not 0 < len(text) <= steps:
         raise InputError(f"text must have from 1 to {steps} symbols, one for each step, not {len(text)}")
     from matplotlib.figure import Figure

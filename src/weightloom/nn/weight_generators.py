@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weightloom.errors import InputError, UnknownNameError
+from weightloom.whole import whole_number
 
 # Each with the factor that gives its output a mean square of 1 for a standard normal input.
 ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
@@ -351,6 +352,4 @@ class CoordinateGenerator(WeightGenerator):
 
 def require_size(what: str, value: int, least: int = 1) -> int:
     """``value``, or :class:`InputError` where it is not a whole number of at least ``least``."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InputError(f"{what} must be a whole number of at least {least}, not {value!r}")
-    return value
+    return whole_number(value, what, least)

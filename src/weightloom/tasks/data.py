@@ -5,6 +5,7 @@ Knows arrays, not where they come from: a task hands in uint8 pixels and labels.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,32 +15,106 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import InputError
+from weightloom.finite import extremes, layout_fault
 from weightloom.seeding import torch_generator
 from weightloom.tasks.store import Images, Labels
 from weightloom.tasks.transforms import apply_transform
+from weightloom.whole import whole_number
 
 _CHUNK = 4096
+
+MAX_SHOTS = 100_000
+"""Examples a class of a support set: more than a generator could look at, and few enough to be held."""
 
 ONE_EXAMPLE = "a classifier needs examples of at least two classes"
 """What is wrong with a support set of one example, or of one class."""
 
 
+@with_plain_defaults
 def integer_labels(labels: object) -> Tensor:
     """``labels`` as one int64 tensor.
 
     Raises:
         InputError: they are not integers; what is not whole is never rounded.
     """
+    if isinstance(labels, Tensor) and (fault := layout_fault(labels)) is not None:
+        raise InputError(f"labels are integers from 0, but their tensor {fault}")
     try:
         found = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise InputError(
             f"labels are integers from 0, not {type(labels).__name__} of something else"
         ) from error
-    if found.numel() and (found.is_floating_point() or found.is_complex()):
+    if found.numel() and (found.is_floating_point() or found.is_complex() or found.dtype is torch.bool):
         raise InputError(f"labels are integers from 0, but these are of type {found.dtype}")
-    return found.to(torch.int64)
+    return found.resolve_neg().to(torch.int64)
+
+
+PIXELS = (-1.0, 1.0)
+"""What pixels are from and to, wherever a network reads them."""
+
+_TOLERANCE = 1e-3
+"""Resizing and rounding may leave the range by so little."""
+
+
+def checked_images(images: object, what: str, shape: Sequence[int] | None = None) -> Tensor:
+    """``images`` in one piece and without their gradients, if a network can read them.
+
+    Args:
+        images: what was handed in.
+        what: how the sentence calls them, in the plural.
+        shape: (channels, height, width) that they must end with.
+
+    Raises:
+        InputError: they are no plain tensor of float32, of another shape, empty, or not all pixels lie in
+            [-1, 1] (within a thousandth).
+
+    Example:
+        >>> checked_images(torch.full((2, 1, 4, 4), 255.0), "the examples")
+        Traceback (most recent call last):
+        ...
+        weightloom.errors.InputError: the examples hold pixels from 255 to 255; they must lie in [-1, 1] ...
+    """
+    if not isinstance(images, Tensor):
+        hint = "; torch.from_numpy makes one of an array" if isinstance(images, np.ndarray) else ""
+        raise InputError(f"{what} must be one tensor, not {type(images).__name__}{hint}")
+    if (fault := layout_fault(images)) is not None:
+        raise InputError(f"{what} must be a plain tensor, but it {fault}")
+    if images.dtype != torch.float32:
+        raise InputError(f"{what} must be float32 images in [-1, 1], not {images.dtype}")
+    ends = tuple(images.shape[-3:])
+    if shape is not None and (images.dim() < 4 or ends != tuple(shape)):
+        wanted, got = "x".join(map(str, shape)), "x".join(map(str, images.shape))
+        raise InputError(f"{what} must be images of {wanted}, in a batch, not {got}")
+    if not images.numel():
+        raise InputError(f"{what} are none: their shape is {tuple(images.shape)}")
+    low, high = extremes(images)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise InputError(f"{what} hold pixels that are not finite")
+    if low < PIXELS[0] - _TOLERANCE or high > PIXELS[1] + _TOLERANCE:
+        raise InputError(
+            f"{what} hold pixels from {low:.4g} to {high:.4g}; they must lie in [-1, 1] "
+            "(bytes: pixels / 127.5 - 1; from 0 to 1: 2 * pixels - 1)"
+        )
+    return images.detach().resolve_neg().contiguous()
+
+
+def checked_labels(labels: object, count: int, classes: int | None = None) -> Tensor:
+    """``labels`` as (count,) int64 from 0, below ``classes`` where that is given.
+
+    Raises:
+        InputError: they are something else.
+    """
+    found = integer_labels(labels)
+    if found.shape != (count,):
+        raise InputError(f"there are {count:,} images, but labels of shape {tuple(found.shape)}")
+    if count and int(found.min()) < 0:
+        raise InputError(f"an example has the label {int(found.min())}; labels count from 0")
+    if count and classes is not None and int(found.max()) >= classes:
+        raise InputError(f"an example has the label {int(found.max())}, but there are {classes} classes")
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +132,15 @@ class SupportSet:
     def __post_init__(self) -> None:
         if not isinstance(self.images, Tensor):
             raise InputError(f"a support set's images are one tensor, not {type(self.images).__name__}")
-        if self.images.ndim != 5 or self.images.shape[0] != len(self.class_names) or self.images.shape[1] < 1:
+        shape = () if self.images.is_nested else tuple(self.images.shape)
+        if len(shape) != 5 or shape[0] != len(self.class_names) or shape[1] < 1:
             raise InputError(
                 f"a support set needs images of shape (classes, shots, C, H, W) for its "
-                f"{len(self.class_names)} class names, not {tuple(self.images.shape)}"
+                f"{len(self.class_names)} class names, not {shape or 'a tensor without one'}"
             )
 
     @classmethod
+    @with_plain_defaults
     def from_labelled(
         cls, images: Tensor, labels: Tensor | Sequence[int], class_names: Sequence[str] | None = None
     ) -> SupportSet:
@@ -75,22 +152,19 @@ class SupportSet:
             class_names: names in label order; left out, ``"class 0"`` and so on up to the highest label.
 
         Raises:
-            InputError: one example in all, a class without examples, or labels that are not integers from 0
-                below the number of classes.
+            InputError: one example in all, a class without examples, labels that are not integers from 0
+                below the number of classes, or images that no network can read (:func:`checked_images`).
 
         Example:
             >>> SupportSet.from_labelled(torch.zeros(3, 1, 8, 8), [1, 0, 1]).images.shape
             torch.Size([2, 2, 1, 8, 8])
         """
-        if not isinstance(images, Tensor) or images.ndim != 4:
+        if not isinstance(images, Tensor) or images.is_nested or images.ndim != 4:
             raise InputError("labelled examples are one tensor of images of shape (N, C, H, W)")
-        found = integer_labels(labels)
-        if found.shape != images.shape[:1]:
-            raise InputError(f"there are {len(images)} images, but labels of shape {tuple(found.shape)}")
+        found = checked_labels(labels, len(images))
         if len(found) < 2:
             raise InputError(f"{ONE_EXAMPLE}, but there {'is' if len(found) else 'are'} {len(found)}")
-        if int(found.min()) < 0:
-            raise InputError(f"an example has the label {int(found.min())}; labels count from 0")
+        images = checked_images(images, "labelled examples")
         count = int(found.max()) + 1
         if class_names is None:
             if count > len(found):  # checked before a list of that many names is made
@@ -119,11 +193,13 @@ class SupportSet:
         """Examples per class."""
         return self.images.shape[1]
 
+    @with_plain_defaults
     def flat(self) -> tuple[Tensor, Tensor]:
         """All examples as one labelled batch: (classes*shots, C, H, W) and (classes*shots,) int64."""
         labels = torch.arange(self.num_classes, device=self.images.device).repeat_interleave(self.shots)
         return self.images.flatten(0, 1), labels  # (classes, shots, ...) -> (classes*shots, ...)
 
+    @with_plain_defaults
     def to(self, device: torch.device | str) -> SupportSet:
         """The same examples on ``device``."""
         return SupportSet(images=self.images.to(device), class_names=self.class_names)
@@ -144,21 +220,27 @@ class TaskData:
         C' is 1 or ``channels``; one grey channel is repeated.
 
         Raises:
-            InputError: labels that are not integers.
+            InputError: labels that are not integers from 0, or pixels of another type or shape.
         """
-        labels = integer_labels(labels)
-        assert pixels.dtype == torch.uint8 and rows.shape == labels.shape
-        assert pixels.shape[1] in (1, channels)
-        self._pixels, self._rows, self.labels = pixels, rows, labels
+        labels = checked_labels(labels, len(rows))
+        if (fault := layout_fault(pixels)) is not None:
+            raise InputError(f"the pixels of a task are a plain tensor, but this {fault}")
+        if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] not in (1, channels):
+            raise InputError(
+                f"the pixels of a task are uint8 of shape (M, 1 or {channels}, H, W), not {pixels.dtype} of "
+                f"{tuple(pixels.shape)}"
+            )
+        self._pixels, self._rows, self.labels = pixels, _checked_index(rows, len(pixels)), labels
         self._transform, self._channels = transform, channels
 
     def __len__(self) -> int:
         """Number of images N."""
         return len(self._rows)
 
+    @with_plain_defaults
     def batch(self, index: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:
         """The images at ``index`` (B,): (B, C, H, W) float32 in [-1, 1] and labels (B,) int64."""
-        index = torch.as_tensor(index, device=self._rows.device)
+        index = _checked_index(index, len(self)).to(self._rows.device)
         pixels = self._pixels.index_select(0, self._rows[index])
         pixels = apply_transform(pixels, self._transform)
         images = pixels.to(torch.float32).mul_(2 / 255).sub_(1)
@@ -166,9 +248,10 @@ class TaskData:
             images = images.repeat(1, self._channels, 1, 1)  # (B, 1, H, W) -> (B, C, H, W)
         return images, self.labels[index]
 
+    @with_plain_defaults
     def part(self, index: Tensor) -> TaskData:
         """The images at ``index`` (B,) as data of their own; pixels are shared, not copied."""
-        index = index.to(self._rows.device)
+        index = _checked_index(index, len(self)).to(self._rows.device)
         return TaskData(
             self._pixels,
             self._rows[index],
@@ -177,10 +260,12 @@ class TaskData:
             channels=self._channels,
         )
 
+    @with_plain_defaults
     def all(self) -> tuple[Tensor, Tensor]:
         """All images and labels as one batch."""
         return self.batch(torch.arange(len(self), device=self._rows.device))
 
+    @with_plain_defaults
     def to(self, device: torch.device | str) -> TaskData:
         """The same images with their pixels on ``device``, so that batches are made there."""
         return TaskData(
@@ -192,6 +277,31 @@ class TaskData:
         )
 
 
+def _checked_index(index: object, count: int) -> Tensor:
+    """``index`` as (B,) int64 of images that there are, counted from the end where negative.
+
+    Raises:
+        InputError: it is something else.
+    """
+    wanted = f"images are chosen by a row of whole numbers below {count:,}"
+    if isinstance(index, Tensor) and (fault := layout_fault(index)) is not None:
+        raise InputError(f"{wanted}, but this tensor {fault}")
+    try:
+        found = torch.as_tensor(index)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise InputError(f"{wanted}, not by {type(index).__name__}") from None
+    whole = not (found.is_floating_point() or found.is_complex() or found.dtype is torch.bool)
+    if found.ndim != 1 or not (whole or not found.numel()):  # an empty list is a tensor of floats
+        raise InputError(f"{wanted}, not by {found.dtype} of shape {tuple(found.shape)}")
+    found = found.resolve_neg().to(torch.int64)
+    if found.numel():
+        low, high = (int(value) for value in torch.aminmax(found))
+        if low < -count or high >= count:
+            raise InputError(f"{wanted}, not by {low if low < -count else high}")
+    return found
+
+
+@with_plain_defaults
 def draw_support(
     data: TaskData,
     keys: Sequence[str | int],
@@ -212,8 +322,7 @@ def draw_support(
     Raises:
         InputError: ``shots`` is not positive, or a class has no image.
     """
-    if shots < 1:
-        raise InputError(f"a support set needs at least 1 example per class, not {shots}")
+    shots = whole_number(shots, "the number of examples a class", 1, MAX_SHOTS)
     chosen = []
     for label, key in enumerate(keys):
         members = torch.nonzero(data.labels == label).flatten()
@@ -228,6 +337,7 @@ def draw_support(
     )
 
 
+@with_plain_defaults
 def resize_pixels(images: Images | Tensor, size: int, channels: int) -> Tensor:
     """uint8 images (N, C', H, W) at ``size`` x ``size``, smoothed against aliasing.
 
@@ -276,6 +386,7 @@ MOST_HELD = 1500
 """Images that :func:`hold_back` keeps from training at most."""
 
 
+@with_plain_defaults
 def hold_back(
     data: TaskData, names: Sequence[str], share: float, address: Sequence[str | int]
 ) -> tuple[TaskData, TaskData]:

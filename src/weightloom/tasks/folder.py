@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import BrokenPicturesError, InputError, printable
 from weightloom.tasks.data import TaskData
 from weightloom.tasks.depth import ValueRanges
@@ -106,11 +107,11 @@ class FolderTask(Task):
         skip_broken: bool = False,
         ranges: ValueRanges | None = None,
     ) -> None:
-        check_shape(size, channels)
         if not 0 < test_fraction < 1:
             raise InputError(f"the share of test images is between 0 and 1, not {test_fraction}")
         self.path = Path(path).expanduser()
-        self.size, self.channels, self.transform = size, channels, parse_transform(transform)
+        self.size, self.channels = check_shape(size, channels)
+        self.transform = parse_transform(transform)
         self.test_fraction, self.skip_broken, self.known_ranges = test_fraction, skip_broken, ranges
         self.dataset = printable(self.path.resolve().name, one_line=True)
         self._listing = list_folder(self.path)
@@ -143,6 +144,7 @@ class FolderTask(Task):
         """What stood for black and white in images deeper than bytes, with which further ones are read."""
         return self._read.pictures.ranges
 
+    @with_plain_defaults
     def data(self, split: str) -> TaskData:
         """The images of ``"train"`` or ``"test"``."""
         if split not in SPLITS:

@@ -25,6 +25,7 @@ from weightloom.tasks.decoding import (
 )
 from weightloom.tasks.depth import Picture, Pixels, ValueRanges, fit_ranges, scaled
 from weightloom.tasks.metadata import JPEG, PNG, TIFF
+from weightloom.tasks.task import check_shape
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -88,14 +89,16 @@ def read_picture(
 
     Args:
         source: a file, its bytes, or a PIL image, for which the sum is empty.
-        size: height and width in pixels.
+        size: height and width in pixels, from 4 to 256.
         channels: 1 or 3.
         ranges: what black and white are in pictures deeper than bytes, as it was for those that a network has
             learned from; left out, as if it were alone in a folder.
 
     Raises:
         InputError: it is broken, empty, too large, no picture, or its values lie outside the range.
+        SpecError: ``size`` or ``channels`` is another number.
     """
+    size, channels = check_shape(size, channels)
     name = _name(source)
     try:
         picture = load_picture(source, size)
@@ -142,7 +145,7 @@ def read_pictures(
 
     Args:
         sources: files, their bytes, or PIL images.
-        size: height and width in pixels.
+        size: height and width in pixels, from 4 to 256.
         channels: 1 or 3.
         ranges: of the pictures that a network has learned from, where these are further ones.
         skip_broken: leave out what cannot be read.
@@ -151,7 +154,9 @@ def read_pictures(
     Raises:
         BrokenPicturesError: some cannot be read; it has all of them.
         InputError: none is left, or no usual range fits their values.
+        SpecError: ``size`` or ``channels`` is another number.
     """
+    size, channels = check_shape(size, channels)
     pictures: dict[int, Picture] = {}
     broken: dict[int, str] = {}
     for number, source in enumerate(sources):

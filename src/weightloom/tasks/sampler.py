@@ -21,6 +21,7 @@ from weightloom.seeding import numpy_generator, seed_for
 from weightloom.tasks.store import datasets as _datasets
 from weightloom.tasks.task import DEFAULT_CHANNELS, DEFAULT_SIZE, DatasetTask, check_shape
 from weightloom.tasks.transforms import transform_names
+from weightloom.whole import whole_number
 
 TASK_SPLITS = ("train", "held-out-subset", "held-out-order", "held-out-transform")
 HELD_OUT_TRANSFORMS = 3
@@ -67,8 +68,8 @@ class TaskSampler:
             raise InputError("a task sampler needs at least one dataset and each of them once")
         if split not in TASK_SPLITS:
             raise UnknownNameError("task split", split, TASK_SPLITS)
-        check_shape(size, channels)
-        low, high = classes
+        size, channels = check_shape(size, channels)
+        low, high = (whole_number(count, "a number of classes") for count in classes)
         if not 2 <= low <= high:
             raise InputError(f"tasks need at least 2 classes and a range in order, not {low} to {high}")
         counts = {name: _datasets.get(name).num_classes for name in datasets}

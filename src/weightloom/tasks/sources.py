@@ -13,17 +13,20 @@ import importlib.util
 import io
 import os
 import shutil
+import signal
 import struct
 import subprocess
 import tarfile
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from weightloom.io import temporary_folder
 from weightloom.tasks.store import Arrays, Progress, SourceSilent
+from weightloom.unfinished import Undoing, WholeStep
 
 IDX_NAMES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -37,36 +40,55 @@ def _client(command: Sequence[str], folder: Path) -> str:
     program = shutil.which(command[0])
     if program is None:
         raise SourceSilent(f"needs {command[0]}, which is not installed")
-    try:
-        done = subprocess.run(
-            [program, *command[1:]],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT_S,
-            env=os.environ | {"LC_ALL": "C"},
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise SourceSilent(f"gave nothing within {_TIMEOUT_S} seconds") from None
-    except OSError as error:
-        raise SourceSilent(f"cannot be asked ({error})") from error
-    if done.returncode != 0:
-        lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+    started: list[subprocess.Popen[str]] = []
+    with Undoing(partial(_kill, started)):
+        try:
+            with WholeStep():  # a client that nobody knows of would go on by itself
+                started.append(
+                    subprocess.Popen(
+                        [program, *command[1:]],
+                        cwd=folder,
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.PIPE,
+                        stderr=subprocess.PIPE,
+                        text=True,
+                        errors="replace",
+                        env=os.environ | {"LC_ALL": "C"},
+                        start_new_session=True,
+                    )
+                )
+            said, complaints = started[0].communicate(timeout=_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            raise SourceSilent(f"gave nothing within {_TIMEOUT_S} seconds") from None
+        except OSError as error:
+            raise SourceSilent(f"cannot be asked ({error})") from error
+        finally:
+            _kill(started)
+    if started[0].returncode != 0:
+        lines = [line.strip() for line in (complaints or said).splitlines() if line.strip()]
         words = next(
             (line for line in lines if "error" in line.lower()), lines[-1] if lines else "no message"
         )
         raise SourceSilent(f"did not answer ({words[:160]})")
-    return done.stdout
+    return said
+
+
+def _kill(started: Sequence[subprocess.Popen[str]]) -> None:
+    """End a client that has not ended, and what it has started: they are a group of their own."""
+    for client in started:
+        if client.returncode is None:
+            with contextlib.suppress(OSError):
+                os.killpg(client.pid, signal.SIGKILL) if hasattr(os, "killpg") else client.kill()
+                os.waitpid(client.pid, 0)  # until it is gone it may write
 
 
 @contextlib.contextmanager
 def npm_archives(packages: Sequence[str]) -> Iterator[list[Path]]:
     """``npm pack`` of ``packages`` (each ``name@version``): their archives, in the order asked for."""
-    with tempfile.TemporaryDirectory(prefix="weightloom-") as folder:
+    with temporary_folder() as folder:
         command = ["npm", "pack", "--loglevel=error", "--ignore-scripts", "--fetch-retries=1", *packages]
-        names = [line for line in _client(command, Path(folder)).splitlines() if line.endswith(".tgz")]
-        paths = [Path(folder) / name for name in names]
+        names = [line for line in _client(command, folder).splitlines() if line.endswith(".tgz")]
+        paths = [folder / name for name in names]
         if len(paths) != len(packages) or not all(path.is_file() for path in paths):
             raise SourceSilent("answered without the archive asked for")
         yield paths
@@ -103,13 +125,13 @@ def archive(path: Path) -> Iterator[Callable[[str], bytes]]:
 def debian_package(package: str) -> Iterator[Path]:
     """A Debian package unpacked into a temporary folder without root rights and without its scripts."""
     # Readable by everybody: apt may drop its rights for the download.
-    with tempfile.TemporaryDirectory(prefix="weightloom-") as folder:
-        _client(["apt-get", "download", package], Path(folder))
-        found = sorted(Path(folder).glob("*.deb"))
+    with temporary_folder(mode=0o755) as folder:
+        _client(["apt-get", "download", package], folder)
+        found = sorted(folder.glob("*.deb"))
         if not found:
             raise SourceSilent("answered without the package asked for")
-        _client(["dpkg-deb", "-x", found[0].name, "tree"], Path(folder))
-        yield Path(folder) / "tree"
+        _client(["dpkg-deb", "-x", found[0].name, "tree"], folder)
+        yield folder / "tree"
 
 
 def decode_idx(content: bytes) -> NDArray[np.uint8]:
@@ -161,18 +183,23 @@ def hub_arrays(repository: str, folder: str, image: str, label: str, progress: P
     for package in ("huggingface_hub", "pyarrow"):
         if importlib.util.find_spec(package) is None:
             raise SourceSilent(f"needs the Python package {package}, which is not installed")
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from PIL import Image
 
     parquet = importlib.import_module("pyarrow.parquet")
     arrays: Arrays = {}
     for split in ("train", "test"):
         progress(f"downloading {repository} {split}")
+        name = f"{folder}/{split}-00000-of-00001.parquet"
         try:
-            path = hf_hub_download(
-                repository, f"{folder}/{split}-00000-of-00001.parquet", repo_type="dataset", etag_timeout=10
-            )
-            table = parquet.read_table(path, columns=[image, label]).to_pydict()
+            # What is in the hub's own cache is read there; a download goes where it is removed again, also a
+            # part of one.
+            kept = try_to_load_from_cache(repository, name, repo_type="dataset")
+            with contextlib.nullcontext() if isinstance(kept, str) else temporary_folder() as place:
+                path = kept if place is None else hf_hub_download(
+                    repository, name, repo_type="dataset", etag_timeout=10, local_dir=place
+                )  # fmt: skip
+                table = parquet.read_table(path, columns=[image, label]).to_pydict()
             files = (io.BytesIO(cell["bytes"]) for cell in table[image])
             pixels = [np.asarray(Image.open(file, formats=["PNG", "JPEG"])) for file in files]
         except Exception as error:

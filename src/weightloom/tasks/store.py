@@ -19,7 +19,15 @@ import torch
 from numpy.typing import NDArray
 
 from weightloom.errors import CheckpointError, DataUnavailableError
-from weightloom.io import cache_dir, load_tensors, read_json, save_tensors, write_json
+from weightloom.io import (
+    cache_dir,
+    load_tensors,
+    read_json,
+    save_tensors,
+    sweep,
+    sweep_temporary,
+    write_json,
+)
 from weightloom.registry import Registry
 
 SPLITS = ("train", "test")
@@ -199,6 +207,9 @@ def fetch_dataset(
     say: Progress = progress if progress is not None else (lambda text: None)
     tried: list[tuple[str, str]] = []
     files = _files(name, cache)
+    # What an earlier fetch was killed over: half written files, and half a download.
+    sweep(files["meta"].parent)
+    sweep_temporary()
     # The cache comes after what is installed, but copying an installed dataset over an intact copy of
     # itself is work for nothing; so an intact cache ends the search at once.
     if info.cached(cache):
@@ -214,7 +225,6 @@ def fetch_dataset(
             arrays = {split: in_digest_order(*pair) for split, pair in source.read(say).items()}
             _check(info, arrays)
         except SourceSilent as silent:
-            say(f"{name}: {source.name} {silent}")
             tried.append((source.name, str(silent)))
             continue
         say(f"{name}: writing to {files['meta'].parent}")

@@ -19,11 +19,14 @@ from functools import cached_property
 
 import torch
 
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import InputError, SpecError, UnknownNameError
+from weightloom.seeding import check_seed
 from weightloom.tasks import words
 from weightloom.tasks.data import PixelCache, SupportSet, TaskData, draw_support
 from weightloom.tasks.store import SPLITS, DatasetInfo, cache_folder, datasets, read_split
 from weightloom.tasks.transforms import parse_transform
+from weightloom.whole import whole_number
 
 DEFAULT_SIZE = 16
 DEFAULT_CHANNELS = 3
@@ -33,12 +36,15 @@ _MAX_TEXT = 20_000
 _pixels = PixelCache()
 
 
-def check_shape(size: int, channels: int) -> None:
-    """Refuse a resolution out of range. Raises :class:`SpecError`."""
+def check_shape(size: int, channels: int) -> tuple[int, int]:
+    """``size`` and ``channels`` as ``int``. Raises :class:`SpecError` where they are out of range."""
+    size = whole_number(size, "the width of a task's images", error=SpecError)
     if not _SIZES[0] <= size <= _SIZES[1]:
         raise SpecError(f"a task's images can be {_SIZES[0]} to {_SIZES[1]} pixels wide, not {size}")
+    channels = whole_number(channels, "the number of channels", error=SpecError)
     if channels not in (1, 3):
         raise SpecError(f"a task's images have 1 or 3 channels, not {channels}")
+    return size, channels
 
 
 class Task(ABC):
@@ -94,10 +100,12 @@ class Task(ABC):
         """``shots`` train images per class, the same for the same ``seed`` whatever the order of the classes.
 
         A class with fewer images repeats its own.
+
+        Raises:
+            InputError: ``shots`` or ``seed`` is no whole number, or a class has no image.
         """
-        return draw_support(
-            self.data("train"), self._class_keys(), self.class_names, shots, ("support", self.dataset, seed)
-        )
+        address = ("support", self.dataset, check_seed(seed))
+        return draw_support(self.data("train"), self._class_keys(), self.class_names, shots, address)
 
     def describe(self) -> str:
         """One short English phrase, for instance ``"grey-scale pictures of clothing, 10 classes: ..."``."""
@@ -116,7 +124,7 @@ class Task(ABC):
             self.class_names,
             self.transform,
             n,
-            ("instructions", str(self), seed),
+            ("instructions", str(self), check_seed(seed)),
             misspelt=misspelt,
         )
 
@@ -137,8 +145,11 @@ class DatasetTask(Task):
 
     def __post_init__(self) -> None:
         info = datasets.get(self.dataset)
-        check_shape(self.size, self.channels)
-        classes = tuple(self.classes) or tuple(range(info.num_classes))
+        size, channels = check_shape(self.size, self.channels)
+        classes = tuple(whole_number(label, "a class", error=SpecError) for label in self.classes)
+        classes = classes or tuple(range(info.num_classes))
+        object.__setattr__(self, "size", size)
+        object.__setattr__(self, "channels", channels)
         for label in classes:
             if not 0 <= label < info.num_classes:
                 raise SpecError(f"{self.dataset} has classes 0 to {info.num_classes - 1}, not {label}")
@@ -199,6 +210,7 @@ class DatasetTask(Task):
         """The same task at another resolution."""
         return replace(self, size=size, channels=channels)
 
+    @with_plain_defaults
     def data(self, split: str) -> TaskData:
         """The images of ``"train"`` or ``"test"``."""
         if split not in SPLITS:

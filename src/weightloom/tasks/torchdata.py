@@ -1,12 +1,11 @@
-"""Any ``torch.utils.data.Dataset`` of ``(image, label)`` pairs as a task.
+"""Any ``torch.utils.data.Dataset`` of images with labels as a task.
 
-Knows the dataset only by its length, its items and, where there is one, its list ``classes``.
+Knows the dataset only by its length, its items and the names that it has for its classes.
 """
 
 from __future__ import annotations
 
 import hashlib
-import operator
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -15,19 +14,26 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import InputError
+from weightloom.finite import layout_fault
 from weightloom.tasks.data import TaskData, resize_pixels
 from weightloom.tasks.depth import Picture, ValueRanges, fit_ranges, scaled
 from weightloom.tasks.folder import split_by_digest, split_data
+from weightloom.tasks.items import agreed_names, class_names_of, image_and_label
 from weightloom.tasks.pictures import load_picture
 from weightloom.tasks.store import SPLITS
 from weightloom.tasks.task import DEFAULT_CHANNELS, DEFAULT_SIZE, Task, check_shape
 from weightloom.tasks.transforms import parse_transform
 from weightloom.tasks.words import Subject
+from weightloom.whole import whole_number
 
 
 class TorchTask(Task):
     """A map-style torch dataset as a task.
+
+    An item is a pair of an image and a label, or a dictionary with one of the keys ``image``, ``img`` and one
+    of ``label``, ``labels``, ``target``, ``targets``.
 
     An image is a PIL image, which becomes what its file becomes in a folder (:class:`FolderTask`), an array
     (H, W) or (H, W, C) of bytes, or a tensor (H, W) or (C, H, W) of bytes or of floats in [0, 1] or [-1, 1];
@@ -37,7 +43,8 @@ class TorchTask(Task):
         train: the dataset; where ``test`` is missing, a fifth of it, chosen by the hash of its content, is
             kept for testing.
         test: the test images.
-        class_names: names in label order; else the dataset's ``classes``, else ``"class 0"`` and so on.
+        class_names: names in label order; else the dataset's own, also through ``Subset`` and
+            ``ConcatDataset`` (:func:`weightloom.tasks.items.class_names_of`); else ``"class 0"`` and so on.
         name: what reports call it.
         size: height and width in pixels.
         channels: 1 or 3.
@@ -60,17 +67,21 @@ class TorchTask(Task):
         transform: str = "id",
         test_fraction: float = 0.2,
     ) -> None:
-        check_shape(size, channels)
         if not 0 < test_fraction < 1:
             raise InputError(f"the share of test images is between 0 and 1, not {test_fraction}")
         for part in (train, test):
             if part is not None and (not hasattr(part, "__len__") or len(part) == 0):
                 raise InputError(f"dataset {name!r} has no images, or does not say how many it has")
         self._train, self._test = train, test
-        names = class_names if class_names is not None else getattr(train, "classes", None)
-        self._names = [str(n) for n in names] if names is not None else None
+        if class_names is not None:
+            self._names: list[str] | None = [str(n) for n in class_names]
+        else:
+            self._names = class_names_of(train, name)
+            if test is not None and (others := class_names_of(test, name)) is not None:
+                self._names = agreed_names([self._names or others, others], name)
         self.ranges = ValueRanges()  # of PIL images deeper than bytes: those of the training images
-        self.dataset, self.size, self.channels = name, size, channels
+        self.size, self.channels = check_shape(size, channels)
+        self.dataset = name
         self.transform, self.test_fraction = parse_transform(transform), test_fraction
 
     def __str__(self) -> str:
@@ -97,6 +108,7 @@ class TorchTask(Task):
         )  # JPEG moves the channels of grey by one or two
         return Subject(title="", subject="pictures", synonyms=("images",), grey=grey, whole=False)
 
+    @with_plain_defaults
     def data(self, split: str) -> TaskData:
         """The images of ``"train"`` or ``"test"``."""
         if split not in SPLITS:
@@ -136,19 +148,19 @@ class TorchTask(Task):
         held = split_by_digest(digests, labels, self.test_fraction)
         return split_data(pixels, labels, held, self.transform, self.channels)
 
+    @with_plain_defaults
     def _read(self, dataset: Dataset[Any], split: str) -> tuple[np.ndarray, list[int]]:
         images, labels = [], []
         for i in range(len(dataset)):  # type: ignore[arg-type]
             where = f"item {i} of the {split} images of dataset {self.dataset!r}"
             try:
-                image, label = dataset[i]
-            except (TypeError, ValueError) as error:
-                raise InputError(f"{where} is not a pair of an image and an integer label") from error
+                item = dataset[i]
             except Exception as error:  # what a dataset of files raises for one that is broken
                 raise InputError(f"{where} cannot be read ({error or type(error).__name__})") from error
+            image, label = image_and_label(item, where)
             try:
-                labels.append(operator.index(label))  # int() would round 1.5 and read "3"
-            except TypeError as error:
+                labels.append(whole_number(label, "a label"))  # int() would round 1.5 and read "3"
+            except InputError as error:
                 shown = repr(label)
                 shown = shown if len(shown) <= 40 else shown[:37] + "..."
                 raise InputError(
@@ -200,6 +212,8 @@ def _picture(image: Any, where: str, size: int) -> Picture | None:
 def _tensor(image: Any, where: str) -> torch.Tensor:
     """An image of any other accepted kind as (1 or 3, H, W) of bytes or floats."""
     if isinstance(image, torch.Tensor):
+        if (fault := layout_fault(image)) is not None:
+            raise InputError(f"{where} {fault}")
         tensor = image.detach().cpu()
     else:
         try:

@@ -14,8 +14,11 @@ import numpy as np
 from weightloom.errors import InputError
 from weightloom.seeding import numpy_generator
 from weightloom.tasks.transforms import transform_words
+from weightloom.whole import whole_number
 
 _MAX_LISTED = 12
+MOST = 1_000_000
+"""Instructions that can be asked for at once."""
 _OTHER_TRANSFORM_WORDS = {
     "rot90": (
         "turned a quarter to the left",
@@ -114,7 +117,8 @@ def instructions(
     misspelt: float = 0.0,
 ) -> list[str]:
     """``n`` different instructions, drawn by the seed ``address``; see :meth:`Task.instructions`."""
-    if n < 0 or not 0 <= misspelt <= 1:
+    n = whole_number(n, "the number of instructions", 0, MOST)
+    if not 0 <= misspelt <= 1:
         raise InputError(f"cannot write {n} instructions with a share of {misspelt} misspelt")
     generator = numpy_generator(*address)
     found: dict[str, None] = {}

@@ -21,7 +21,15 @@ from torch import Tensor, nn
 
 from weightloom.architectures import ArchitectureSpec, architecture_from_json, parse_architecture
 from weightloom.conditioning import SlotEncoder
-from weightloom.errors import CheckpointError, SpecError, UnsupportedRequestError, WeightloomError
+from weightloom.defaults import with_plain_defaults
+from weightloom.errors import (
+    CheckpointError,
+    InputError,
+    SpecError,
+    UnsupportedRequestError,
+    WeightloomError,
+)
+from weightloom.finite import layout_fault
 from weightloom.io import allocation_limit, load_tensors, read_json, save_tensors, write_json
 from weightloom.registry import Registry
 from weightloom.weights import (
@@ -29,9 +37,11 @@ from weightloom.weights import (
     Chunking,
     Layout,
     WeightStatistics,
+    checked_flats,
     chunk_layout,
     layout_of,
 )
+from weightloom.whole import whole_number
 
 tokenizers: Registry[type[WeightTokenizer]] = Registry("weight tokenizer")
 
@@ -77,9 +87,8 @@ class TokenizerConfig:
     def __post_init__(self) -> None:
         limits = {"chunk": 16384, "codes": 4096, "vocabulary": 65536, "width": 8192, "depth": 64}
         for name, limit in limits.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or not 1 <= value <= limit:
-                raise SpecError(f"tokenizer {name}={value!r} must be a whole number from 1 to {limit}")
+            size = whole_number(getattr(self, name), f"a tokenizer's {name}", 1, limit, error=SpecError)
+            object.__setattr__(self, name, size)
         if self.vocabulary < 2 or self.width % 4:
             raise SpecError("a tokenizer needs a vocabulary of at least 2 and a width divisible by 4")
 
@@ -181,6 +190,7 @@ class WeightTokenizer(nn.Module, ABC):
     def _cut(self, spec: ArchitectureSpec) -> Chunking:
         return chunk_layout(layout_of(spec), self.config.chunk)
 
+    @with_plain_defaults
     def bind(self, spec: ArchitectureSpec) -> tuple[Layout, Chunking, BoundStatistics]:
         """Layout, chunking and statistics of a resolved architecture.
 
@@ -241,20 +251,32 @@ class WeightTokenizer(nn.Module, ABC):
         return bound.denormalise(chunking.from_tokens(tokens))
 
     @torch.no_grad()
+    @with_plain_defaults
     def encode(self, spec: ArchitectureSpec, flats: Tensor) -> Tensor:
-        """(N, P) raw networks to (N, T, D) codes."""
+        """(N, P) raw networks to (N, T, D) codes. Raises :class:`InputError` for anything else."""
         _, chunking, bound = self.bind(spec)
+        flats = checked_flats(spec, flats)
         tokens = chunking.to_tokens(bound.normalise(flats))
         return self.encode_tokens(tokens, self.describe(spec))[1]
 
+    @with_plain_defaults
     def decode(self, spec: ArchitectureSpec, codes: Tensor) -> Tensor:
-        """(N, T, D) codes to (N, P) raw networks."""
+        """(N, T, D) codes to (N, P) raw networks. Raises :class:`InputError` for anything else."""
+        shape = (self.bind(spec)[1].num_tokens, self.num_codes)
+        if (fault := layout_fault(codes)) is not None or codes.dtype != torch.int64:
+            raise InputError(f"codes are a plain tensor of int64, but this {fault or f'has {codes.dtype}'}")
+        if codes.dim() != 3 or tuple(codes.shape[1:]) != shape:
+            raise InputError(f"codes of {spec} are (N, {shape[0]}, {shape[1]}), not {tuple(codes.shape)}")
+        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.vocabulary:
+            raise InputError(f"codes are from 0 to {self.vocabulary - 1}")
         return self.decode_latents(spec, self.embed_codes(codes))
 
+    @with_plain_defaults
     def decode_latents(self, spec: ArchitectureSpec, latents: Tensor) -> Tensor:
         """(N, T, Z) latents to (N, P) raw networks; differentiable."""
         return self.to_flats(spec, self.decode_tokens(latents, self.describe(spec)))
 
+    @with_plain_defaults
     def embed_codes(self, codes: Tensor) -> Tensor:
         """(..., D) codes to (..., Z) latents: :meth:`embed` of one-hot vectors, bit for bit."""
         like = self.slots.kinds.weight
@@ -322,6 +344,7 @@ class WeightTokenizer(nn.Module, ABC):
         )
 
 
+@with_plain_defaults
 def load_tokenizer(folder: str | Path) -> WeightTokenizer:
     """Read what :meth:`WeightTokenizer.save` wrote.
 

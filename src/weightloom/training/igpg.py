@@ -55,6 +55,7 @@ from weightloom.training.stages import (
 )
 from weightloom.training.tokenizer import Population, load_populations
 from weightloom.training.trainers import open_zoo, trainers
+from weightloom.whole import whole_fields
 from weightloom.zoo import Zoo
 
 FRESH_FIRST = 1_000_000
@@ -81,10 +82,7 @@ class PriorSettings:
     drop_all: float = 0.05
 
     def __post_init__(self) -> None:
-        for name, least, most in (("networks", 1, 4096), ("queries", 2, 65536)):
-            count = getattr(self, name)
-            if not isinstance(count, int) or isinstance(count, bool) or not least <= count <= most:
-                raise SpecError(f"{name} must be a whole number from {least} to {most}, not {count!r}")
+        whole_fields(self, {"networks": (1, 4096), "queries": (2, 65536)})
         for name, value in asdict(self).items():
             limit = 1.0 if name.endswith("_share") or name.startswith("drop_") else 1e6
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= limit:

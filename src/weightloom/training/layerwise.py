@@ -34,6 +34,7 @@ from weightloom.training.parallel import WHOLE, Part
 from weightloom.training.recipe import UNDECISIVE, LayerwiseRecipe
 from weightloom.training.stages import claim, round_parameters, train_encoder, validation_tasks
 from weightloom.training.trainers import trainers
+from weightloom.whole import whole_number
 
 FIRST_TASK = 10_000_000
 """Index of the first task drawn: beyond all that zoos, encoders and validation take."""
@@ -65,8 +66,7 @@ class EpisodeSettings:
             ("described", self.described),
             *(("shots", s) for s in self.shots),
         ):
-            if type(value) is not int or not 1 <= value <= 4096:
-                raise SpecError(f"{name} must be a whole number from 1 to 4096, not {value!r}")
+            whole_number(value, name, 1, 4096, error=SpecError)
         if not self.shots or min(self.shots) < 2:
             raise SpecError("shots must be at least 2: a closed-form head measures the spread of a class")
         for name in ("told_instruction", "drop_dataset", "drop_architecture"):

@@ -22,11 +22,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import CheckpointError, SpecError, TrainingError
 from weightloom.io import load_tensors, make_folder, read_json, save_tensors, sweep, write_json, write_text
 from weightloom.training import parallel
 from weightloom.training.parallel import Divisible, Part
 from weightloom.training.sharding import Sharded, whole
+from weightloom.whole import whole_fields, whole_number
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being trained, steps done and steps in all."""
@@ -62,13 +64,14 @@ class LoopSettings:
     """Whether several processes divide the trained weights, gradients and Adam's memory among them."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or not 0 < self.learning_rate <= 1 or self.warmup < 0 or self.clip <= 0:
-            raise SpecError(
-                "steps must be at least 1, learning_rate in (0, 1], warmup not negative, clip above 0"
-            )
-        if min(self.log_every, self.save_every, self.max_bad_steps) < 1:
-            raise SpecError("log_every, save_every and max_bad_steps must be at least 1")
-        if self.accumulate < 1 or self.precision not in ("float32", "bf16"):
+        counts = ("steps", "log_every", "save_every", "max_bad_steps")
+        whole_fields(self, {**dict.fromkeys(counts, (1, 10**9)), "warmup": (0, 10**9)})
+        if not 0 < self.learning_rate <= 1 or not self.clip > 0:
+            raise SpecError("learning_rate must be in (0, 1], clip above 0")
+        if whole_number(self.accumulate, "accumulate", error=SpecError) < 1 or self.precision not in (
+            "float32",
+            "bf16",
+        ):
             raise SpecError("accumulate must be at least 1, and precision float32 or bf16")
         if self.shard and self.compile:
             raise SpecError("shard and compile are not for the same run")
@@ -97,6 +100,7 @@ class _State:
 _FILES = ("state-0.safetensors", "state-1.safetensors")
 
 
+@with_plain_defaults
 def run_loop(
     what: str,
     modules: nn.Module,

@@ -27,6 +27,7 @@ from weightloom.tasks import TaskData
 from weightloom.tokenizers import WeightTokenizer
 from weightloom.training.loop import Progress
 from weightloom.training.tokenizer import Population
+from weightloom.whole import whole_fields
 
 _CALIBRATION_IMAGES = 512
 
@@ -42,10 +43,9 @@ class MemorySettings:
     """Adam's constant, as in :class:`weightloom.fitting.FitSettings`."""
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or self.batch_size < 2 or min(self.learning_rate, self.epsilon) <= 0:
-            raise SpecError(
-                "memories need at least 0 steps, a batch_size of 2, learning_rate and epsilon above 0"
-            )
+        whole_fields(self, {"steps": (0, 10**9), "batch_size": (2, 10**6)})
+        if not min(self.learning_rate, self.epsilon) > 0:
+            raise SpecError("memories need learning_rate and epsilon above 0")
 
 
 def keep_memories(

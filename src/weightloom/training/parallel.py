@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from weightloom.errors import SpecError
-from weightloom.io import write_bytes
+from weightloom.io import temporary_folder, write_bytes
 
 _PATIENCE = timedelta(hours=2)
 """How long a process waits for the others: the first one may be writing."""
@@ -186,12 +185,12 @@ def own_folder(out: Path) -> Iterator[Path]:
         yield out
         return
     names = from_first(_left_by_stages(out) if rank() == 0 else [])
-    with tempfile.TemporaryDirectory(prefix="weightloom-") as copy:
+    with temporary_folder() as copy:
         for name in names:
             content = _from(0, (out / name).read_bytes() if rank() == 0 else b"")
             if rank() > 0:
-                write_bytes(Path(copy) / name, content)
-        yield out if rank() == 0 else Path(copy)
+                write_bytes(copy / name, content)
+        yield out if rank() == 0 else copy
 
 
 def _left_by_stages(out: Path) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from weightloom.conditioning.architecture import MAX_CLASSES
+from weightloom.io import Recipe
 from weightloom.training.loop import LoopSettings
 from weightloom.training.memories import MemorySettings
 
@@ -17,15 +18,11 @@ TaskCounts = dict[
 """How many tasks of how many classes."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 UNDECISIVE = ("log_every", "save_every", "accumulate", "compile", "shard")
 """What a loop's recipe says of how it is run: the same training goes on with other values."""
 
 
-class LoopRecipe(_Strict):
+class LoopRecipe(Recipe):
     """Length and speed of a training run; see :class:`weightloom.training.LoopSettings`."""
 
     steps: Annotated[int, Field(ge=1, le=10_000_000)]
@@ -45,7 +42,7 @@ class LoopRecipe(_Strict):
         return LoopSettings(**self.model_dump())
 
 
-class TokenizerRecipe(_Strict):
+class TokenizerRecipe(Recipe):
     """A weight tokenizer: its kind in the registry, its sizes and its training."""
 
     kind: str = "fsq"
@@ -58,7 +55,7 @@ class TokenizerRecipe(_Strict):
     latent_noise: Annotated[float, Field(ge=0, le=10)] = 0.0
 
 
-class EncoderRecipe(_Strict):
+class EncoderRecipe(Recipe):
     """The dataset encoder, trained as a prototypical network; ``tasks`` by class count."""
 
     loop: LoopRecipe
@@ -68,7 +65,7 @@ class EncoderRecipe(_Strict):
     queries: Annotated[int, Field(ge=2, le=65536)] = 64
 
 
-class PriorRecipe(_Strict):
+class PriorRecipe(Recipe):
     """The prior: sizes, objective, training; ``fresh`` tasks by class count (no checkpoints needed)."""
 
     config: dict[str, Any] = Field(default_factory=dict)
@@ -82,7 +79,7 @@ class PriorRecipe(_Strict):
     """Set in the finished generator; training itself always applies all that is learned."""
 
 
-class MemoryRecipe(_Strict):
+class MemoryRecipe(Recipe):
     """The codes kept for the zoo's tasks; see :class:`weightloom.training.memories.MemorySettings`."""
 
     steps: Annotated[int, Field(ge=0, le=1_000_000)] = 160
@@ -107,7 +104,7 @@ class GeneratorKind(BaseModel):
     generator: str
 
 
-class PlainRecipe(_Strict):
+class PlainRecipe(Recipe):
     """A generator that makes itself from a zoo: ``options`` go to its ``from_zoo``."""
 
     kind: Literal["generator"]
@@ -116,7 +113,7 @@ class PlainRecipe(_Strict):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-class StaticHypernetworkRecipe(_Strict):
+class StaticHypernetworkRecipe(Recipe):
     """A static hypernetwork, trained on episodes of ``tasks`` (by class count) of a zoo's recipe: that called
     ``zoo`` beside this one, or that of the zoo that is given.
     """
@@ -133,7 +130,7 @@ class StaticHypernetworkRecipe(_Strict):
     loop: LoopRecipe
 
 
-class StagedRecipe(_Strict):
+class StagedRecipe(Recipe):
     """A generator trained on a zoo, stage by stage: first a dataset encoder and a weight tokenizer."""
 
     kind: Literal["generator"]
@@ -156,7 +153,7 @@ class GeneratorRecipe(StagedRecipe):
     layerwise: list[Name] = Field(default_factory=list)
 
 
-class DenoiserRecipe(_Strict):
+class DenoiserRecipe(Recipe):
     """The denoiser of a latent diffusion: sizes and schedule, objective, training."""
 
     config: dict[str, Any] = Field(default_factory=dict)
@@ -174,7 +171,7 @@ class DiffusionRecipe(StagedRecipe):
     denoiser: DenoiserRecipe
 
 
-class CarriedDiffusionRecipe(_Strict):
+class CarriedDiffusionRecipe(Recipe):
     """A latent diffusion over what another generator carries: only the denoiser is trained.
 
     ``parts`` names the generator whose dataset encoder, weight tokenizer and checkpoints are taken; ``zoo``
@@ -190,7 +187,7 @@ class CarriedDiffusionRecipe(_Strict):
     denoiser: DenoiserRecipe
 
 
-class GHNRecipe(_Strict):
+class GHNRecipe(Recipe):
     """A graph hypernetwork, trained on one task's images and on random architectures; it needs no zoo.
 
     With ``start``, a generator's name or folder, training goes on from its weights; ``first_step`` is then
@@ -211,7 +208,7 @@ class GHNRecipe(_Strict):
     evaluate_networks: Annotated[int, Field(ge=1, le=1000)] = 8
 
 
-class LayerwiseRecipe(_Strict):
+class LayerwiseRecipe(Recipe):
     """A layer-wise generator, trained on episodes of tasks and on ``architectures``; it needs no zoo.
 
     ``datasets``, ``salt``, ``size`` and ``channels`` as in a zoo's recipe: with those of a zoo, what the zoo
@@ -235,7 +232,7 @@ class LayerwiseRecipe(_Strict):
     evaluate_every: Annotated[int, Field(ge=0)] = 0
 
 
-class RewardRecipe(_Strict):
+class RewardRecipe(Recipe):
     """Steering by reward: ``one_task`` as :class:`weightloom.training.reward.RewardSettings`; the rest is for
     training a prior across tasks, on ``samples`` networks of each of ``tasks`` tasks a step.
     """
@@ -257,7 +254,7 @@ class RewardRecipe(_Strict):
     loop: LoopRecipe
 
 
-class ConsolidatedRecipe(_Strict):
+class ConsolidatedRecipe(Recipe):
     """Published checkpoints to consolidate.
 
     ``settings`` are those of :class:`weightloom.consolidation.compress.Settings`;

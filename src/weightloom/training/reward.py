@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from weightloom.architectures import ArchitectureSpec, parse_architecture
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import CheckpointError, InputError, SpecError, TrainingError
 from weightloom.fitting import discriminant, recalibrate, trunk_features
 from weightloom.generators import Generator
@@ -40,6 +41,7 @@ from weightloom.training.loop import Progress, run_loop
 from weightloom.training.recipe import RewardRecipe
 from weightloom.training.stages import round_parameters
 from weightloom.weights import layout_of
+from weightloom.whole import whole_fields
 
 Reward = Callable[[Tensor, Tensor], Tensor]
 """From answers (..., N, C) and labels (N,) to a number for each network (...)."""
@@ -66,10 +68,8 @@ class RewardSettings:
     """How strongly the distribution is drawn back to where it started (the weight of the divergence)."""
 
     def __post_init__(self) -> None:
-        for name, least in (("rounds", 1), ("trunks", 2), ("heads", 2), ("images", 2)):
-            value = getattr(self, name)
-            if type(value) is not int or not least <= value <= 1_000_000:
-                raise SpecError(f"{name} must be a whole number from {least} to 1,000,000, not {value!r}")
+        least = {"rounds": 1, "trunks": 2, "heads": 2, "images": 2}
+        whole_fields(self, {name: (count, 1_000_000) for name, count in least.items()})
         for name in ("code_rate", "head_rate", "leash"):
             if not 0 <= getattr(self, name) <= 1000:
                 raise SpecError(f"{name} must be from 0 to 1000, not {getattr(self, name)!r}")
@@ -106,6 +106,7 @@ def _shifted(means: Tensor, shift: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+@with_plain_defaults
 def steer(
     model: Layerwise,
     request: Request,
@@ -214,6 +215,7 @@ def _answers(
 
 
 @torch.no_grad()
+@with_plain_defaults
 def steered_network(model: Layerwise, request: Request, steered: Steered) -> Tensor:
     """(P,) the network in the middle of the steered distribution."""
     assert request.support is not None
@@ -285,6 +287,7 @@ class RewardObjective:
         return loss / recipe.tasks, {"reward": total / recipe.tasks, "divergence": float(divergence.detach())}
 
 
+@with_plain_defaults
 def train_across(recipe_path: Path, start: Generator, out: Path, progress: Progress) -> Generator:
     """Train the prior of ``start`` by reward on the recipe's tasks; saves the whole generator in ``out``.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import weightloom.training
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import InputError, SpecError
 from weightloom.generators import Generator, generators
 from weightloom.generators.consolidated import Consolidated
@@ -19,6 +20,7 @@ from weightloom.training.trainers import open_zoo, trainers
 discover(weightloom.training)
 
 
+@with_plain_defaults
 def train_recipe(
     recipe_path: str | Path,
     zoo: str | Path | None,

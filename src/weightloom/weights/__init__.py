@@ -8,7 +8,7 @@ from weightloom.weights.alignment import (
     random_permutations,
 )
 from weightloom.weights.chunking import Chunking, TokenSlots, chunk_layout
-from weightloom.weights.guard import require_finite
+from weightloom.weights.guard import checked_flats, require_finite
 from weightloom.weights.layout import Layer, Layout, Slot, layout_of
 from weightloom.weights.normalise import BoundStatistics, WeightStatistics
 from weightloom.weights.symmetry import Axis, PermutationSpec, permutation_spec, permutation_spec_of
@@ -24,6 +24,7 @@ __all__ = [
     "TokenSlots",
     "WeightStatistics",
     "align",
+    "checked_flats",
     "chunk_layout",
     "layout_of",
     "match_activations",

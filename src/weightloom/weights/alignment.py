@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from weightloom.architectures import ArchitectureSpec
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import InputError
-from weightloom.seeding import torch_generator
+from weightloom.seeding import check_seed, torch_generator
 from weightloom.weights.guard import require_finite
 from weightloom.weights.layout import layout_of
 from weightloom.weights.symmetry import Axis, PermutationSpec, permutation_spec
@@ -34,13 +35,15 @@ Permutations = tuple[Tensor, ...]
 _MAX_SWEEPS = 50
 
 
+@with_plain_defaults
 def random_permutations(spec: ArchitectureSpec, seed: int = 0) -> Permutations:
     """One permutation of every group of ``spec``'s units, drawn from ``seed``."""
-    stream = torch_generator("permutations", spec.full_text(), seed)
+    stream = torch_generator("permutations", spec.full_text(), check_seed(seed))
     return tuple(torch.randperm(size, generator=stream) for size in permutation_spec(spec).sizes)
 
 
 @lru_cache(maxsize=64)
+@with_plain_defaults
 def _places(spec: ArchitectureSpec) -> dict[str, Tensor]:
     """Where every value of every tensor stands in the vector, with factored axes."""
     layout, symmetry = layout_of(spec), permutation_spec(spec)
@@ -52,6 +55,7 @@ def _places(spec: ArchitectureSpec) -> dict[str, Tensor]:
     }
 
 
+@with_plain_defaults
 def permute(spec: ArchitectureSpec, flats: Tensor, permutations: Permutations) -> Tensor:
     """(..., P) networks with their units in another order; the same functions.
 

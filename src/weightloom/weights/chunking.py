@@ -18,6 +18,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import SpecError
 from weightloom.weights.layout import KINDS, Layout
 
@@ -60,6 +61,7 @@ class Chunking:
         return len(self.gather)
 
     @cached_property
+    @with_plain_defaults
     def mask(self) -> Tensor:
         """(T, K) bool: True where a token holds a value and not padding."""
         return self.gather < len(self.scatter)

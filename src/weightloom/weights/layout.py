@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from weightloom.architectures import ArchitectureSpec
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import InputError
 
 KINDS = ("conv", "depthwise", "linear", "head", "norm", "table")
@@ -114,6 +115,7 @@ class Layout:
         return sum(slot.numel for slot in self.slots if not slot.is_buffer)
 
     @cached_property
+    @with_plain_defaults
     def slot_of_value(self) -> Tensor:
         """(P,) int64: the index of the slot that each value of the vector belongs to."""
         parts = []
@@ -128,6 +130,7 @@ class Layout:
         return torch.cat(parts)
 
     @cached_property
+    @with_plain_defaults
     def is_variance(self) -> Tensor:
         """(P,) bool: values that are variances."""
         flags = torch.tensor([slot.is_variance for slot in self.slots])
@@ -202,6 +205,7 @@ def _layers_of(prefix: str, module: nn.Module, slots: tuple[Slot, ...], is_head:
 
 
 @lru_cache(maxsize=512)
+@with_plain_defaults
 def layout_of(spec: ArchitectureSpec) -> Layout:
     """The layout of a resolved architecture spec, built on the meta device (nothing is allocated)."""
     with torch.device("meta"):

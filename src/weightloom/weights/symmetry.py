@@ -24,6 +24,7 @@ from torch import Tensor, fx, nn
 
 from weightloom.architectures import ArchitectureSpec
 from weightloom.architectures.tracing import exported_copy
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import UnsupportedRequestError
 
 
@@ -97,6 +98,7 @@ _BATCH = 16
 
 
 @lru_cache(maxsize=64)
+@with_plain_defaults
 def permutation_spec(architecture: ArchitectureSpec) -> PermutationSpec:
     """The permutation symmetry of a resolved architecture.
 

@@ -346,13 +346,14 @@ def copy_index(index: Path, place: Path) -> None:
         shutil.copyfile(index, place)
 
 
-def connect(path: Path, place: str, *, writes: bool = False) -> sqlite3.Connection:
+def connect(path: Path, place: str, *, writes: bool = False, waits: bool = True) -> sqlite3.Connection:
     """A connection on which nothing of a stranger's is run or replayed, and no statement goes on for ever.
 
     Args:
         path: the index.
         place: ``mode=ro``, ``mode=rw``, or ``mode=ro&immutable=1``.
         writes: whether it is for more rows than the file has, of our own.
+        waits: whether it waits for other threads; one that undoes what another one was at must not.
 
     Raises:
         ForeignIndex: something lies beside it that SQLite must not replay.
@@ -360,7 +361,8 @@ def connect(path: Path, place: str, *, writes: bool = False) -> sqlite3.Connecti
     if place == "mode=rw":
         check_replayed(path)
     address = f"{path.absolute().as_uri()}?{place}"
-    db = sqlite3.connect(address, timeout=SECONDS, isolation_level=None, uri=True, factory=_OnlyConnection)
+    kind = _OnlyConnection if waits else sqlite3.Connection
+    db = sqlite3.connect(address, timeout=SECONDS, isolation_level=None, uri=True, factory=kind)
     try:
         for limit, most in _LIMITS.items():
             db.setlimit(limit, most)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from weightloom.architectures import ArchitectureSpec, parse_architecture
+from weightloom.defaults import with_plain_defaults
 from weightloom.engines import Engine, Payload, job, one_thread, open_engine
 from weightloom.errors import InputError
 from weightloom.fitting import FitSettings, accuracy, fit_population, initial_flats
@@ -47,6 +48,7 @@ _Job = tuple[str, str, int, list[DatasetTask], int]
 """Architecture, group, chunk, tasks and steps of a shard."""
 
 
+@with_plain_defaults
 def build_zoo(
     recipe: ZooRecipe,
     path: str | Path,

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from weightloom.architectures import ArchitectureSpec
+from weightloom.defaults import with_plain_defaults
 from weightloom.engines import one_thread
 from weightloom.errors import CheckpointError, InputError, SpecError
 from weightloom.fitting import accuracy
@@ -133,6 +134,7 @@ def import_checkpoints(
     return carry_out(zoo, plan, task=task, match=match)
 
 
+@with_plain_defaults
 def plan_import(
     found: Sequence[Found],
     *,
@@ -221,6 +223,7 @@ def plan_import(
     return Plan(tuple(each.format for each in found), tuple(networks), tuple(held), tuple(skipped))
 
 
+@with_plain_defaults
 def carry_out(
     zoo: Zoo,
     plan: Plan,

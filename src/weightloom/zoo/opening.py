@@ -13,6 +13,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,6 +28,7 @@ from weightloom.io import (
     sweep,
     write_text,
 )
+from weightloom.unfinished import Undoing
 from weightloom.zoo.admission import (
     MARKS,
     SECONDS,
@@ -173,20 +175,21 @@ def _continue(
     _end_log(index, db)
     db.execute("PRAGMA synchronous=EXTRA")
     db.execute("BEGIN IMMEDIATE")
-    try:
-        if version == 1:
-            _upgrade(db)
-        _take_back(folder, db)
-        result = work(db, folder)
-        db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        with suppress(sqlite3.Error, OSError, WeightloomError):  # the next writer does it otherwise
+    with Undoing(partial(_undo, folder)):
+        try:
+            if version == 1:
+                _upgrade(db)
             _take_back(folder, db)
-        raise
-    with suppress(sqlite3.Error, OSError, WeightloomError):  # it is committed
-        _take_back(folder, db)
+            result = work(db, folder)
+            db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            with suppress(sqlite3.Error, OSError, WeightloomError):  # the next writer does it otherwise
+                _take_back(folder, db)
+            raise
+        with suppress(sqlite3.Error, OSError, WeightloomError):  # it is committed
+            _take_back(folder, db)
     return result
 
 
@@ -252,21 +255,43 @@ def begin(place: Path, work: Callable[[sqlite3.Connection, Path], T]) -> T:
     for suffix in SIDE_FILES:  # of whatever was here before: they must not be read into the new one
         Path(f"{index}{suffix}").unlink(missing_ok=True)
     sweep(place, name=INDEX)
-    try:
-        make_folder(place / "shards")
-        with explained(index), atomic_file(index) as handle, closing(empty(handle.name)) as db:
-            _take_back(place, db)
-            db.execute("BEGIN")
-            result = work(db, place)
-            db.execute("COMMIT")
-    except BaseException:
-        with suppress(sqlite3.Error, OSError, WeightloomError), closing(empty(":memory:")) as none:
-            _take_back(place, none)
-        with suppress(OSError):
-            (place / "shards").rmdir()  # unless there is something in it
-        raise
-    (place / ADDING).unlink(missing_ok=True)
+    with Undoing(partial(_undo, place)):
+        try:
+            make_folder(place / "shards")
+            with explained(index), atomic_file(index) as handle, closing(empty(handle.name)) as db:
+                _take_back(place, db)
+                db.execute("BEGIN")
+                result = work(db, place)
+                db.execute("COMMIT")
+        except BaseException:
+            _forget_shard(place)
+            raise
+        (place / ADDING).unlink(missing_ok=True)
     return result
+
+
+def _forget_shard(place: Path) -> None:
+    """Take back what is being added to a zoo whose index is not there."""
+    with suppress(sqlite3.Error, OSError, WeightloomError), closing(empty(":memory:")) as none:
+        _take_back(place, none)
+    with suppress(OSError):
+        (place / "shards").rmdir()  # unless there is something in it
+
+
+def _undo(folder: Path) -> None:
+    """Take back what an interrupt left uncommitted, as far as that can be told at once; else the next writer
+    does it. The connection of the transaction is still open, and holds its locks.
+    """
+    index = folder / INDEX
+    if not os.path.lexists(index):
+        _forget_shard(folder)
+        return
+    with (
+        suppress(sqlite3.Error, OSError, WeightloomError),
+        closing(connect(index, "mode=ro", waits=False)) as db,
+    ):
+        db.execute("PRAGMA busy_timeout=0")
+        _take_back(folder, db)
 
 
 def discard_empty(folder: Path, *, keep_folder: bool) -> None:

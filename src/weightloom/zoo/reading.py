@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from weightloom.architectures import ArchitectureSpec, parse_architecture
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import CheckpointError, InputError, SpecError
 from weightloom.finite import all_finite
 from weightloom.io import parse_json
@@ -57,6 +58,7 @@ class Reading:
     folded: tuple[str, ...] = ()
 
 
+@with_plain_defaults
 def load_network(
     path: str | Path, architecture: str | ArchitectureSpec | None = None, *, key: str | None = None
 ) -> nn.Module:
@@ -119,6 +121,7 @@ def read_network(
     return reading.spec, reading.flat, reading.metadata
 
 
+@with_plain_defaults
 def read_checked(
     path: str | Path,
     spec: ArchitectureSpec | None = None,

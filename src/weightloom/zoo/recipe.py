@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from weightloom.architectures import parse_architecture
 from weightloom.fitting import FitSettings
+from weightloom.io import Recipe
 from weightloom.tasks import dataset_info
 
 MAX_NETWORKS = 1_000_000
 """Networks of a zoo: planning so many takes half a minute and 250 MB."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class FitRecipe(_Strict):
+class FitRecipe(Recipe):
     """Training of target networks; see :class:`weightloom.fitting.FitSettings`."""
 
     steps: Annotated[int, Field(ge=1, le=1_000_000)] = 300
@@ -39,7 +36,7 @@ class FitRecipe(_Strict):
         return FitSettings(**self.model_dump())
 
 
-class StartRecipe(_Strict):
+class StartRecipe(Recipe):
     """The common start of a shared zoo: one trunk trained on many tasks at once, heads apart.
 
     With ``dataset_tasks`` it goes on from there for each dataset by itself, on that many of its tasks at
@@ -56,7 +53,7 @@ class StartRecipe(_Strict):
     dataset_learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
 
 
-class GroupRecipe(_Strict):
+class GroupRecipe(Recipe):
     """Networks of one class count: tasks of a split, ``repeats`` networks each."""
 
     classes: Annotated[int, Field(ge=2, le=1000)]
@@ -67,7 +64,7 @@ class GroupRecipe(_Strict):
     """Take the datasets' own full tasks (natural class order, no transform) and no drawn ones."""
 
 
-class ZooRecipe(_Strict):
+class ZooRecipe(Recipe):
     """A zoo: architectures by groups of tasks.
 
     ``initialisation``: ``shared`` (every network of an architecture starts from one network that was

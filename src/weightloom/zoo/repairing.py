@@ -6,7 +6,6 @@ Knows nothing of weights.
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from weightloom.errors import CheckpointError, InputError, WeightloomError
-from weightloom.io import require_plain, sweep
+from weightloom.io import require_plain, sweep, temporary_folder
 from weightloom.zoo.admission import (
     SIDE_FILES,
     ForeignIndex,
@@ -182,9 +181,7 @@ def _rescue(folder: Path) -> Rows:
         CheckpointError: nothing.
     """
     index = folder / INDEX
-    place = folder / f"{INDEX}.tmp-{secrets.token_hex(4)}"
-    place.mkdir()
-    try:
+    with temporary_folder(folder) as place:
         copy = place / INDEX
         copy_index(index, copy)
         with copy.open("rb") as handle:
@@ -198,8 +195,6 @@ def _rescue(folder: Path) -> Rows:
         with copy.open("r+b") as handle:
             handle.write(_first_page(place, copy.stat().st_size))
         attempts.append(_readable(copy))
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
     rows = max(attempts, key=lambda attempt: sum(map(len, attempt.values())))
     if not rows["shards"] and not rows["about"]:
         raise CheckpointError(

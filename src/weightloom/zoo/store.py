@@ -24,9 +24,11 @@ import torch
 from torch import Tensor
 
 from weightloom.architectures import ArchitectureSpec, parse_architecture
+from weightloom.defaults import with_plain_defaults
 from weightloom.errors import CheckpointError, InputError, WeightloomError
 from weightloom.io import load_rows, require_plain, save_tensors, sweep
-from weightloom.weights import layout_of, require_finite
+from weightloom.weights import checked_flats, layout_of, require_finite
+from weightloom.whole import whole_number
 from weightloom.zoo.index import (
     COLUMNS,
     INDEX,
@@ -164,6 +166,7 @@ class Zoo:
         with self._opened(whole=False) as db:
             return _has_shard(db, name)
 
+    @with_plain_defaults
     def add(
         self,
         shard: str,
@@ -182,9 +185,11 @@ class Zoo:
         afterwards.
 
         Raises:
-            InputError: a weight is not finite, or the zoo is of another recipe; nothing is written then.
+            InputError: a weight is not finite, these are no networks of ``spec``, or the zoo is of another
+                recipe; nothing is written then.
             WeightloomError: the disk is full, or the index is locked for long.
         """
+        flats = checked_flats(spec, flats).detach()
         assert len(flats) == len(records)
         stacked = _stacked(shard, spec, flats)
         rows = [to_row(record, shard, number) for number, record in enumerate(records)]
@@ -209,6 +214,7 @@ class Zoo:
             if transact(self.path, put, create=self._planned):
                 return  # otherwise another process has added one of this name meanwhile
 
+    @with_plain_defaults
     def add_new(self, spec: ArchitectureSpec, flats: Tensor, records: Sequence[Record]) -> list[Record]:
         """Add those of N imported networks (N, P) that the zoo does not hold yet, as one shard.
 
@@ -220,9 +226,10 @@ class Zoo:
             The records that were added, with the shard, the rows and the ids that they got.
 
         Raises:
-            InputError: a weight is not finite; nothing is written then.
+            InputError: a weight is not finite, or these are no networks of ``spec``; nothing is written then.
             WeightloomError: the disk is full, or the index is locked for long.
         """
+        flats = checked_flats(spec, flats).detach()
         assert len(flats) == len(records)
         _stacked("import", spec, flats)
 
@@ -323,6 +330,8 @@ class Zoo:
         """
         where: list[str] = []
         values: list[Any] = []
+        if classes is not None:
+            classes = whole_number(classes, "the number of classes", 0, 10**9)
         for column, value in (("task", task), ("dataset", dataset), ("split", split), ("classes", classes)):
             if value is not None:
                 where.append(f"{column} = ?")
@@ -331,8 +340,10 @@ class Zoo:
             where.append("final = ?")
             values.append(int(final))
         if min_accuracy is not None:
+            if isinstance(min_accuracy, str):
+                raise InputError(f"an accuracy is a number, not {min_accuracy!r}")
             where.append("accuracy >= ?")
-            values.append(min_accuracy)
+            values.append(float(min_accuracy))
         with self._opened() as db:
             if architecture is not None:
                 # Few texts stand for many checkpoints: each is looked at once.
@@ -356,6 +367,7 @@ class Zoo:
             )
         return to_record(self._index, row)
 
+    @with_plain_defaults
     def load(self, records: Iterable[Record]) -> Tensor:
         """(N, P) raw weights of records that share one architecture, in the order given.
 
@@ -393,6 +405,7 @@ class Zoo:
         except (InputError, TypeError) as error:
             raise CheckpointError(self._index, f"names an architecture that is none ({error})") from None
 
+    @with_plain_defaults
     def _rows(self, shard: str, spec: ArchitectureSpec, rows: Sequence[int]) -> Tensor:
         """(R, P) networks of one shard."""
         layout = layout_of(spec)
