@@ -288,11 +288,15 @@ def test_many_writers_of_one_zoo(ask, tmp_path):
     assert held.verify() == []
 
 
-def test_a_writer_killed_beside_others_costs_only_its_own(ask, tmp_path):
-    assert ask(tmp_path, "crowd", 1) == "done"
-    held = Zoo(tmp_path / "zoo")
-    found = {record.shard for record in held.records()}
-    assert found >= {"all"} | {f"w{number}-{turn}" for number in (1, 2) for turn in range(4)}
-    assert all(bool((held.load([r]) == r.provenance["version"]).all()) for r in held.records())
-    repair(tmp_path / "zoo")
-    assert held.verify() == [] and {record.shard for record in held.records()} == found
+def test_a_writer_killed_beside_others_costs_only_its_own(ask, tmp_path, full, record_property):
+    delays = range(1, 151) if full else (30,)  # milliseconds
+    for delay in delays:
+        place = tmp_path / str(delay)
+        assert ask(place, "crowd", delay) == "done"
+        held = Zoo(place / "zoo")
+        found = {record.shard for record in held.records()}
+        assert found >= {"all"} | {f"w{number}-{turn}" for number in (1, 2) for turn in range(4)}
+        assert all(bool((held.load([r]) == r.provenance["version"]).all()) for r in held.records())
+        repair(place / "zoo")
+        assert held.verify() == [] and {record.shard for record in held.records()} == found
+    record_property("kills", len(delays))

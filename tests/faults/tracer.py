@@ -10,6 +10,7 @@ import os
 import platform
 import signal
 import sys
+from functools import cache
 
 _TRACEME, _PEEKUSER, _KILL, _SYSCALL, _SETOPTIONS = 0, 3, 8, 24, 0x4200
 _SYSGOOD, _EXITKILL = 1, 1 << 20
@@ -22,15 +23,24 @@ _ALWAYS = {
     265: "linkat", 316: "renameat2",
 }  # fmt: skip
 _TO_A_FILE = {1: "write", 18: "pwrite64", 20: "writev"}  # where the descriptor is none of the first three
+_LOOKS = {
+    2: "open", 4: "stat", 6: "lstat", 21: "access", 72: "fcntl", 217: "getdents64", 257: "openat",
+    262: "newfstatat", 269: "faccessat", 332: "statx", 439: "faccessat2",
+}  # fmt: skip
 _OPEN, _OPENAT, _WRITES = 2, 257, os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
-def _ptrace(request: int, pid: int = 0, address: int = 0, data: int = 0) -> int:
+@cache
+def _libc() -> ctypes.CDLL:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.ptrace.restype = ctypes.c_long
     libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+    return libc
+
+
+def _ptrace(request: int, pid: int = 0, address: int = 0, data: int = 0) -> int:
     ctypes.set_errno(0)
-    result = libc.ptrace(request, pid, address, data)
+    result = _libc().ptrace(request, pid, address, data)
     if result == -1 and ctypes.get_errno():
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return int(result)
@@ -49,29 +59,56 @@ def follow(pid: int, last: int | None) -> int:
         How many calls that touch the disk it made; the child has ended.
     """
     count, entering = 0, True
-    _, status = os.waitpid(pid, 0)
-    _ptrace(_SETOPTIONS, pid, 0, _SYSGOOD | _EXITKILL)
-    pending = 0
-    while True:
-        _ptrace(_SYSCALL, pid, 0, pending)
-        _, status = os.waitpid(pid, 0)
-        pending = 0
-        if not os.WIFSTOPPED(status):
-            return count
-        if os.WSTOPSIG(status) != signal.SIGTRAP | 0x80:
-            pending = os.WSTOPSIG(status)
-            continue
-        if entering and _touches(pid):
+    os.waitpid(pid, 0)
+    follow_calls(pid)
+    while go_on(pid):
+        if entering and touches(pid):
             if count == last:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
                 return count
             count += 1
         entering = not entering
+    return count
 
 
-def _touches(pid: int) -> bool:
-    number = _ptrace(_PEEKUSER, pid, _ORIG_RAX)
+def follow_calls(pid: int) -> None:
+    """In the parent: a child that offered itself, and has stopped, stops at its calls from here on."""
+    _ptrace(_SETOPTIONS, pid, 0, _SYSGOOD | _EXITKILL)
+
+
+def go_on(pid: int) -> bool:
+    """Let a child go on to the beginning or the end of its next call; False if it has ended."""
+    pending = 0
+    while True:
+        _ptrace(_SYSCALL, pid, 0, pending)
+        _, status = os.waitpid(pid, 0)
+        if not os.WIFSTOPPED(status):
+            return False
+        if os.WSTOPSIG(status) == signal.SIGTRAP | 0x80:
+            return True
+        pending = os.WSTOPSIG(status)
+
+
+def call_of(pid: int) -> tuple[int, int, int]:
+    """The number of a child's call and its first two arguments."""
+    number, first, second = (_ptrace(_PEEKUSER, pid, register) for register in (_ORIG_RAX, _RDI, _RSI))
+    return number, first, second
+
+
+def number_of(pid: int) -> int:
+    """The number of a child's call."""
+    return _ptrace(_PEEKUSER, pid, _ORIG_RAX)
+
+
+def looks(pid: int) -> bool:
+    """Whether a child's call looks at what is on the disk, or at a lock."""
+    return number_of(pid) in _LOOKS
+
+
+def touches(pid: int) -> bool:
+    """Whether a child's call changes what is on the disk, or takes a lock."""
+    number = number_of(pid)
     if number in _TO_A_FILE:
         return _ptrace(_PEEKUSER, pid, _RDI) > 2
     if number in (_OPEN, _OPENAT):

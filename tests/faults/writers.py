@@ -5,7 +5,9 @@ artefact KIND into the folder, and kills itself with SIGKILL at INSTANT. ``never
 ``count``, which tells how many instants there are; a number is one of them: just before or just after a call
 of Python that touches the disk. ``calls`` and ``call:N`` are the same with the system's calls, before each
 (see tracer.py). ``after:S`` kills it from outside after S seconds. ``nobody`` lets it live as a user
-who may not write everywhere. The answer is a line: ``killed``, ``done``, ``count N`` or ``error TYPE: TEXT``.
+who may not write everywhere. ``cross:M:N`` and ``cross-kill:M:N`` are for several at once, of ``KIND|KIND``
+and ``VERSION|VERSION`` (see crossing.py). The answer is a line: ``killed``, ``done``, ``count N`` or
+``error TYPE: TEXT``.
 """
 
 from __future__ import annotations
@@ -13,8 +15,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 import time
 import traceback
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +38,7 @@ from weightloom.generators.load import save_generator
 from weightloom.io import write_json, write_text
 from weightloom.training.loop import LoopSettings, run_loop
 from weightloom.zoo import Record, Zoo
+from weightloom.zoo.opening import discard_empty
 
 # Calls of Python into C that change what is on the disk, or are about to.
 TOUCHES = {
@@ -84,6 +90,12 @@ def write_zoo(folder: Path, version: int) -> None:
     zoo.add(f"s{version}", SPEC, flat_of(version)[None], [record_of(SPEC, f"s{version}", version)])
 
 
+def write_planned(folder: Path, version: int) -> None:
+    """As :func:`write_zoo`, in a zoo that is made by what is added first."""
+    zoo = Zoo.planned(folder / "zoo")
+    zoo.add(f"s{version}", SPEC, flat_of(version)[None], [record_of(SPEC, f"s{version}", version)])
+
+
 def write_same_shard(folder: Path, version: int) -> None:
     """Another content under the name of a shard that is there."""
     Zoo(folder / "zoo", create=True).add(
@@ -104,29 +116,52 @@ def train(folder: Path, version: int) -> None:
     run_loop("a line", model, objective, settings, folder=folder / f"run-{version}")
 
 
-def write_crowd(folder: Path, version: int) -> None:
-    """Three processes at once add shards of their own and one that all have; version 1 kills the first."""
-    Zoo(folder / "zoo", create=True)
+def at_once(works: Sequence[Callable[[], None]], kill_first: float | None = None) -> None:
+    """Each of ``works`` in a process of its own, all at once; the first is killed after so many seconds.
+
+    Raises:
+        AssertionError: another one did not end well; with the traceback that it ended with.
+    """
     children = []
-    for number in range(3):
+    for work in works:
+        words = tempfile.TemporaryFile("w+")  # noqa: SIM115 - read when the process has ended
         pid = os.fork()
         if pid == 0:
             try:
-                zoo = Zoo(folder / "zoo", create=True)
-                for turn in range(4):
-                    name, value = f"w{number}-{turn}", 10 * number + turn
-                    zoo.add(name, SPEC, flat_of(value)[None], [record_of(SPEC, name, value)])
-                    zoo.add("all", SPEC, flat_of(99)[None], [record_of(SPEC, "all", 99)])
+                work()
                 os._exit(0)
             except BaseException:
-                traceback.print_exc()
+                traceback.print_exc(file=words)
+                words.flush()
                 os._exit(1)
-        children.append(pid)
-    if version == 1:
-        time.sleep(0.03)
-        os.kill(children[0], signal.SIGKILL)
-    states = [os.waitpid(pid, 0)[1] for pid in children]
-    assert states[version:] == [0] * (3 - version), states
+        children.append((pid, words))
+    if kill_first is not None:
+        time.sleep(kill_first)
+        os.kill(children[0][0], signal.SIGKILL)
+    failures = []
+    for number, (pid, words) in enumerate(children):
+        state = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        words.seek(0)
+        if state not in (0, -signal.SIGKILL if kill_first is not None and number == 0 else 0):
+            failures.append(f"process {number} ended with {state}: {words.read()}")
+    assert not failures, "; ".join(failures)
+
+
+def write_crowd(folder: Path, version: int) -> None:
+    """Three processes at once add shards of their own and one that all have.
+
+    The first is killed after VERSION milliseconds, if that is not 0.
+    """
+    Zoo(folder / "zoo", create=True)
+
+    def add(number: int) -> None:
+        zoo = Zoo(folder / "zoo", create=True)
+        for turn in range(4):
+            name, value = f"w{number}-{turn}", 10 * number + turn
+            zoo.add(name, SPEC, flat_of(value)[None], [record_of(SPEC, name, value)])
+            zoo.add("all", SPEC, flat_of(99)[None], [record_of(SPEC, "all", 99)])
+
+    at_once([partial(add, number) for number in range(3)], version / 1000 if version else None)
 
 
 RECIPE = {
@@ -165,19 +200,7 @@ def import_networks(folder: Path, version: int) -> None:
 def import_at_once(folder: Path, version: int) -> None:
     """Three processes make one zoo at once, of sources of which each has some that another one has too."""
     sources = sorted((folder / "in").iterdir())
-    children = []
-    for number in range(3):
-        pid = os.fork()
-        if pid == 0:
-            try:
-                command("zoo", "import", folder / "zoo", *sources[number : number + 2])
-                os._exit(0)
-            except BaseException:
-                traceback.print_exc()
-                os._exit(1)
-        children.append(pid)
-    states = [os.waitpid(pid, 0)[1] for pid in children]
-    assert states == [0] * 3, states
+    at_once([partial(command, "zoo", "import", folder / "zoo", *sources[n : n + 2]) for n in range(3)])
 
 
 def write_note(folder: Path, version: int) -> None:
@@ -186,6 +209,23 @@ def write_note(folder: Path, version: int) -> None:
 
 def repair_zoo(folder: Path, version: int) -> None:
     command("zoo", "repair", folder / "zoo")
+
+
+def read_crowd(folder: Path, version: int) -> None:
+    """Whatever is there is whole, while others write; version 0 is for a zoo that may not be there."""
+    zoo = Zoo.planned(folder / "zoo")
+    for record in zoo.records():
+        assert bool((zoo.load([record]) == record.provenance["version"]).all()), record
+    if version:
+        problems = zoo.verify()
+        assert problems == [], problems
+
+
+def make_and_discard(folder: Path, version: int) -> None:
+    """What a build does that cannot go on."""
+    zoo = Zoo.planned(folder / "zoo")
+    zoo.set_about("note", 1)
+    discard_empty(zoo.path, keep_folder=version == 1)
 
 
 def read_zoo(folder: Path, version: int) -> None:
@@ -198,6 +238,7 @@ WRITERS = {
     "result": write_result,
     "generator": write_generator,
     "zoo": write_zoo,
+    "planned": write_planned,
     "same-shard": write_same_shard,
     "training": train,
     "crowd": write_crowd,
@@ -207,6 +248,8 @@ WRITERS = {
     "imports at once": import_at_once,
     "note": write_note,
     "repair": repair_zoo,
+    "read-crowd": read_crowd,
+    "discard": make_and_discard,
     "read-zoo": read_zoo,
 }
 
@@ -241,9 +284,15 @@ def child(folder: Path, kind: str, version: int, instant: str) -> None:
     os._exit(0)
 
 
+def works(folder: Path, kinds: str, versions: str) -> list[Callable[[], None]]:
+    """What several processes do, of ``KIND|KIND`` and ``VERSION|VERSION``."""
+    pairs = zip(kinds.split("|"), versions.split("|"), strict=True)
+    return [partial(WRITERS[kind], folder, int(version)) for kind, version in pairs]
+
+
 def main(warm: Path) -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-    from tests.faults import tracer
+    from tests.faults import crossing, tracer
 
     torch.set_num_threads(1)
     # What is imported late is imported before the first fork.
@@ -257,6 +306,9 @@ def main(warm: Path) -> None:
         if pid == 0:
             os.dup2(mouth, sys.stdout.fileno())
             try:
+                if instant.startswith("cross"):
+                    crossing.main_of(works(Path(folder), kind, version), instant)
+                    os._exit(0)
                 child(Path(folder), kind, int(version), instant)
             except BaseException as error:
                 sys.setprofile(None)

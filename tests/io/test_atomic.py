@@ -14,6 +14,7 @@ import pytest
 from weightloom.errors import CheckpointError, InputError, WeightloomError
 from weightloom.io import (
     COMMIT_FILE,
+    alone,
     atomic,
     atomic_file,
     atomic_folder,
@@ -322,3 +323,92 @@ def test_a_killed_writer_never_costs_the_last_good_artefact(tmp_path: Path) -> N
             last = written
         writer.stdin.close()
     assert litter > 0, "no kill came in the middle of a write: the test has tested nothing"
+
+
+# -- other processes at the same time ----------------------------------------------------------
+
+
+def is_locked(path: Path) -> bool:
+    fcntl = pytest.importorskip("fcntl")
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def test_of_two_that_make_a_folder_one_is_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, refuse = tmp_path / "model", atomic._refuse_taken
+    looks = []
+
+    def look(*arguments: object) -> None:
+        refuse(*arguments)  # type: ignore[arg-type]
+        looks.append(arguments)
+        if len(looks) == 2:  # the last look before the folder gets its name
+            place.mkdir()
+            (place / "another").touch()
+
+    monkeypatch.setattr(atomic, "_refuse_taken", look)
+    with pytest.raises(InputError, match=r"cannot write .*not empty"):
+        make_folder(place)
+    assert names(place) == ["another"] and names(tmp_path) == ["model"]
+
+
+def test_sweep_holds_what_it_removes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A writer that has made its file or folder and not locked it yet sees that it is not its own.
+    (tmp_path / "file.tmp-0123abcd").touch()
+    (tmp_path / "folder.tmp-0123abcd").mkdir()
+    unlink, rmtree, seen = Path.unlink, atomic.shutil.rmtree, []
+    monkeypatch.setattr(Path, "unlink", lambda self: (seen.append(is_locked(self)), unlink(self)))
+    monkeypatch.setattr(atomic.shutil, "rmtree", lambda path: (seen.append(is_locked(path)), rmtree(path)))
+    assert len(sweep(tmp_path)) == 2 and seen == [True, True] and names(tmp_path) == []
+
+
+@pytest.mark.parametrize("moment", ["before it is opened", "before it is locked"])
+def test_a_folder_that_is_swept_as_soon_as_it_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    mkdir, flock, swept = os.mkdir, fcntl.flock, []
+
+    def make(path: Path, *arguments: int) -> None:
+        mkdir(path, *arguments)
+        if ".tmp-" in str(path) and not swept:
+            swept.append(path)
+            if moment == "before it is opened":
+                os.rmdir(path)
+
+    def lock(descriptor: int, operation: int) -> None:
+        if moment == "before it is locked" and len(swept) == 1:
+            os.rmdir(swept[0])
+            swept.append(None)
+            raise BlockingIOError
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(os, "mkdir", make)
+    monkeypatch.setattr(fcntl, "flock", lock)
+    make_folder(tmp_path / "model")
+    assert swept and names(tmp_path) == ["model"] and verify_folder(tmp_path / "model")
+
+
+def test_whoever_waited_for_a_folder_that_was_replaced_locks_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    place, flock = tmp_path / "place", fcntl.flock
+    place.mkdir()
+
+    def wait(descriptor: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        os.rename(place, tmp_path / "old")
+        place.mkdir()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", wait)
+    with alone(place) as in_place:
+        assert is_locked(place) and not is_locked(tmp_path / "old") and in_place()
+        os.rename(place, tmp_path / "away")
+        assert not in_place()

@@ -196,7 +196,7 @@ def test_reading_writes_nothing_and_leaves_nothing(copy, built):
 
 
 def test_an_index_that_is_locked_for_long(copy, monkeypatch):
-    monkeypatch.setattr("weightloom.zoo.admission._SECONDS", 0.01)
+    monkeypatch.setattr("weightloom.zoo.admission.SECONDS", 0.01)
     with closing(sqlite3.connect(copy / "zoo.sqlite3", isolation_level=None)) as db:
         db.execute("BEGIN EXCLUSIVE")
         with pytest.raises(WeightloomError, match="cannot be used now") as caught:

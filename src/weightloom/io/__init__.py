@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from weightloom.io.atomic import (
     COMMIT_FILE,
-    alone,
     atomic_file,
     atomic_folder,
     make_folder,
@@ -24,6 +23,7 @@ from weightloom.io.documents import Recipe, dump_json, parse_json, read_json, re
 from weightloom.io.files import open_regular, read_bytes, require_plain, sha256_of
 from weightloom.io.kinds import FileKind, file_kind
 from weightloom.io.legacy import load_legacy, load_parts, load_pinned
+from weightloom.io.locks import alone
 from weightloom.io.shards import read_shards, shards_header, shards_metadata, write_shards
 from weightloom.io.staged import settle, staged_files
 from weightloom.io.temporary import sweep_temporary, temporary_folder

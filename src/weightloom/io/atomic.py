@@ -15,10 +15,8 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -27,17 +25,20 @@ from typing import BinaryIO
 
 from weightloom.errors import CheckpointError, InputError, WeightloomError
 from weightloom.io.files import open_regular, read_bytes, sha256_of
+from weightloom.io.locks import (
+    HAS_LOCKS,
+    LITTER,
+    abandoned,
+    let_go,
+    lock_folder,
+    make_temporary_folder,
+    open_temporary,
+    temporary_name,
+)
 from weightloom.unfinished import Undoing, written
-
-if sys.platform == "win32":
-    fcntl = None
-else:
-    import fcntl
 
 COMMIT_FILE = "COMMIT.json"
 
-_LITTER = re.compile(r"(?P<name>.+)\.(?P<kind>tmp|old)-[0-9a-f]{8}")
-_ABANDONED_SECONDS = 3600.0
 _COMMIT_LIMIT = 16 << 20
 # What the caller can mend by naming another place; anything else (a full disk) is a failed write.
 _WRONG_PLACE = {
@@ -63,14 +64,14 @@ def atomic_file(path: str | Path, *, durable: bool = True) -> Iterator[BinaryIO]
         _make_parents(path)
         temporary = temporary_name(path)
         with Undoing(partial(_remove, temporary)):
-            handle = _open_temporary(temporary)
+            handle = open_temporary(temporary)
             try:
                 with handle:
                     yield handle
                     handle.flush()
                     if durable:
                         os.fsync(handle.fileno())
-                    if fcntl is None:
+                    if not HAS_LOCKS:
                         handle.close()
                     os.replace(temporary, path)  # before the close: that is what lets go of the lock
                     _tell(path)
@@ -142,7 +143,10 @@ def atomic_folder(
                     for entry in (*(entry for entry in temporary.rglob("*") if entry.is_dir()), temporary):
                         sync_folder(entry)
                 _refuse_taken(path, overwrite)
-                _move_into_place(temporary, path)
+                if overwrite:
+                    _move_into_place(temporary, path)
+                else:
+                    os.rename(temporary, path)  # which fails where somebody else has come first
                 _tell(path)
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -159,24 +163,6 @@ def make_folder(path: str | Path) -> Path:
     with _write_errors(path):
         path.mkdir(parents=True, exist_ok=True)
     return path
-
-
-@contextmanager
-def alone(folder: str | Path) -> Iterator[None]:
-    """One process at a time inside the block; others wait. The lock is on the folder itself: no file is left.
-
-    Where a file system has no locks there is none. Raises OSError for a folder that cannot be opened.
-    """
-    if fcntl is None:
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def verify_folder(path: str | Path, *, required: Sequence[str] = ()) -> dict[str, str]:
@@ -227,11 +213,13 @@ def sweep(
     except OSError:
         return removed
     for entry in entries:
-        match = _LITTER.fullmatch(entry.name)
-        if match is None or name not in (None, match["name"]) or keep(entry) or not _abandoned(entry):
+        match = LITTER.fullmatch(entry.name)
+        if match is None or name not in (None, match["name"]) or keep(entry):
             continue
         place = entry.with_name(match["name"])
-        with suppress(OSError):
+        with suppress(OSError), abandoned(entry) as free:
+            if not free:
+                continue
             if match["kind"] == "old" and not place.exists():
                 os.rename(entry, place)
                 continue
@@ -270,7 +258,10 @@ def _refuse_taken(path: Path, overwrite: bool) -> None:
         return
     if path.is_symlink() or not path.is_dir():
         raise InputError(f"cannot write {path}: there is something else of that name")
-    if not any(path.iterdir()):
+    try:
+        if not any(path.iterdir()):
+            return
+    except FileNotFoundError:  # removed meanwhile
         return
     if not overwrite:
         raise InputError(f"cannot write {path}: the folder exists and is not empty")
@@ -282,20 +273,12 @@ def _refuse_taken(path: Path, overwrite: bool) -> None:
         raise InputError(f"cannot replace {path}: {other!r} in it is not Weightloom's")
 
 
-# -- temporary names and their locks -----------------------------------------------------------
-
-
-def temporary_name(path: Path, kind: str = "tmp") -> Path:
-    """A free name beside ``path`` that :func:`sweep` takes for litter of it."""
-    while True:
-        name = path.with_name(f"{path.name}.{kind}-{secrets.token_hex(4)}")
-        if not os.path.lexists(name):
-            return name
+# -- places -----------------------------------------------------------------------------------
 
 
 def _tell(path: Path) -> None:
     """``path`` is in its place, unless that is inside a folder which is not."""
-    if not any(_LITTER.fullmatch(part) for part in path.parts):
+    if not any(LITTER.fullmatch(part) for part in path.parts):
         written(path)
 
 
@@ -313,77 +296,6 @@ def _checked(path: str | Path) -> Path:
 
 def _make_parents(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-
-
-def _open_temporary(temporary: Path) -> BinaryIO:
-    while True:
-        handle = open(temporary, "x+b")  # noqa: SIM115 - the caller closes it
-        if _lock(handle.fileno()) and _is_at(handle.fileno(), temporary):
-            return handle
-        handle.close()  # a sweep came between the open and the lock, and has removed it
-
-
-def make_temporary_folder(temporary: Path, mode: int = 0o777) -> int | None:
-    """Make a folder and hold it, so that no :func:`sweep` takes it; :func:`let_go` of what is returned."""
-    while True:
-        os.mkdir(temporary, mode)
-        descriptor = _lock_folder(temporary)
-        if descriptor is None or _is_at(descriptor, temporary):
-            return descriptor
-        os.close(descriptor)
-
-
-def _lock(descriptor: int) -> bool:
-    if fcntl is None:
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True  # a file system without locks: litter is then told by its age
-    return True
-
-
-def _lock_folder(folder: Path) -> int | None:
-    if fcntl is None:
-        return None
-    descriptor = os.open(folder, os.O_RDONLY)
-    _lock(descriptor)
-    return descriptor
-
-
-def let_go(descriptor: int | None) -> None:
-    """What :func:`make_temporary_folder` holds is no longer held."""
-    if descriptor is not None:
-        os.close(descriptor)
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except OSError:
-        return False
-
-
-def _abandoned(entry: Path) -> bool:
-    """True if no writer holds ``entry``: its lock is free, or, without locks, it is old."""
-    try:
-        if fcntl is not None:
-            descriptor = os.open(entry, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return True
-            except BlockingIOError:
-                return False
-            finally:
-                os.close(descriptor)
-    except OSError:
-        pass
-    try:
-        return time.time() - entry.lstat().st_mtime > _ABANDONED_SECONDS
-    except OSError:
-        return False
 
 
 # -- commit and rename -------------------------------------------------------------------------
@@ -427,7 +339,7 @@ def _move_into_place(temporary: Path, path: Path) -> None:
         return
     # Two renames, with an instant between them when the name is free: sweep() mends that one.
     aside = temporary_name(path, "old")
-    held = _lock_folder(path)
+    held = lock_folder(path)
     try:
         os.rename(path, aside)
         try:

@@ -9,13 +9,13 @@ sees the old files or the new ones. Knows nothing of what is in them.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from weightloom.errors import CheckpointError
-from weightloom.io.atomic import COMMIT_FILE, alone, atomic_folder, committed_files, sweep, sync_folder
+from weightloom.io.atomic import COMMIT_FILE, atomic_folder, committed_files, sweep, sync_folder
+from weightloom.io.locks import alone
 
 STAGED = ".staged"
 
@@ -69,7 +69,7 @@ def settle(folder: str | Path) -> None:
 def _settle(folder: Path) -> None:
     staged = folder / STAGED
     if not (staged / COMMIT_FILE).is_file():  # all is in its place but the empty folders
-        shutil.rmtree(staged, ignore_errors=True)
+        _remove_empty(staged)
         return
     new = committed_files(staged / COMMIT_FILE)
     old: dict[str, tuple[str, int]] = {}
@@ -92,7 +92,17 @@ def _settle(folder: Path) -> None:
         sync_folder(place)
     os.replace(staged / COMMIT_FILE, folder / COMMIT_FILE)
     sync_folder(folder)
-    shutil.rmtree(staged, ignore_errors=True)
+    _remove_empty(staged)
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove a folder in which there are only folders.
+
+    As soon as it is empty another process may put a new one in its place: files in it are not ours.
+    """
+    for place, _, _ in os.walk(folder, topdown=False):
+        with suppress(OSError):
+            os.rmdir(place)
 
 
 def _refuse_links(folder: Path, name: str) -> None:

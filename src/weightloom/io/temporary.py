@@ -14,7 +14,8 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from weightloom.io.atomic import let_go, make_temporary_folder, sweep, temporary_name
+from weightloom.io.atomic import sweep
+from weightloom.io.locks import let_go, make_temporary_folder, temporary_name
 from weightloom.unfinished import Undoing
 
 _NAME, _INSIDE = "weightloom", "files"

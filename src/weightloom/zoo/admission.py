@@ -13,6 +13,7 @@ Version 1 has zeros there, and keeps a write-ahead log. Knows nothing of what ro
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -20,7 +21,8 @@ from contextlib import closing, contextmanager, suppress
 from functools import cache
 from itertools import chain, repeat
 from pathlib import Path
-from typing import BinaryIO
+from threading import RLock
+from typing import Any, BinaryIO
 
 from weightloom.errors import CheckpointError, WeightloomError
 from weightloom.io import open_regular, require_plain
@@ -34,7 +36,7 @@ VERSION = 2
 SIDE_FILES = ("-journal", "-wal", "-shm")
 _NEEDED = ("about", "shards", "checkpoints")  # what every index of version 1 has
 
-_SECONDS = 60.0
+SECONDS = 60.0
 """How long a statement waits for another process that is writing."""
 
 # Steps of SQLite's machine: to read and verify every row takes 0.6 a byte, measured on indexes of 7 to 17 MB.
@@ -214,21 +216,45 @@ def keeps_a_log(path: Path) -> bool:
             that SQLite would read into it and that is not its own.
     """
     require_plain(path)
-    with open_regular(path) as (handle, _):
-        head = handle.read(100)
-    versions = tuple(head[18:20])  # of the format, for writing and for reading; 2 is with a log
-    if head[:15] != b"SQLite format 3" or versions not in ((1, 1), (2, 2)):
-        raise CheckpointError(path, "the index cannot be read (it begins with other bytes than were written)")
+    versions = _format_of(path)
     for suffix in SIDE_FILES:
         side = Path(f"{path}{suffix}")
-        if not os.path.lexists(side):
+        if not _is_there(side) or suffix == "-journal" or versions == (2, 2):
             continue
-        require_plain(side)
-        if suffix != "-journal" and versions == (1, 1):
+        if _format_of(path) == versions:  # it was not a writer's, killed while it turned a log off
             raise CheckpointError(
                 side, "lies beside an index that has no such file; `weightloom zoo repair` puts it aside"
             )
+        return True
     return versions == (2, 2)
+
+
+def _format_of(path: Path) -> tuple[int, ...]:
+    """The format of an index, for writing and for reading; 2 is with a log."""
+    with _ONE, open_regular(path) as (handle, _):
+        head = handle.read(100)
+    versions = tuple(head[18:20])
+    if head[:15] != b"SQLite format 3" or versions not in ((1, 1), (2, 2)):
+        raise CheckpointError(path, "the index cannot be read (it begins with other bytes than were written)")
+    return versions
+
+
+def _is_there(side: Path) -> bool:
+    """Whether something lies beside an index, a plain file. Raises :class:`CheckpointError` if it is no file.
+
+    One look decides: the writer whose journal it is removes it at any moment.
+    """
+    try:
+        require_plain(side)
+    except CheckpointError as error:
+        if _is_gone(error):
+            return False
+        raise
+    return True
+
+
+def _is_gone(error: CheckpointError) -> bool:
+    return isinstance(error.__cause__, FileNotFoundError)
 
 
 def check_replayed(path: Path) -> None:
@@ -242,13 +268,19 @@ def check_replayed(path: Path) -> None:
     size = require_plain(path).st_size
     for suffix, refused in (("-journal", _journal_is_foreign), ("-wal", _log_is_foreign)):
         side = Path(f"{path}{suffix}")
-        if os.path.lexists(side):
-            require_plain(side)
+        if not _is_there(side):
+            continue
+        try:
             with open_regular(side) as (handle, length):
-                if refused(handle, length, size):
-                    raise ForeignIndex(
-                        side, "is not what a zoo's writer leaves; without it the zoo can be opened"
-                    )
+                foreign = refused(handle, length, size)
+        except CheckpointError as error:
+            if not _is_gone(error):
+                raise
+        else:
+            if foreign:
+                raise ForeignIndex(
+                    side, "is not what a zoo's writer leaves; without it the zoo can be opened"
+                )
 
 
 def _journal_is_foreign(handle: BinaryIO, length: int, size: int) -> bool:
@@ -278,43 +310,86 @@ def _log_is_foreign(handle: BinaryIO, length: int, size: int) -> bool:
     return False
 
 
-def connect(path: Path, place: str, *, writes: bool = False) -> sqlite3.Connection:
+_ONE = RLock()
+"""Held by a thread while it has an index open.
+
+On POSIX systems a process that closes a file gives up all its locks on it, those of SQLite in other threads
+included; and readers in several threads, which share one lock, can keep a writer in another process waiting.
+"""
+if hasattr(os, "register_at_fork"):  # no thread but the one that forks is in the child
+    os.register_at_fork(after_in_child=lambda: globals().update(_ONE=RLock()))
+
+
+class _OnlyConnection(sqlite3.Connection):
+    """A connection that other threads wait for until it is closed."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._lock: RLock | None = None
+        _ONE.acquire()
+        try:
+            super().__init__(*arguments, **options)
+        except BaseException:
+            _ONE.release()
+            raise
+        self._lock = _ONE
+
+    def close(self) -> None:
+        super().close()
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.release()
+
+
+def copy_index(index: Path, place: Path) -> None:
+    """Copy the file of an index, while no thread of this process has it open."""
+    with _ONE:
+        shutil.copyfile(index, place)
+
+
+def connect(path: Path, place: str, *, writes: bool = False, waits: bool = True) -> sqlite3.Connection:
     """A connection on which nothing of a stranger's is run or replayed, and no statement goes on for ever.
 
     Args:
         path: the index.
         place: ``mode=ro``, ``mode=rw``, or ``mode=ro&immutable=1``.
         writes: whether it is for more rows than the file has, of our own.
+        waits: whether it waits for other threads; one that undoes what another one was at must not.
 
     Raises:
         ForeignIndex: something lies beside it that SQLite must not replay.
     """
     if place == "mode=rw":
         check_replayed(path)
-    worth = sum(_worth(file) for file in (str(path), *(f"{path}{suffix}" for suffix in SIDE_FILES)))
     address = f"{path.absolute().as_uri()}?{place}"
-    db = sqlite3.connect(address, timeout=_SECONDS, isolation_level=None, uri=True)
+    kind = _OnlyConnection if waits else sqlite3.Connection
+    db = sqlite3.connect(address, timeout=SECONDS, isolation_level=None, uri=True, factory=kind)
     try:
         for limit, most in _LIMITS.items():
             db.setlimit(limit, most)
-        longest = 2 * worth + (_LONGEST if writes else 1 << 16)  # no value is longer than the file it is from
-        db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, min(longest, (1 << 31) - 1))
         if sys.version_info >= (3, 12):
             _configure(db)
         if hasattr(db, "enable_load_extension"):
             db.enable_load_extension(False)
         for pragma in ("trusted_schema=OFF", "cell_size_check=ON", "mmap_size=0", "temp_store=MEMORY"):
             db.execute(f"PRAGMA {pragma}")
-        steps = _STEPS_A_BYTE * worth + (_STEPS_OF_A_WRITER if writes else _STEPS)
-        # Ends the statement when there are no steps left. No code of Python's runs in it, in which an
-        # interrupt would come up and be lost.
-        ends = chain(repeat(0, steps // _STEPS_AT_ONCE), repeat(1)).__next__
-        db.set_progress_handler(ends, _STEPS_AT_ONCE)
+        limit_work(path, db, writes=writes)
         db.row_factory = sqlite3.Row
     except BaseException:
         db.close()
         raise
     return db
+
+
+def limit_work(path: Path, db: sqlite3.Connection, *, writes: bool = False) -> None:
+    """Statements on ``db`` may take what an index as large as it is now is worth, and no more."""
+    worth = sum(_worth(file) for file in (str(path), *(f"{path}{suffix}" for suffix in SIDE_FILES)))
+    longest = 2 * worth + (_LONGEST if writes else 1 << 16)  # no value is longer than the file it is from
+    db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, min(longest, (1 << 31) - 1))
+    steps = _STEPS_A_BYTE * worth + (_STEPS_OF_A_WRITER if writes else _STEPS)
+    # Ends the statement when there are no steps left. No code of Python's runs in it, in which an
+    # interrupt would come up and be lost.
+    ends = chain(repeat(0, steps // _STEPS_AT_ONCE), repeat(1)).__next__
+    db.set_progress_handler(ends, _STEPS_AT_ONCE)
 
 
 def _worth(file: str) -> int:

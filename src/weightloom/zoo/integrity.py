@@ -14,7 +14,7 @@ from weightloom.errors import CheckpointError
 from weightloom.io import read_header, require_plain, sha256_of
 from weightloom.zoo.admission import DamagedIndex, require_sound, version_of
 from weightloom.zoo.index import INDEX, check_shard_name, seal_of_key, seal_of_shard, seals, to_record
-from weightloom.zoo.opening import being_added, opened, shard_file, shards_folder
+from weightloom.zoo.opening import being_added, locked, opened, shard_file, shards_folder
 
 
 @dataclass(frozen=True)
@@ -33,30 +33,58 @@ class Problem:
 def find_problems(folder: Path) -> list[Problem]:
     """Everything that is wrong with the zoo in ``folder``.
 
+    Other processes may write meanwhile: what is found is looked at again while none does.
+
     Raises:
         CheckpointError: the index cannot be read at all.
     """
     # In this order no writer is between its file and its row: files, whose is not committed, rows.
     files = sorted(shards_folder(folder).glob("*.safetensors"))
     begun = being_added(folder)
+    index = folder / INDEX
     try:
-        with opened(folder / INDEX, whole=False) as db:
-            require_sound(folder / INDEX, db, "integrity_check")
+        with opened(index, whole=False) as db:
+            require_sound(index, db, "integrity_check")
             found, shards = _problems_of_index(folder, db)
-            named = {row[0] for row in db.execute("SELECT name FROM shards")}
+            named = _names(db)
     except DamagedIndex as error:  # of which nothing that is read can be trusted
         return [Problem(error.reason, index=True)]
-    broken = {problem.shard for problem in found}
-    for name, sha256, networks in shards:
-        if name not in broken and (problem := _problem_of_shard(folder, name, sha256, networks)):
-            found.append(problem)
-    # The index has lost them, or they are somebody else's.
-    found += [
+    found += _problems_of_files(folder, shards, [file for file in files if file.stem != begun], named)
+    if found:
+        with locked(folder), opened(index, whole=False, writing=True) as db:
+            found = confirmed(folder, db, found)
+    return found
+
+
+def confirmed(folder: Path, db: sqlite3.Connection, problems: list[Problem]) -> list[Problem]:
+    """Those problems that are still there, for a caller who is inside :func:`weightloom.zoo.opening.locked`.
+
+    A shard that another process was replacing, or took back after a third one, is in order afterwards.
+    """
+    found, shards = _problems_of_index(folder, db)
+    names = {problem.shard for problem in problems}
+    begun = being_added(folder)
+    files = [p.file for p in problems if p.file is not None and p.file.stem != begun]
+    shards = [shard for shard in shards if shard[0] in names]
+    return found + _problems_of_files(folder, shards, files, _names(db))
+
+
+def _names(db: sqlite3.Connection) -> set[str]:
+    return {row[0] for row in db.execute("SELECT name FROM shards")}
+
+
+def _problems_of_files(
+    folder: Path, shards: list[tuple[str, str, int]], files: list[Path], named: set[str]
+) -> list[Problem]:
+    """What is wrong with the files of ``shards``, and the ``files`` whose names are not ``named``."""
+    problems = (_problem_of_shard(folder, *shard) for shard in shards)
+    # The index has lost the others, or they are somebody else's.
+    strays = (
         Problem(f"shard {file.stem} is on disk but not in the index", file=file)
         for file in files
-        if file.stem not in named and file.stem != begun
-    ]
-    return found
+        if file.stem not in named and os.path.lexists(file)
+    )
+    return [problem for problem in problems if problem is not None] + list(strays)
 
 
 def _problem_of_shard(folder: Path, name: str, sha256: str, networks: int) -> Problem | None:

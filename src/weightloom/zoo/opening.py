@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -30,6 +31,7 @@ from weightloom.io import (
 from weightloom.unfinished import Undoing
 from weightloom.zoo.admission import (
     MARKS,
+    SECONDS,
     SIDE_FILES,
     UnfinishedIndex,
     admit,
@@ -38,6 +40,7 @@ from weightloom.zoo.admission import (
     empty,
     explained,
     keeps_a_log,
+    limit_work,
     require_sound,
 )
 from weightloom.zoo.index import INDEX, SCHEMA, check_shard_name, seal_the_rest
@@ -52,55 +55,65 @@ never committed."""
 
 
 @contextmanager
-def opened(path: Path, *, planned: bool = False, whole: bool = True) -> Iterator[sqlite3.Connection]:
+def opened(
+    path: Path, *, planned: bool = False, whole: bool = True, writing: bool = False
+) -> Iterator[sqlite3.Connection]:
     """A connection to the index at ``path``, for reading one state of it, that is closed afterwards.
 
     Args:
         path: the index.
         planned: whether an index that is not there counts as one without rows.
         whole: whether all its pages are checked first, for whoever reads more than a row.
+        writing: whether the caller is inside :func:`locked`.
 
     Raises:
         CheckpointError: the file is no index, is broken, or holds more than an index does.
         WeightloomError: it cannot be used now: locked for long, or left by a killed writer in a folder that
             cannot be written.
     """
-    with explained(path), closing(_reading(path, planned)) as db:
+    with explained(path), closing(_reading(path, planned, writing)) as db:
         if whole:
             require_sound(path, db)
         yield db
 
 
-def _reading(path: Path, planned: bool) -> sqlite3.Connection:
-    if planned and _is_absent(path):
-        return empty(":memory:")
-    recovered = False
+def _reading(path: Path, planned: bool, writing: bool) -> sqlite3.Connection:
     while True:
-        place = "mode=ro"
-        if keeps_a_log(path):
-            if os.access(path.parent, os.W_OK) and os.access(path, os.W_OK):
-                place = "mode=rw"  # the log is read through files that SQLite makes beside the index
-            elif not os.path.lexists(f"{path}-wal"):
-                place = "mode=ro&immutable=1"  # nothing can be written there, so nothing changes either
-        db = connect(path, place)
+        if planned and _is_absent(path):
+            return empty(":memory:")
         try:
-            db.execute("BEGIN")  # one state of the index, the one that is admitted
-            admit(path, db)
-            return db
+            return _admitted(path)
         except UnfinishedIndex:
-            db.close()
             if not planned:
                 raise
             return empty(":memory:")
-        except sqlite3.OperationalError as error:
-            db.close()
-            if recovered or code_of(error) != sqlite3.SQLITE_READONLY_ROLLBACK:
+        except (CheckpointError, sqlite3.OperationalError) as error:
+            if isinstance(error, sqlite3.Error) and code_of(error) == sqlite3.SQLITE_READONLY_ROLLBACK:
+                # Its first statement takes back what a killed writer left. That can be needed again: writers
+                # can be killed faster than a reader reads.
+                with nullcontext() if writing else locked(path.parent), closing(_writable(path)):
+                    pass
+            elif not (planned and _is_absent(path)):  # removed since it was looked for
                 raise
-        except BaseException:
-            db.close()
-            raise
-        with locked(path.parent), closing(_writable(path)):
-            recovered = True  # its first statement took back what a killed writer left
+
+
+def _admitted(path: Path) -> sqlite3.Connection:
+    """A connection in a transaction that reads one state of the index, the one that is admitted."""
+    place = "mode=ro"
+    if keeps_a_log(path):
+        if os.access(path.parent, os.W_OK) and os.access(path, os.W_OK):
+            place = "mode=rw"  # the log is read through files that SQLite makes beside the index
+        elif not os.path.lexists(f"{path}-wal"):
+            place = "mode=ro&immutable=1"  # nothing can be written there, so nothing changes either
+    db = connect(path, place)
+    try:
+        db.execute("BEGIN")
+        admit(path, db)
+        limit_work(path, db)  # while it waited for a writer, the index may have grown
+        return db
+    except BaseException:
+        db.close()
+        raise
 
 
 # -- writing -----------------------------------------------------------------------------------
@@ -125,24 +138,31 @@ def transact(folder: Path, work: Callable[[sqlite3.Connection, Path], T], *, cre
         WeightloomError: the disk is full, or the index is locked for long.
     """
     index = folder / INDEX
-    if create and not os.path.lexists(folder):
+    while True:
+        if create and not os.path.lexists(folder):
+            try:
+                with atomic_folder(folder, commit=False) as place:
+                    return begin(place, work)
+            except InputError:
+                if not os.path.lexists(folder):
+                    raise  # nobody else has made it meanwhile
         try:
-            with atomic_folder(folder, commit=False) as place:
-                return begin(place, work)
-        except InputError:
-            if not os.path.lexists(index):
-                raise  # nobody else has made it meanwhile
-    with explained(index), locked(folder):
-        if not (create and _is_absent(index)):
-            with closing(_writable(index)) as db:
-                try:
-                    version = admit(index, db)
-                except UnfinishedIndex:
-                    if not create:
-                        raise
-                else:
-                    return _continue(folder, db, version, work)
-        return begin(folder, work)
+            with explained(index), locked(folder) as in_place:
+                if not (create and _is_absent(index)):
+                    with closing(_writable(index)) as db:
+                        try:
+                            version = admit(index, db)
+                        except UnfinishedIndex:
+                            if not create:
+                                raise
+                        else:
+                            return _continue(folder, db, version, work)
+                make_folder(folder / "shards")
+                if in_place():  # and stays there, now that it is not empty
+                    return begin(folder, work)
+        except CheckpointError:
+            if not create or os.path.lexists(folder):
+                raise  # and not removed meanwhile, as a zoo without a shard
 
 
 def _continue(
@@ -152,8 +172,7 @@ def _continue(
     index = folder / INDEX
     if version == 1:
         require_sound(index, db, "integrity_check")  # before anything of it is changed
-    if keeps_a_log(index) and db.execute("PRAGMA journal_mode=DELETE").fetchone()[0] != "delete":
-        raise WeightloomError(f"{index}: the index cannot be used now (another process has it open)")
+    _end_log(index, db)
     db.execute("PRAGMA synchronous=EXTRA")
     db.execute("BEGIN IMMEDIATE")
     with Undoing(partial(_undo, folder)):
@@ -169,9 +188,24 @@ def _continue(
             with suppress(sqlite3.Error, OSError, WeightloomError):  # the next writer does it otherwise
                 _take_back(folder, db)
             raise
-        with suppress(OSError):
+        with suppress(sqlite3.Error, OSError, WeightloomError):  # it is committed
             _take_back(folder, db)
     return result
+
+
+def _end_log(index: Path, db: sqlite3.Connection) -> None:
+    """Wait until nobody reads the index, then let it keep no log any more. SQLite does not wait here."""
+    last = time.monotonic() + SECONDS
+    while True:
+        try:
+            if db.execute("PRAGMA journal_mode=DELETE").fetchone()[0] == "delete":
+                return
+        except sqlite3.OperationalError as error:
+            if code_of(error) & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise
+        if time.monotonic() > last:
+            raise WeightloomError(f"{index}: the index cannot be used now (another process has it open)")
+        time.sleep(0.02)
 
 
 def adding(place: Path, shard: str) -> None:
@@ -252,7 +286,10 @@ def _undo(folder: Path) -> None:
     if not os.path.lexists(index):
         _forget_shard(folder)
         return
-    with suppress(sqlite3.Error, OSError, WeightloomError), closing(connect(index, "mode=ro")) as db:
+    with (
+        suppress(sqlite3.Error, OSError, WeightloomError),
+        closing(connect(index, "mode=ro", waits=False)) as db,
+    ):
         db.execute("PRAGMA busy_timeout=0")
         _take_back(folder, db)
 
@@ -285,15 +322,19 @@ def _upgrade(db: sqlite3.Connection) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """One writer of the zoo at a time. Raises :class:`CheckpointError` where there is no such folder."""
+def locked(folder: Path) -> Iterator[Callable[[], bool]]:
+    """One writer of the zoo at a time; yields whether the folder is still in its place.
+
+    Raises:
+        CheckpointError: there is no such folder.
+    """
     with ExitStack() as stack:
         try:
-            stack.enter_context(alone(folder))
+            in_place = stack.enter_context(alone(folder))
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise CheckpointError(folder, f"no zoo can be used here ({reason})") from None
-        yield
+        yield in_place
 
 
 def _writable(path: Path) -> sqlite3.Connection:

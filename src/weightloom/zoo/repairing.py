@@ -21,12 +21,13 @@ from weightloom.zoo.admission import (
     UnfinishedIndex,
     check_replayed,
     connect,
+    copy_index,
     empty,
     expected,
     explained,
 )
 from weightloom.zoo.index import COLUMNS, INDEX, drop_seal, drop_shard, seal_the_rest
-from weightloom.zoo.integrity import Problem, find_problems
+from weightloom.zoo.integrity import Problem, confirmed, find_problems
 from weightloom.zoo.opening import ADDING, begin, locked, shards_folder, transact
 
 DROPPED = "dropped"
@@ -81,14 +82,16 @@ def repair(folder: str | Path) -> list[str]:
         )  # which removes the note, and the shard that it names if no row does
         said.append(f"removed {ADDING}, left by a killed writer")
 
-    def drop_rows(db: sqlite3.Connection, _: Path) -> None:
-        for problem in problems:
+    def drop_rows(db: sqlite3.Connection, _: Path) -> list[Problem]:
+        present = confirmed(folder, db, problems)  # a build may have made some of it again
+        for problem in present:
             if problem.shard is not None:
                 drop_shard(db, problem.shard)
             if problem.key is not None:
                 db.execute("DELETE FROM about WHERE key = ?", (problem.key,))
             if problem.seal is not None:
                 drop_seal(db, problem.seal)
+        return present
 
     def drop_files(db: sqlite3.Connection, _: Path) -> None:
         named = {row[0] for row in db.execute("SELECT name FROM shards")}
@@ -99,7 +102,7 @@ def repair(folder: str | Path) -> list[str]:
     if problems:
         with locked(folder):
             backup.copy(folder / INDEX)
-        transact(folder, drop_rows)
+        problems = transact(folder, drop_rows)
         transact(folder, drop_files)
         assert backup.place is not None
         said += [f"dropped: {problem.text}; kept in {backup.place}" for problem in problems]
@@ -114,10 +117,10 @@ class _Backup:
         self.place: Path | None = None
 
     def copy(self, file: Path) -> None:
-        """Keep a copy of a file as it is now, unless one is kept already."""
+        """Keep a copy of an index as it is now, unless one is kept already."""
         place = self._place_of(file)
         if not place.exists():
-            shutil.copyfile(file, place)
+            copy_index(file, place)
             with place.open("rb") as handle:
                 os.fsync(handle.fileno())
 
@@ -180,7 +183,7 @@ def _rescue(folder: Path) -> Rows:
     index = folder / INDEX
     with temporary_folder(folder) as place:
         copy = place / INDEX
-        shutil.copyfile(index, copy)
+        copy_index(index, copy)
         with copy.open("rb") as handle:
             has_log = tuple(handle.read(20)[18:]) != (1, 1)
         for suffix in ("-journal", "-wal") if has_log else ("-journal",):

@@ -164,7 +164,7 @@ class Zoo:
     def has_shard(self, name: str) -> bool:
         """Whether the shard is committed."""
         with self._opened(whole=False) as db:
-            return db.execute("SELECT 1 FROM shards WHERE name = ?", (name,)).fetchone() is not None
+            return _has_shard(db, name)
 
     @with_plain_defaults
     def add(
@@ -193,22 +193,26 @@ class Zoo:
         assert len(flats) == len(records)
         stacked = _stacked(shard, spec, flats)
         rows = [to_row(record, shard, number) for number, record in enumerate(records)]
-        if self.has_shard(shard):
-            if self._holds(shard, spec, flats, rows):
-                return
 
-            def drop(db: sqlite3.Connection, place: Path) -> None:
-                adding(place, shard)
-                drop_shard(db, shard)
+        def drop(db: sqlite3.Connection, place: Path) -> None:
+            adding(place, shard)
+            drop_shard(db, shard)
 
-            transact(self.path, drop)
-
-        def put(db: sqlite3.Connection, place: Path) -> None:
+        def put(db: sqlite3.Connection, place: Path) -> bool:
+            if _has_shard(db, shard):
+                return False
             if recipe is not None and not self._of_recipe(db, recipe):
                 _put_about(db, "recipe", recipe)
             _put_shard(db, place, shard, spec, stacked, rows)
+            return True
 
-        transact(self.path, put, create=self._planned)
+        while True:
+            if self.has_shard(shard):
+                if self._holds(shard, spec, flats, rows):
+                    return
+                transact(self.path, drop)
+            if transact(self.path, put, create=self._planned):
+                return  # otherwise another process has added one of this name meanwhile
 
     @with_plain_defaults
     def add_new(self, spec: ArchitectureSpec, flats: Tensor, records: Sequence[Record]) -> list[Record]:
@@ -450,7 +454,11 @@ def _put_shard(
     stacked: dict[str, Tensor],
     rows: list[tuple[Any, ...]],
 ) -> None:
-    """A shard's file, its rows and its seal; ``db`` is inside a transaction."""
+    """A shard's file, its rows and its seal; ``db`` is inside a transaction.
+
+    It has no shard of this name: whoever is killed here would leave its rows beside another file.
+    """
+    assert not _has_shard(db, shard)
     adding(place, shard)
     digest = save_tensors(shard_file(place, shard), stacked, {"architecture": spec.full_text()})
     drop_shard(db, shard)
@@ -467,6 +475,10 @@ def _source(provenance: dict[str, Any]) -> tuple[Any, str]:
 
 def _source_text(digest: str, place: str) -> str:
     return digest if place == "." else f"{digest} {place} "
+
+
+def _has_shard(db: sqlite3.Connection, name: str) -> bool:
+    return db.execute("SELECT 1 FROM shards WHERE name = ?", (name,)).fetchone() is not None
 
 
 def _put_about(db: sqlite3.Connection, key: str, value: Any) -> None:
