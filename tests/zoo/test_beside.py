@@ -192,6 +192,18 @@ def test_a_writer_fails_after_another_one_has_added_a_shard_of_the_same_name(zoo
     assert zoo.verify() == [], "rows beside a file that is another one"
 
 
+def test_a_shard_of_another_name_where_somebody_took_the_one_of_an_import(zoo, built):
+    first = built.records()[0]
+    spec, flat = first.spec(), built.load([first])
+    imported = replace(first, provenance={"sha256": "0" * 64})
+    (name,) = [record.shard for record in zoo.add_new(spec, flat, [imported])]
+    other = Zoo(zoo.path.parent / "other", create=True)
+    other.add(name, spec, flat + 1, [first])
+    (added,) = other.add_new(spec, flat, [imported])
+    assert added.shard != name and len(other.records()) == 2 and other.verify() == []
+    assert other.load([added]).equal(flat)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs the locks of POSIX")
 def test_a_zoo_is_removed_and_made_again_while_a_writer_waits(copy, tmp_path, once):
     import fcntl

@@ -157,6 +157,11 @@ def seal_shard(db: sqlite3.Connection, name: str) -> None:
     put_seal(db, f"shard/{name}", seal_of_shard(db, name))
 
 
+def has_shard(db: sqlite3.Connection, name: str) -> bool:
+    """Whether the index names a shard."""
+    return db.execute("SELECT 1 FROM shards WHERE name = ?", (name,)).fetchone() is not None
+
+
 def drop_shard(db: sqlite3.Connection, name: str) -> None:
     """Forget a shard, its checkpoints and its seal."""
     db.execute("DELETE FROM checkpoints WHERE shard = ?", (name,))

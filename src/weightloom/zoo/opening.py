@@ -43,7 +43,7 @@ from weightloom.zoo.admission import (
     limit_work,
     require_sound,
 )
-from weightloom.zoo.index import INDEX, SCHEMA, check_shard_name, seal_the_rest
+from weightloom.zoo.index import INDEX, SCHEMA, check_shard_name, has_shard, seal_the_rest
 
 T = TypeVar("T")
 
@@ -242,7 +242,7 @@ def _take_back(folder: Path, db: sqlite3.Connection) -> None:
     if not os.path.lexists(folder / ADDING):
         return
     shard = being_added(folder)
-    if shard is not None and not db.execute("SELECT 1 FROM shards WHERE name = ?", (shard,)).fetchall():
+    if shard is not None and not has_shard(db, shard):
         shard_file(folder, shard).unlink(missing_ok=True)
         sweep(shards_folder(folder))
     (folder / ADDING).unlink(missing_ok=True)

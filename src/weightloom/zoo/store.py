@@ -34,6 +34,7 @@ from weightloom.zoo.index import (
     INDEX,
     Record,
     drop_shard,
+    has_shard,
     put_seal,
     seal_of_key,
     seal_shard,
@@ -164,7 +165,7 @@ class Zoo:
     def has_shard(self, name: str) -> bool:
         """Whether the shard is committed."""
         with self._opened(whole=False) as db:
-            return _has_shard(db, name)
+            return has_shard(db, name)
 
     @with_plain_defaults
     def add(
@@ -199,7 +200,7 @@ class Zoo:
             drop_shard(db, shard)
 
         def put(db: sqlite3.Connection, place: Path) -> bool:
-            if _has_shard(db, shard):
+            if has_shard(db, shard):
                 return False
             if recipe is not None and not self._of_recipe(db, recipe):
                 _put_about(db, "recipe", recipe)
@@ -240,7 +241,8 @@ class Zoo:
             if not rows:
                 return []
             text = spec.full_text() + "".join(_source_text(*sources[n]) for n in rows)
-            shard = f"import-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+            while has_shard(db, shard := f"import-{hashlib.sha256(text.encode()).hexdigest()[:12]}"):
+                text += "+"  # of a zoo that somebody else made
             kept = [
                 replace(records[n], id=f"{shard}-{row:03d}", shard=shard, row=row, member=row)
                 for row, n in enumerate(rows)
@@ -458,7 +460,7 @@ def _put_shard(
 
     It has no shard of this name: whoever is killed here would leave its rows beside another file.
     """
-    assert not _has_shard(db, shard)
+    assert not has_shard(db, shard)
     adding(place, shard)
     digest = save_tensors(shard_file(place, shard), stacked, {"architecture": spec.full_text()})
     drop_shard(db, shard)
@@ -475,10 +477,6 @@ def _source(provenance: dict[str, Any]) -> tuple[Any, str]:
 
 def _source_text(digest: str, place: str) -> str:
     return digest if place == "." else f"{digest} {place} "
-
-
-def _has_shard(db: sqlite3.Connection, name: str) -> bool:
-    return db.execute("SELECT 1 FROM shards WHERE name = ?", (name,)).fetchone() is not None
 
 
 def _put_about(db: sqlite3.Connection, key: str, value: Any) -> None:
