@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
@@ -226,8 +227,9 @@ def being_added(folder: Path) -> str | None:
 def shards_folder(folder: Path) -> Path:
     """Where a zoo's shards lie. Raises :class:`CheckpointError` where that is no plain folder inside it."""
     place = folder / "shards"
-    if place.is_symlink() or (place.exists() and not place.is_dir()):
-        raise CheckpointError(place, "is no plain folder of the zoo")
+    with suppress(OSError):
+        if not stat.S_ISDIR(os.lstat(place).st_mode):
+            raise CheckpointError(place, "is no plain folder of the zoo")
     return place
 
 
@@ -294,6 +296,19 @@ def _undo(folder: Path) -> None:
         _take_back(folder, db)
 
 
+def tidy(folder: Path) -> None:
+    """Remove what killed writers left, if there is a zoo and anything is there."""
+    if not os.path.lexists(folder / INDEX):
+        return
+    sweep(shards_folder(folder))
+    try:
+        if os.path.lexists(folder / ADDING):
+            transact(folder, lambda *_: None)
+    except CheckpointError:
+        if os.path.lexists(folder / INDEX):
+            raise  # and not removed meanwhile, as a zoo without a shard
+
+
 def discard_empty(folder: Path, *, keep_folder: bool) -> None:
     """Remove a zoo that has no shard; one that cannot be looked into stays."""
     index = folder / INDEX
@@ -351,4 +366,8 @@ def _writable(path: Path) -> sqlite3.Connection:
 
 def _is_absent(path: Path) -> bool:
     """Whether there is nothing at ``path``, or an empty file that a killed writer left."""
-    return not os.path.lexists(path) or (os.path.isfile(path) and require_plain(path).st_size == 0)
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return True
+    return stat.S_ISREG(status.st_mode) and status.st_size == 0

@@ -14,8 +14,9 @@ import hashlib
 import json
 import os
 import sqlite3
+import stat
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -42,7 +43,7 @@ from weightloom.zoo.index import (
     to_row,
 )
 from weightloom.zoo.integrity import find_problems
-from weightloom.zoo.opening import ADDING, adding, opened, shard_file, shards_folder, transact
+from weightloom.zoo.opening import adding, opened, shard_file, shards_folder, tidy, transact
 
 _FIELDS: dict[str, type] = {
     "name": str,
@@ -96,18 +97,16 @@ class Zoo:
         zoo._index = zoo.path / INDEX
         zoo._planned = True
         zoo._sound = None
-        if os.path.lexists(zoo.path) and not zoo.path.is_dir():
-            raise CheckpointError(zoo.path, "no zoo can be made here (it is no folder)")
+        with suppress(OSError):
+            if not stat.S_ISDIR(os.lstat(zoo.path).st_mode) and not zoo.path.is_dir():
+                raise CheckpointError(zoo.path, "no zoo can be made here (it is no folder)")
         with zoo._opened(whole=False):
             pass
         return zoo
 
     def tidy(self) -> None:
         """Remove what killed writers left, if this is a zoo and anything is there."""
-        if os.path.lexists(self._index):
-            sweep(shards_folder(self.path))
-            if os.path.lexists(self.path / ADDING):
-                transact(self.path, lambda *_: None)
+        tidy(self.path)
 
     @contextmanager
     def _opened(self, *, whole: bool = True) -> Iterator[sqlite3.Connection]:
