@@ -39,6 +39,7 @@ def main() -> None:
     with npm_package(WORDNET) as read:
         nouns = Nouns(read("dict/index.noun").decode(), read("dict/data.noun").decode())
     counts: Counter[str] = Counter()
+    things: set[str] = set()
     with npm_archives([f"@iconify-json/{name}@{version}" for name, (version, _) in icons.SETS.items()]) as paths:
         for icon_set, path in zip(icons.SETS, paths, strict=True):
             with archive(path) as read:
@@ -46,9 +47,11 @@ def main() -> None:
             for icon in found:
                 name = icons.concept(icon_set, icon)
                 last = name.split()[-1] if name and icon_set in icons._EMOJI else ""
-                if name and (nouns.is_thing(name) or (last and nouns.is_thing(last))):
+                if name:
                     counts[name] += 1
-    kept = sorted((name, count) for name, count in counts.items() if count >= icons._LEAST)
+                if name and (nouns.is_thing(name) or (last and nouns.is_thing(last))):
+                    things.add(name)
+    kept = sorted((name, counts[name]) for name in things if counts[name] >= icons._LEAST)
     LIST.write_text("".join(f"{name}\t{count}\n" for name, count in kept), encoding="utf-8")
     print(f"{len(kept)} names, {sum(count for _, count in kept)} icons, in {LIST.name}")
 

@@ -1,6 +1,6 @@
 """Class names as users give them: lists, folder names, sentences that list classes.
 
-Nothing here knows what a name means; :func:`weightloom.conditioning.encode_text` makes vectors of them.
+Checks and reads them, and makes vectors of them. Knows nothing of tasks.
 """
 
 from __future__ import annotations
@@ -8,7 +8,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+
+from weightloom.conditioning.lexicon import define
+from weightloom.conditioning.text import TEXT_WIDTH, encode_text
 from weightloom.errors import InputError
+
+NAME_WIDTH = 2 * TEXT_WIDTH
+"""Width of a class name's vector."""
 
 MAX_NAMES = 1000
 """Most classes of one network."""
@@ -143,3 +151,19 @@ def _bare(name: str) -> str:
         if name.lower().startswith(article) and len(name) > len(article):
             return name[len(article) :].strip()
     return name
+
+
+def encode_names(names: Sequence[str]) -> Tensor:
+    """(C, 768): the sentence encoder's vectors of each name, and of the name with its definition.
+
+    Raises:
+        DataUnavailableError: the sentence encoder is not installed.
+
+    Example:
+        >>> encode_names(["cat", "dog"]).shape
+        torch.Size([2, 768])
+    """
+    plain = [readable(name) for name in names]
+    defined = [f"{name}: {meaning}" if (meaning := define(name)) else name for name in plain]
+    vectors = encode_text([*plain, *defined])
+    return torch.cat([vectors[: len(plain)], vectors[len(plain) :]], 1)

@@ -72,6 +72,7 @@ class Request:
 
     architecture: ArchitectureSpec
     instruction: str | None = None
+    classes: tuple[str, ...] | None = None
     support: SupportSet | None = None
     num_samples: int = 1
     seed: int = 0

@@ -1,0 +1,183 @@
+"""Networks from class names, with or without a sentence and examples.
+
+For every architecture that it makes it has one learned part (:mod:`weightloom.generators.words_part`). Classes are a set:
+another order of the names gives the same network with its outputs in that order, bit for bit. Knows nothing of how
+it is trained.
+
+Shapes: M samples, P values of a network, C classes, T layers, R codes a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from weightloom.architectures import ArchitectureSpec, parse_architecture
+from weightloom.conditioning import encode_text
+from weightloom.conditioning.names import MAX_NAMES, check_names, encode_names, names_in
+from weightloom.errors import CheckpointError, InputError, WeightloomError
+from weightloom.generators.base import (
+    Generator,
+    Request,
+    Validity,
+    generators,
+    sample_generators,
+)
+from weightloom.generators.words_part import WordsConfig, WordsPart, Written
+from weightloom.io import load_tensors, read_json, save_tensors, write_json
+from weightloom.tasks.data import SupportSet
+from weightloom.weights import layout_of
+
+
+def words_validity(keys: tuple[str, ...], tasks: tuple[str, ...]) -> Validity:
+    """What parts for the architectures ``keys`` (with their input, without classes) can be asked for."""
+    first = parse_architecture(keys[0]).input
+    assert first is not None
+    return Validity(architectures=keys, input=first, min_classes=2, max_classes=MAX_NAMES, tasks=tasks)
+
+
+@generators.register("words")
+class Words(nn.Module, Generator):
+    """One part for each architecture of ``validity``, in its order.
+
+    Example:
+        >>> limits = words_validity(("mlp(depth=1,width=4,input=1x8x8)",), ("digits",))
+        >>> model = Words(WordsConfig(hidden=16), limits).eval()
+        >>> sample = model.generate("mlp(depth=1,width=4)", classes=["cat", "dog", "truck"])
+        >>> sample.module(torch.zeros(1, 1, 8, 8)).shape
+        torch.Size([1, 3])
+    """
+
+    kind: ClassVar[str] = "words"
+    reads_words: ClassVar[bool] = True
+    reads_names: ClassVar[bool] = True
+    makes_statistics: ClassVar[bool] = True
+    heeds: ClassVar[frozenset[str]] = frozenset({"temperature"})
+
+    def __init__(self, config: WordsConfig, validity: Validity, *, name: str = "words", seed: int = 0) -> None:
+        super().__init__()
+        self.config, self.validity, self.name = config, validity, name
+        self.parts = nn.ModuleList(
+            WordsPart(config, parse_architecture(key).resolve(classes=2), seed=seed)
+            for key in validity.architectures
+        )
+
+    def part(self, spec: ArchitectureSpec) -> WordsPart:
+        """The part that makes ``spec``."""
+        found = self.parts[self.validity.architectures.index(str(replace(spec, classes=None)))]
+        assert isinstance(found, WordsPart)
+        return found
+
+    def class_names(self, request: Request) -> tuple[tuple[str, ...], str]:
+        """The names of the request's classes, and where they are from.
+
+        Raises:
+            InputError: nothing names them.
+        """
+        if request.classes is not None:
+            return request.classes, "given"
+        if request.support is not None:
+            return check_names(request.support.class_names), "of the examples"
+        listed = None if request.instruction is None else names_in(request.instruction)
+        if listed is None:
+            raise InputError(
+                f"generator {self.name} makes a network from the names of its classes; give them as "
+                "--classes 'cat, dog, truck' (classes=[...]), or list them in the instruction"
+            )
+        if len(listed) != request.architecture.classes:
+            raise InputError(
+                f"the instruction lists {len(listed)} classes ({', '.join(listed[:6])}), the architecture has "
+                f"{request.architecture.classes}; give them as --classes 'cat, dog, truck' (classes=[...])"
+            )
+        return listed, "listed in the instruction"
+
+    @torch.no_grad()
+    def sample_flats(self, request: Request) -> tuple[Tensor, list[dict[str, Any]]]:
+        """(M, P). The first sample has the likeliest codes, the others are drawn around them.
+
+        Raises:
+            InputError: nothing names the classes.
+            DataUnavailableError: the sentence encoder is not installed.
+        """
+        names, source = self.class_names(request)
+        # In alphabetical order, and back at the end: sums do not depend on the order that was given.
+        order = sorted(range(len(names)), key=lambda place: (names[place].casefold(), names[place]))
+        vectors = encode_names([names[place] for place in order])
+        sentence = None if request.instruction is None else encode_text([request.instruction])[0]
+        support = request.support
+        if support is not None:
+            support = SupportSet(
+                images=support.images[order], class_names=tuple(support.class_names[place] for place in order)
+            )
+        part = self.part(request.architecture)
+        back = torch.argsort(torch.tensor(order))
+        flats, reports = [], []
+        temperature = request.sampling.temperature
+        for number, generator in enumerate(sample_generators(request)):
+            shape = (len(part.layers), self.config.codes)
+            noise = temperature * torch.randn(shape, generator=generator) if number else None
+            written = part.write(vectors, sentence, noise)
+            flat, head = self._network(request, part, written, support, back)
+            flats.append(flat)
+            reports.append({"class_names": list(names), "names_from": source, "head": head})
+        return torch.stack(flats), reports
+
+    def _network(
+        self, request: Request, part: WordsPart, written: Written, support: SupportSet | None, back: Tensor
+    ) -> tuple[Tensor, str]:
+        """(P,) with its rows in the order of the request, and how the head was made."""
+        statistics, rows, biases, head = written.statistics, written.rows, written.biases, "from the names"
+        if support is not None:
+            classes, shots = support.images.shape[:2]
+            worth = part.weigh(shots, classes)
+            examples = support.images.flatten(0, 1)  # (C, S, ...) -> (C*S, ...)
+            if request.batch_norm == "support" and part.norms:
+                statistics = part.blend(written, examples, worth[3])
+            features, _ = part.run(written.trunk, examples, statistics)
+            rows, biases = part.with_examples(written, features.unflatten(0, (classes, shots)), worth)
+            head = "from the names and the examples"
+        state = {**written.trunk, **statistics}
+        layout = layout_of(request.architecture)
+        own = next(layer for layer in layout.layers if layer.kind == "head")
+        state[own.slots[0].name], state[own.slots[1].name] = rows[back], biases[back]
+        return layout.flatten(state), head
+
+    # ------------------------------------------------------------------ files
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``config.json`` and ``model.safetensors`` (half precision). Raises CheckpointError where that fails."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: value.half().contiguous() for name, value in self.state_dict().items()}
+        save_tensors(folder / "model.safetensors", tensors, {"kind": self.kind})
+        settings = {"name": self.name, "config": asdict(self.config), "validity": asdict(self.validity)}
+        write_json(folder / "config.json", {"kind": self.kind, **settings})
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Words:
+        """Read what :meth:`save_pretrained` wrote. Raises CheckpointError where it is broken."""
+        folder = Path(folder)
+        held = read_json(folder / "config.json")
+        tensors, _ = load_tensors(folder / "model.safetensors")
+        try:
+            validity = Validity.from_json(held["validity"])
+            model = cls(WordsConfig(**held["config"]), validity, name=str(held["name"]))
+        except (AttributeError, KeyError, TypeError, ValueError, IndexError, WeightloomError) as error:
+            raise CheckpointError(folder / "config.json", f"no generator from words ({error})") from None
+        _load(model, tensors, folder / "model.safetensors")
+        return model.eval()
+
+
+def _load(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    wanted = model.state_dict()
+    for name in sorted(wanted.keys() ^ tensors.keys()):
+        raise CheckpointError(path, f"tensor {name!r} is in the file or in the config's model, not in both")
+    for name, value in tensors.items():
+        if value.shape != wanted[name].shape or value.dtype != torch.float16:
+            raise CheckpointError(path, f"tensor {name!r} is {tuple(value.shape)} {value.dtype}, not what fits")
+    model.load_state_dict({name: value.float() for name, value in tensors.items()})

@@ -1,0 +1,237 @@
+"""Training of a generator of networks from words: through the networks that it makes, one architecture at a time.
+
+A step takes one task: classes of one source of pictures, in words. The part writes a network for it, and the loss is
+that network's on pictures of the task. Nothing else is needed: no checkpoint, no teacher. Towards the end the
+batch norms use the statistics that words predict. A second, short training learns what examples are worth.
+
+Shapes: C classes, B images of a step, S examples a class, D width of a text vector.
+Sources: learning through the made network, Ha et al. (arXiv 1609.09106), equation 3; episodes, Vinyals et al.
+(arXiv 1606.04080), section 2.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from weightloom.architectures import ArchitectureSpec, parse_architecture
+from weightloom.conditioning.names import NAME_WIDTH, encode_names
+from weightloom.generators.load import save_generator
+from weightloom.generators.words import Words, words_validity
+from weightloom.generators.words_part import WordsConfig, WordsPart, Written
+from weightloom.io import read_yaml
+from weightloom.seeding import numpy_generator, torch_generator
+from weightloom.tasks import DatasetTask
+from weightloom.training.loop import Progress, run_loop
+from weightloom.training.parallel import WHOLE, Part
+from weightloom.training.recipe import UNDECISIVE, WordsRecipe
+from weightloom.training.stages import claim, round_parameters
+from weightloom.training.trainers import trainers
+from weightloom.training.words_tasks import (
+    Pictures,
+    PictureSource,
+    known_stems,
+    names_of_split,
+    open_sources,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordsObjectiveSettings:
+    """Sizes of a step and what is left out of it at random."""
+
+    batch: int = 256
+    most_classes: int = 40
+    told_sentence: float = 0.8
+    name_noise: float = 0.02
+    code_noise: float = 0.1
+    predicted_statistics: float = 0.25
+    """In the last so large share of the steps every other one uses the statistics that words predict."""
+    statistics_weight: float = 0.1
+    shots: tuple[int, ...] = (1, 2, 4, 8, 16)
+    most_examples: int = 256
+
+
+class WordsObjective:
+    """Loss of one step on words alone; everything that it draws comes from the address (seed, step)."""
+
+    def __init__(
+        self, part: WordsPart, sources: Sequence[Pictures], settings: WordsObjectiveSettings, *, steps: int, seed: int
+    ) -> None:
+        self.part, self.sources, self.settings = part, list(sources), settings
+        self.steps, self.seed = steps, seed
+        weights = torch.tensor([pictures.source.weight for pictures in self.sources], dtype=torch.float64)
+        self._shares = weights / weights.sum()
+
+    @property
+    def items(self) -> int:
+        """One task a step."""
+        return 1
+
+    def draw(self, generator: torch.Generator) -> tuple[Pictures, list[int], Tensor, Tensor | None]:
+        """A source, classes of it, vectors of their names, and a sentence's vector or none."""
+        settings = self.settings
+        pictures = self.sources[int(torch.multinomial(self._shares, 1, generator=generator))]
+        classes = pictures.draw_classes(generator, settings.most_classes)
+        names = pictures.draw_names(classes, generator)
+        names = names + settings.name_noise * torch.randn(names.shape, generator=generator)
+        chosen = pictures.sentences[int(torch.randint(len(pictures.sentences), (), generator=generator))]
+        told = float(torch.rand((), generator=generator)) < settings.told_sentence
+        return pictures, classes, names, chosen if told else None
+
+    def __call__(self, step: int, part: Part = WHOLE) -> tuple[Tensor, dict[str, float]]:
+        settings = self.settings
+        generator = torch_generator("words", self.seed, step)
+        pictures, classes, names, sentence = self.draw(generator)
+        images = pictures.draw(classes, max(2, settings.batch // len(classes)), generator)
+        labels = torch.arange(len(classes)).repeat_interleave(images.shape[1])
+        noise = torch.randn((len(self.part.layers), self.part.config.codes), generator=generator)
+        written = self.part.write(names, sentence, settings.code_noise * noise)
+        late = step >= (1 - settings.predicted_statistics) * self.steps and step % 2 == 1
+        batch = images.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        # What words predict of the statistics is learned from what is measured, not through the loss.
+        predicted = {name: value.detach() for name, value in written.statistics.items()}
+        features, measured = self.part.run(written.trunk, batch, predicted if late else None)
+        logits = features @ written.rows.T + written.biases
+        loss = F.cross_entropy(logits, labels)
+        if not late and self.part.norms:
+            loss = loss + settings.statistics_weight * self.part.statistics_loss(written.statistics, measured)
+        right = float((logits.argmax(1) == labels).float().mean())
+        return loss, {f"{pictures.source.dataset}_accuracy": right}
+
+
+class EvidenceObjective(WordsObjective):
+    """Loss of one step with examples; only what examples are worth is learned."""
+
+    def __call__(self, step: int, part: Part = WHOLE) -> tuple[Tensor, dict[str, float]]:
+        settings = self.settings
+        generator = torch_generator("evidence", self.seed, step)
+        pictures, classes, names, sentence = self.draw(generator)
+        limit = max(1, settings.most_examples // len(classes))
+        shots = settings.shots[int(torch.randint(len(settings.shots), (), generator=generator))]
+        shots = min(shots, limit)
+        queries = max(2, settings.batch // len(classes))
+        images = pictures.draw(classes, shots + queries, generator)
+        with torch.no_grad():
+            written = self.part.write(names, sentence)
+        logits = answer_with_examples(self.part, written, images[:, :shots], images[:, shots:].flatten(0, 1))
+        labels = torch.arange(len(classes)).repeat_interleave(queries)
+        right = float((logits.argmax(1) == labels).float().mean())
+        return F.cross_entropy(logits, labels), {f"{shots}_shots": right}
+
+
+def answer_with_examples(part: WordsPart, written: Written, support: Tensor, queries: Tensor) -> Tensor:
+    """Logits (B, C) of queries (B, ...) after examples (C, S, ...)."""
+    classes, shots = support.shape[:2]
+    worth = part.weigh(shots, classes)
+    examples = support.flatten(0, 1)  # (C, S, ...) -> (C*S, ...)
+    statistics = part.blend(written, examples, worth[3]) if part.norms else {}
+    features, _ = part.run(written.trunk, torch.cat([examples, queries]), statistics)
+    known, asked = features.split([len(examples), len(queries)])
+    rows, biases = part.with_examples(written, known.unflatten(0, (classes, shots)), worth)
+    return asked @ rows.T + biases
+
+
+@torch.no_grad()
+def probe_words(
+    part: WordsPart, sources: Sequence[Pictures], salt: str, *, draws: int = 30, images: int = 1000
+) -> dict[str, float]:
+    """Accuracy from words alone: on whole known datasets, and five-way on names kept for choices."""
+    part.eval()
+    known = known_stems(tuple(p.source for p in sources))
+    found: dict[str, float] = {}
+    for pictures in sources:
+        source, task = pictures.source, pictures.task
+        whole = task.data("test")
+        if not source.names:
+            order = torch.randperm(len(whole), generator=torch_generator("probe", str(task)))[:images]
+            batch, labels = whole.batch(order)
+            written = part.write(encode_names(task.class_names), pictures.sentences[0])
+            features, _ = part.run(written.trunk, batch, written.statistics)
+            right = ((features @ written.rows.T + written.biases).argmax(1) == labels).float().mean()
+            found[f"whole_{source.dataset}"] = float(right)
+            continue
+        for split in ("train", "choices"):
+            pool = names_of_split(source.dataset, split, salt, known)
+            generator = numpy_generator("probe", source.dataset, split)
+            total = 0.0
+            for _ in range(draws):
+                classes = tuple(int(c) for c in generator.choice(pool, 5, replace=False))
+                drawn = DatasetTask(dataset=source.dataset, classes=classes, size=task.size, channels=task.channels)
+                batch, labels = drawn.data("test").all()
+                written = part.write(encode_names(drawn.class_names), pictures.sentences[0])
+                features, _ = part.run(written.trunk, batch, written.statistics)
+                total += float(((features @ written.rows.T + written.biases).argmax(1) == labels).float().mean())
+            found[f"five_{split}_{source.dataset}"] = total / draws
+    part.train()
+    return found
+
+
+@trainers.register(Words.kind)
+def train_from_recipe(recipe_path: Path, zoo: Path | None, out: Path, progress: Progress) -> Words:
+    """See :data:`weightloom.training.trainers.Trainer`. A zoo is not needed, and not looked at."""
+    return train_words(read_yaml(recipe_path, WordsRecipe), out, progress)
+
+
+def train_words(recipe: WordsRecipe, out: Path, progress: Progress) -> Words:
+    """Every architecture's part, one after another; goes on where an interrupted run stopped; saves in ``out``.
+
+    Raises:
+        SpecError: an option or an architecture that makes no sense.
+        TrainingError: a loss stays not finite.
+        DataUnavailableError: a dataset or the sentence encoder is not on this machine.
+    """
+    config = WordsConfig(**recipe.config)
+    settings = WordsObjectiveSettings(**recipe.objective)
+    asked = [(parse_architecture(a.architecture).resolve(input=(recipe.channels, a.size, a.size)), a) for a in recipe.parts]
+    sources = tuple(PictureSource(**source.model_dump()) for source in recipe.sources)
+    parts: dict[str, WordsPart] = {}
+    for number, (spec, one) in enumerate(asked):
+        key = str(spec)
+        work = out / "work" / f"part-{number}"
+        origin = recipe.model_dump(mode="json", exclude={"parts", "evidence", "name"})
+        origin["part"] = one.model_dump(mode="json")
+        for name in UNDECISIVE:
+            origin["part"]["loop"].pop(name, None)
+        claim(work, origin)
+        part = WordsPart(config, spec.resolve(classes=2), seed=recipe.seed)
+        parts[key] = part
+        opened = open_sources(sources, recipe.salt, one.size, recipe.channels)
+        for name, parameter in part.named_parameters():
+            parameter.requires_grad_(not name.startswith("evidence."))
+        part.train()
+        run_loop(
+            f"{spec.family} from words",
+            part,
+            WordsObjective(part, opened, settings, steps=one.loop.steps, seed=recipe.seed),
+            one.loop.settings(),
+            folder=work / "words",
+            evaluate=lambda _, part=part, opened=opened: probe_words(part, opened, recipe.salt),
+            evaluate_every=max(1, one.loop.steps // 6),
+            progress=progress,
+        )
+        for name, parameter in part.named_parameters():
+            parameter.requires_grad_(name.startswith("evidence."))
+        part.eval()
+        run_loop(
+            f"{spec.family} with examples",
+            part,
+            EvidenceObjective(part, opened, settings, steps=recipe.evidence.steps, seed=recipe.seed),
+            recipe.evidence.settings(),
+            folder=work / "evidence",
+            progress=progress,
+        )
+        part.requires_grad_(True)
+        round_parameters(part)
+    validity = words_validity(tuple(parts), tuple(source.dataset for source in sources))
+    model = Words(config, validity, name=recipe.name)
+    for number, part in enumerate(parts.values()):
+        model.parts[number].load_state_dict(part.state_dict())
+    model.eval()
+    save_generator(model, out)
+    return model
