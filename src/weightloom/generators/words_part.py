@@ -107,7 +107,7 @@ class WordsPart(nn.Module):
             raise SpecError(f"the trunk of {spec} has no layer to write")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_for("words", seed))
-            start = spec.initialise(seed).state_dict()
+            start = _he(spec.initialise(seed).state_dict())
             flats = [torch.cat([start[s.name].flatten() for s in layer.slots]) for layer in self.layers]
             self.base = nn.ParameterList(nn.Parameter(flat.clone()) for flat in flats)
             self.atoms = nn.ParameterList(
@@ -297,6 +297,18 @@ class WordsPart(nn.Module):
         rows = worth[0] * written.rows + change
         biases = worth[0] * written.biases + 0.3 * moved[-1] - change @ middle
         return rows, biases
+
+
+def _he(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights with the spread that keeps the size of what goes through rectifiers.
+
+    Adam's steps have one size, so where batch norms hide the size of weights it decides how fast they turn. Source: He et al. (arXiv 1502.01852), equation 10.
+    """
+    found = dict(state)
+    for name, value in state.items():
+        if value.dim() > 1:
+            found[name] = value * ((2 / value[0].numel()) ** 0.5 / value.std())
+    return found
 
 
 def _scales(layer: TrunkLayer, start: dict[str, Tensor]) -> Tensor:
