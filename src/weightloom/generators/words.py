@@ -1,8 +1,9 @@
 """Networks from class names, with or without a sentence and examples.
 
-For every architecture that it makes it has one learned part (:mod:`weightloom.generators.words_part`). Classes are a set:
-another order of the names gives the same network with its outputs in that order, bit for bit. Knows nothing of how
-it is trained.
+For every architecture that it makes it has one learned part (:mod:`weightloom.generators.words_part`).
+Classes are a set: another order of the names gives the same network with its outputs in that order, bit for
+bit. The sentence, and the examples where there are any, also say how the pictures are turned: the network is
+written for pictures as they are, and turned as they are. Knows nothing of how it is trained.
 
 Shapes: M samples, P values of a network, C classes, T layers, R codes a layer.
 """
@@ -15,11 +16,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weightloom.architectures import ArchitectureSpec, parse_architecture
-from weightloom.conditioning import encode_text
-from weightloom.conditioning.names import MAX_NAMES, check_names, encode_names, names_in
+from weightloom.conditioning import TEXT_WIDTH, encode_text
+from weightloom.conditioning.names import MAX_NAMES, check_names, encode_names, names_in, shown_names
 from weightloom.errors import CheckpointError, InputError, WeightloomError
 from weightloom.generators.base import (
     Generator,
@@ -31,7 +33,14 @@ from weightloom.generators.base import (
 from weightloom.generators.words_part import WordsConfig, WordsPart, Written
 from weightloom.io import load_tensors, read_json, save_tensors, write_json
 from weightloom.tasks.data import SupportSet
+from weightloom.tasks.transforms import transform_names
 from weightloom.weights import layout_of
+from weightloom.weights.turning import FAMILIES, turned, undone
+
+POSE_SIZES = (4, 2, 2)
+"""Rotations, mirrored or not, inverted or not."""
+UNTOLD = -6.0
+"""Log-probability of a turn that nothing speaks for: a few examples that look so outweigh it."""
 
 
 def words_validity(keys: tuple[str, ...], tasks: tuple[str, ...]) -> Validity:
@@ -59,13 +68,41 @@ class Words(nn.Module, Generator):
     makes_statistics: ClassVar[bool] = True
     heeds: ClassVar[frozenset[str]] = frozenset({"temperature"})
 
-    def __init__(self, config: WordsConfig, validity: Validity, *, name: str = "words", seed: int = 0) -> None:
+    def __init__(
+        self, config: WordsConfig, validity: Validity, *, name: str = "words", seed: int = 0
+    ) -> None:
         super().__init__()
         self.config, self.validity, self.name = config, validity, name
         self.parts = nn.ModuleList(
             WordsPart(config, parse_architecture(key).resolve(classes=2), seed=seed)
             for key in validity.architectures
         )
+        self.pose = nn.Sequential(nn.Linear(TEXT_WIDTH, 64), nn.GELU(), nn.Linear(64, sum(POSE_SIZES)))
+
+    def pose_scores(self, sentences: Tensor) -> Tensor:
+        """(B, 16) log-probabilities of the transforms, in their order, from vectors (B, E) of sentences."""
+        turns, flips, inverts = (part.log_softmax(-1) for part in self.pose(sentences).split(POSE_SIZES, -1))
+        both = inverts[:, :, None, None] + flips[:, None, :, None] + turns[:, None, None, :]
+        return both.flatten(1)  # (B, 2, 2, 4) -> (B, 16)
+
+    def find_pose(
+        self, sentence: Tensor | None, part: WordsPart, written: Written, support: SupportSet | None
+    ) -> str:
+        """How the task's pictures are turned, by what the sentence says and what the network sees in them."""
+        names = transform_names()
+        if sentence is None:
+            scores = torch.full((len(names),), UNTOLD)
+            scores[0] = 0.0
+        else:
+            scores = self.pose_scores(sentence[None])[0].clamp_min(UNTOLD)
+        if support is not None:
+            images = support.images.flatten(0, 1)  # (C, S, ...) -> (C*S, ...)
+            labels = torch.arange(support.num_classes).repeat_interleave(support.shots)
+            for number, name in enumerate(names):
+                features, _ = part.run(written.trunk, undone(images, name), written.statistics)
+                logits = features @ written.rows.T + written.biases
+                scores[number] -= F.cross_entropy(logits, labels, reduction="sum")
+        return names[int(scores.argmax())]
 
     def part(self, spec: ArchitectureSpec) -> WordsPart:
         """The part that makes ``spec``."""
@@ -91,8 +128,8 @@ class Words(nn.Module, Generator):
             )
         if len(listed) != request.architecture.classes:
             raise InputError(
-                f"the instruction lists {len(listed)} classes ({', '.join(listed[:6])}), the architecture has "
-                f"{request.architecture.classes}; give them as --classes 'cat, dog, truck' (classes=[...])"
+                f"the instruction lists {len(listed)} classes ({shown_names(listed)}), but the architecture "
+                f"has {request.architecture.classes}"
             )
         return listed, "listed in the instruction"
 
@@ -115,6 +152,11 @@ class Words(nn.Module, Generator):
                 images=support.images[order], class_names=tuple(support.class_names[place] for place in order)
             )
         part = self.part(request.architecture)
+        pose = "id"
+        if request.architecture.family in FAMILIES:
+            pose = self.find_pose(sentence, part, part.write(vectors, sentence), support)
+        if support is not None:
+            support = replace(support, images=undone(support.images, pose))
         back = torch.argsort(torch.tensor(order))
         flats, reports = [], []
         temperature = request.sampling.temperature
@@ -123,8 +165,10 @@ class Words(nn.Module, Generator):
             noise = temperature * torch.randn(shape, generator=generator) if number else None
             written = part.write(vectors, sentence, noise)
             flat, head = self._network(request, part, written, support, back)
-            flats.append(flat)
-            reports.append({"class_names": list(names), "names_from": source, "head": head})
+            flats.append(flat if pose == "id" else turned(request.architecture, flat, pose))
+            reports.append(
+                {"class_names": list(names), "names_from": source, "head": head, "transform": pose}
+            )
         return torch.stack(flats), reports
 
     def _network(
@@ -150,7 +194,7 @@ class Words(nn.Module, Generator):
     # ------------------------------------------------------------------ files
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``config.json`` and ``model.safetensors`` (half precision). Raises CheckpointError where that fails."""
+        """Write ``config.json`` and ``model.safetensors``, in half precision. Raises CheckpointError."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: value.half().contiguous() for name, value in self.state_dict().items()}
@@ -179,5 +223,7 @@ def _load(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
         raise CheckpointError(path, f"tensor {name!r} is in the file or in the config's model, not in both")
     for name, value in tensors.items():
         if value.shape != wanted[name].shape or value.dtype != torch.float16:
-            raise CheckpointError(path, f"tensor {name!r} is {tuple(value.shape)} {value.dtype}, not what fits")
+            raise CheckpointError(
+                path, f"tensor {name!r} is {tuple(value.shape)} {value.dtype}, not what fits"
+            )
     model.load_state_dict({name: value.float() for name, value in tensors.items()})

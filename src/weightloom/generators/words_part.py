@@ -1,13 +1,14 @@
 """The learned part that makes networks of one architecture from class names and a sentence.
 
-Every class name becomes a token; the tokens are a set. Their mean, with the sentence, is the context of a prior
-that writes sixteen quantised codes for each layer of the trunk, layer after layer; a dictionary turns a layer's
-codes into its weights. The row of the head for a class follows from the class's token and the context, and so
-do the running statistics of batch norms, so that no image is needed. Where there are examples, a ridge
-regression on the trunk's features moves the rows, as far as it has been learned that so many examples are worth.
+Every class name becomes a token; the tokens are a set. Their mean, with the sentence, is the context of a
+prior that writes sixteen quantised codes for each layer of the trunk, layer after layer; a dictionary turns
+a layer's codes into its weights. The row of the head for a class follows from the class's token and the
+context, and so do the running statistics of batch norms, so that no image is needed. Where there are
+examples, a ridge regression on the trunk's features moves the rows, as far as it has been learned that so
+many examples are worth.
 
-Knows nothing of files, requests or training. Shapes: C classes, T layers, R codes a layer, H features of the trunk,
-D width of a text vector, B images, S examples a class.
+Knows nothing of files, requests or training. Shapes: C classes, T layers, R codes a layer, H features of the
+trunk, D width of a text vector, B images, S examples a class.
 Sources: instruction-guided autoregressive generation, IGPG (arXiv 2504.02012), section 3; finite scalar
 quantisation, Mentzer et al. (arXiv 2309.15505), section 3.1; rows of a head from class descriptions, T2M-HN
 (arXiv 2210.15182); ridge heads, Bertinetto et al. (arXiv 1805.08136), section 3.
@@ -79,7 +80,9 @@ def trunk_layers(spec: ArchitectureSpec) -> tuple[TrunkLayer, ...]:
 
 @dataclass(frozen=True)
 class Written:
-    """What the words say of a network: codes (T, R), tensors of the trunk by name, rows (C, H) and biases (C,)."""
+    """What the words say of a network: codes (T, R), tensors of the trunk by name, rows (C, H) and biases
+    (C,).
+    """
 
     codes: Tensor
     trunk: dict[str, Tensor]
@@ -111,8 +114,7 @@ class WordsPart(nn.Module):
             flats = [torch.cat([start[s.name].flatten() for s in layer.slots]) for layer in self.layers]
             self.base = nn.ParameterList(nn.Parameter(flat.clone()) for flat in flats)
             self.atoms = nn.ParameterList(
-                nn.Parameter(torch.randn(codes, layer.size) * _scales(layer, start))
-                for layer in self.layers
+                nn.Parameter(torch.randn(codes, layer.size) * _scales(layer, start)) for layer in self.layers
             )
             self.name = nn.Sequential(nn.Linear(NAME_WIDTH, hidden), nn.GELU(), nn.Linear(hidden, hidden))
             self.sentence = nn.Linear(TEXT_WIDTH, hidden)
@@ -198,7 +200,9 @@ class WordsPart(nn.Module):
         means, deviations = self.statistic(known).chunk(2)
         sizes = [slot.numel for slot in self.norms]
         statistics: dict[str, Tensor] = {}
-        for slot, mean, deviation in zip(self.norms, means.split(sizes), deviations.split(sizes), strict=True):
+        for slot, mean, deviation in zip(
+            self.norms, means.split(sizes), deviations.split(sizes), strict=True
+        ):
             statistics[slot.name] = mean
             variance = slot.name.removesuffix("mean") + "var"
             statistics[variance] = (2 * deviation.clamp(-8, 8)).exp()
@@ -221,7 +225,10 @@ class WordsPart(nn.Module):
             variance = place.removesuffix("mean") + "var"
             count = place.removesuffix("running_mean") + "num_batches_tracked"
             if statistics is None:
-                measured[place], measured[variance] = images.new_zeros(slot.shape), images.new_ones(slot.shape)
+                measured[place], measured[variance] = (
+                    images.new_zeros(slot.shape),
+                    images.new_ones(slot.shape),
+                )
             else:
                 measured[place] = statistics[slot.name]
                 measured[variance] = statistics[f"body.{variance}"]
@@ -252,14 +259,12 @@ class WordsPart(nn.Module):
     # ------------------------------------------------------------------------------- examples
 
     def weigh(self, shots: int, classes: int) -> Tensor:
-        """(4,) what words and examples are worth: of the rows from words, of the labels, the ridge's penalty, and
-        the images that the predicted statistics count for.
+        """(4,) what words and examples are worth: of the rows from words, of the labels, the ridge's
+        penalty, and the images that the predicted statistics count for.
         """
         known = torch.tensor([math.log(shots), math.log(classes), math.log(shots * classes)]) / 3
         raw = self.evidence(known)
-        return torch.stack(
-            [torch.sigmoid(raw[0]), F.softplus(raw[1]), (2 * raw[2]).exp(), 4 * raw[3].exp()]
-        )
+        return torch.stack([torch.sigmoid(raw[0]), F.softplus(raw[1]), (2 * raw[2]).exp(), 4 * raw[3].exp()])
 
     def blend(self, written: Written, images: Tensor, worth: Tensor) -> dict[str, Tensor]:
         """Running statistics of predicted and measured ones, by what each is worth."""
@@ -280,7 +285,8 @@ class WordsPart(nn.Module):
     def with_examples(self, written: Written, features: Tensor, worth: Tensor) -> tuple[Tensor, Tensor]:
         """Rows (C, H) and biases (C,) after features (C, S, H) of examples have been seen.
 
-        The rows from words answer first; a ridge regression answers for what they leave unexplained of the labels.
+        The rows from words answer first; a ridge regression answers for what they leave unexplained of the
+        labels.
         """
         classes, shots, width = features.shape
         flat = features.flatten(0, 1)  # (C, S, H) -> (C*S, H)
@@ -302,7 +308,8 @@ class WordsPart(nn.Module):
 def _he(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights with the spread that keeps the size of what goes through rectifiers.
 
-    Adam's steps have one size, so where batch norms hide the size of weights it decides how fast they turn. Source: He et al. (arXiv 1502.01852), equation 10.
+    Adam's steps have one size, so where batch norms hide the size of weights it decides how fast they turn.
+    Source: He et al. (arXiv 1502.01852), equation 10.
     """
     found = dict(state)
     for name, value in state.items():

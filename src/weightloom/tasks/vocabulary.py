@@ -1,8 +1,9 @@
 """Which class names training may see: names are held out by their words, never by a list.
 
-Every stemmed content word is held out or not by the hash of the word and a salt. A name all of whose words are held
-out is *unseen*, one with no such word is for training, and one with both belongs to neither; so an unseen name
-shares no word with any name of training. Words of the datasets that are known as wholes are never held out.
+Every stemmed content word is held out or not by the hash of the word and a salt. A name all of whose words
+are held out is *unseen*, one with no such word is for training, and one with both belongs to neither; so an
+unseen name shares no word with any name of training. Words of the datasets that are known as wholes are
+never held out.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from weightloom.seeding import seed_for
 ONE_IN = 6
 """Of so many words one is held out."""
 
-_STOP = frozenset("the of a an and with in on at to for or by from".split())
+_STOP = frozenset(["the", "of", "a", "an", "and", "with", "in", "on", "at", "to", "for", "or", "by", "from"])
 
 NameSplit = Literal["train", "unseen", "mixed"]
 
 
 @lru_cache(maxsize=1)
 def _stemmer():  # type: ignore[no-untyped-def]  # noqa: ANN202
-    import snowballstemmer
+    import snowballstemmer  # type: ignore[import-untyped]
 
     return snowballstemmer.stemmer("english")
 

@@ -1,8 +1,10 @@
-"""Training of a generator of networks from words: through the networks that it makes, one architecture at a time.
+"""Training of a generator of networks from words: through the networks that it makes, one architecture at a
+time.
 
-A step takes one task: classes of one source of pictures, in words. The part writes a network for it, and the loss is
-that network's on pictures of the task. Nothing else is needed: no checkpoint, no teacher. Towards the end the
-batch norms use the statistics that words predict. A second, short training learns what examples are worth.
+A step takes one task: classes of one source of pictures, in words. The part writes a network for it, and the
+loss is that network's on pictures of the task. Nothing else is needed: no checkpoint, no teacher. Towards
+the end the batch norms use the statistics that words predict. A second, short training learns what examples
+are worth.
 
 Shapes: C classes, B images of a step, S examples a class, D width of a text vector.
 Sources: learning through the made network, Ha et al. (arXiv 1609.09106), equation 3; episodes, Vinyals et al.
@@ -11,30 +13,36 @@ Sources: learning through the made network, Ha et al. (arXiv 1609.09106), equati
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weightloom.architectures import ArchitectureSpec, parse_architecture
-from weightloom.conditioning.names import NAME_WIDTH, encode_names
+from weightloom.architectures import parse_architecture
+from weightloom.conditioning import encode_text
+from weightloom.conditioning.names import encode_names
+from weightloom.errors import SpecError
 from weightloom.generators.load import save_generator
-from weightloom.generators.words import Words, words_validity
+from weightloom.generators.words import POSE_SIZES, Words, words_validity
 from weightloom.generators.words_part import WordsConfig, WordsPart, Written
 from weightloom.io import read_yaml
 from weightloom.seeding import numpy_generator, torch_generator
 from weightloom.tasks import DatasetTask
+from weightloom.tasks.store import datasets
+from weightloom.tasks.transforms import transform_names
 from weightloom.training.loop import Progress, run_loop
 from weightloom.training.parallel import WHOLE, Part
-from weightloom.training.recipe import UNDECISIVE, WordsRecipe
+from weightloom.training.recipe import UNDECISIVE, WordsPartRecipe, WordsRecipe
 from weightloom.training.stages import claim, round_parameters
 from weightloom.training.trainers import trainers
 from weightloom.training.words_tasks import (
     Pictures,
     PictureSource,
+    holds_out_pair,
     known_stems,
     names_of_split,
     open_sources,
@@ -61,7 +69,13 @@ class WordsObjective:
     """Loss of one step on words alone; everything that it draws comes from the address (seed, step)."""
 
     def __init__(
-        self, part: WordsPart, sources: Sequence[Pictures], settings: WordsObjectiveSettings, *, steps: int, seed: int
+        self,
+        part: WordsPart,
+        sources: Sequence[Pictures],
+        settings: WordsObjectiveSettings,
+        *,
+        steps: int,
+        seed: int,
     ) -> None:
         self.part, self.sources, self.settings = part, list(sources), settings
         self.steps, self.seed = steps, seed
@@ -162,11 +176,15 @@ def probe_words(
             total = 0.0
             for _ in range(draws):
                 classes = tuple(int(c) for c in generator.choice(pool, 5, replace=False))
-                drawn = DatasetTask(dataset=source.dataset, classes=classes, size=task.size, channels=task.channels)
+                drawn = DatasetTask(
+                    dataset=source.dataset, classes=classes, size=task.size, channels=task.channels
+                )
                 batch, labels = drawn.data("test").all()
                 written = part.write(encode_names(drawn.class_names), pictures.sentences[0])
                 features, _ = part.run(written.trunk, batch, written.statistics)
-                total += float(((features @ written.rows.T + written.biases).argmax(1) == labels).float().mean())
+                total += float(
+                    ((features @ written.rows.T + written.biases).argmax(1) == labels).float().mean()
+                )
             found[f"five_{split}_{source.dataset}"] = total / draws
     part.train()
     return found
@@ -179,59 +197,147 @@ def train_from_recipe(recipe_path: Path, zoo: Path | None, out: Path, progress: 
 
 
 def train_words(recipe: WordsRecipe, out: Path, progress: Progress) -> Words:
-    """Every architecture's part, one after another; goes on where an interrupted run stopped; saves in ``out``.
+    """Every architecture's part, one after another; goes on where an interrupted run stopped; saves in
+    ``out``.
 
     Raises:
         SpecError: an option or an architecture that makes no sense.
         TrainingError: a loss stays not finite.
         DataUnavailableError: a dataset or the sentence encoder is not on this machine.
     """
-    config = WordsConfig(**recipe.config)
-    settings = WordsObjectiveSettings(**recipe.objective)
-    asked = [(parse_architecture(a.architecture).resolve(input=(recipe.channels, a.size, a.size)), a) for a in recipe.parts]
+    try:
+        config, _settings = WordsConfig(**recipe.config), WordsObjectiveSettings(**recipe.objective)
+    except TypeError as error:
+        raise SpecError(f"the recipe's config or objective: {error}") from None
     sources = tuple(PictureSource(**source.model_dump()) for source in recipe.sources)
+    specs = [
+        parse_architecture(one.architecture).resolve(input=(recipe.channels, one.size, one.size))
+        for one in recipe.parts
+    ]
+    pictures: dict[int, list[Pictures]] = {}
     parts: dict[str, WordsPart] = {}
-    for number, (spec, one) in enumerate(asked):
-        key = str(spec)
-        work = out / "work" / f"part-{number}"
-        origin = recipe.model_dump(mode="json", exclude={"parts", "evidence", "name"})
-        origin["part"] = one.model_dump(mode="json")
-        for name in UNDECISIVE:
-            origin["part"]["loop"].pop(name, None)
-        claim(work, origin)
+    for number, (spec, one) in enumerate(zip(specs, recipe.parts, strict=True)):
         part = WordsPart(config, spec.resolve(classes=2), seed=recipe.seed)
-        parts[key] = part
-        opened = open_sources(sources, recipe.salt, one.size, recipe.channels)
-        for name, parameter in part.named_parameters():
-            parameter.requires_grad_(not name.startswith("evidence."))
-        part.train()
-        run_loop(
-            f"{spec.family} from words",
-            part,
-            WordsObjective(part, opened, settings, steps=one.loop.steps, seed=recipe.seed),
-            one.loop.settings(),
-            folder=work / "words",
-            evaluate=lambda _, part=part, opened=opened: probe_words(part, opened, recipe.salt),
-            evaluate_every=max(1, one.loop.steps // 6),
-            progress=progress,
-        )
-        for name, parameter in part.named_parameters():
-            parameter.requires_grad_(name.startswith("evidence."))
-        part.eval()
-        run_loop(
-            f"{spec.family} with examples",
-            part,
-            EvidenceObjective(part, opened, settings, steps=recipe.evidence.steps, seed=recipe.seed),
-            recipe.evidence.settings(),
-            folder=work / "evidence",
-            progress=progress,
-        )
-        part.requires_grad_(True)
-        round_parameters(part)
+        work = out / "work" / f"part-{number}"
+        claim(work, _origin(recipe, one))
+        if one.size not in pictures:
+            pictures[one.size] = open_sources(sources, recipe.salt, one.size, recipe.channels)
+        _train_part(part, f"{spec.family} {number + 1}", recipe, one, pictures[one.size], work, progress)
+        parts[str(spec)] = part
     validity = words_validity(tuple(parts), tuple(source.dataset for source in sources))
     model = Words(config, validity, name=recipe.name)
     for number, part in enumerate(parts.values()):
         model.parts[number].load_state_dict(part.state_dict())
+    train_pose(model, sources, recipe, out / "work" / "pose", progress)
     model.eval()
     save_generator(model, out)
     return model
+
+
+def _train_part(
+    part: WordsPart,
+    what: str,
+    recipe: WordsRecipe,
+    one: WordsPartRecipe,
+    opened: list[Pictures],
+    work: Path,
+    progress: Progress,
+) -> None:
+    """What words say of one architecture, then what examples are worth to it."""
+    settings = WordsObjectiveSettings(**recipe.objective)
+
+    def probe(_: int) -> dict[str, float]:
+        return probe_words(part, opened, recipe.salt)
+
+    _learn_only(part, lambda name: not name.startswith("evidence."))
+    part.train()
+    run_loop(
+        f"{what} from words",
+        part,
+        WordsObjective(part, opened, settings, steps=one.loop.steps, seed=recipe.seed),
+        one.loop.settings(),
+        folder=work / "words",
+        evaluate=probe,
+        evaluate_every=max(1, one.loop.steps // 6),
+        progress=progress,
+    )
+    _learn_only(part, lambda name: name.startswith("evidence."))
+    part.eval()
+    run_loop(
+        f"{what} with examples",
+        part,
+        EvidenceObjective(part, opened, settings, steps=recipe.evidence.steps, seed=recipe.seed),
+        recipe.evidence.settings(),
+        folder=work / "evidence",
+        progress=progress,
+    )
+    part.requires_grad_(True)
+    round_parameters(part)
+
+
+def _learn_only(module: torch.nn.Module, learned: Callable[[str], bool]) -> None:
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(learned(name))
+
+
+def _origin(recipe: WordsRecipe, one: WordsPartRecipe) -> dict[str, Any]:
+    """What the training of one part is of; how often it is logged and kept changes nothing."""
+    origin = recipe.model_dump(mode="json", exclude={"parts", "evidence", "pose", "name"})
+    origin["part"] = one.model_dump(mode="json")
+    for name in UNDECISIVE:
+        origin["part"]["loop"].pop(name, None)
+    return origin
+
+
+class PoseObjective:
+    """Loss of one step: which transform sentences (N, E) speak of, as labels (N, 3) of its three parts."""
+
+    def __init__(self, model: Words, sentences: Tensor, labels: Tensor, *, seed: int) -> None:
+        self.model, self.sentences, self.labels, self.seed = model, sentences, labels, seed
+
+    def __call__(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        generator = torch_generator("pose", self.seed, step)
+        chosen = torch.randint(len(self.sentences), (128,), generator=generator)
+        noise = 0.02 * torch.randn(len(chosen), self.sentences.shape[1], generator=generator)
+        logits = self.model.pose(self.sentences[chosen] + noise).split(POSE_SIZES, -1)
+        wanted = self.labels[chosen].unbind(1)
+        loss = torch.stack([F.cross_entropy(a, b) for a, b in zip(logits, wanted, strict=True)]).sum()
+        right = torch.stack([a.argmax(1) == b for a, b in zip(logits, wanted, strict=True)]).all(0)
+        return loss, {"accuracy": float(right.float().mean())}
+
+
+def train_pose(
+    model: Words, sources: tuple[PictureSource, ...], recipe: WordsRecipe, folder: Path, progress: Progress
+) -> None:
+    """Learn which transform a sentence speaks of, on sentences about pairs of dataset and transform that
+    training may see.
+    """
+    texts: list[str] = []
+    labels: list[tuple[int, int, int]] = []
+    known = known_stems(sources)
+    for source in sources:
+        own = names_of_split(source.dataset, "train", recipe.salt, known) if source.names else None
+        for number, transform in enumerate(transform_names()):
+            if holds_out_pair(recipe.salt, source.dataset, transform):
+                continue
+            written = _pose_sentences(source.dataset, transform, own, 240 if transform == "id" else 48)
+            texts += written
+            labels += [(number % 4, number // 4 % 2, number // 8)] * len(written)
+    _learn_only(model, lambda name: name.startswith("pose."))
+    objective = PoseObjective(model, encode_text(texts), torch.tensor(labels), seed=recipe.seed)
+    run_loop("turns in words", model, objective, recipe.pose.settings(), folder=folder, progress=progress)
+    model.requires_grad_(True)
+    round_parameters(model.pose)
+
+
+def _pose_sentences(dataset: str, transform: str, labels: list[int] | None, count: int) -> list[str]:
+    """Instructions for tasks of a dataset under a transform, one in four misspelt."""
+    generator = numpy_generator("pose sentences", dataset, transform)
+    found: list[str] = []
+    while len(found) < count:
+        pool = labels if labels is not None else list(range(datasets.get(dataset).num_classes))
+        size = int(generator.integers(2, min(11, len(pool) + 1)))
+        classes = tuple(int(label) for label in generator.choice(pool, size, replace=False))
+        task = DatasetTask(dataset=dataset, classes=classes, transform=transform)
+        found += task.instructions(4, seed=len(found), misspelt=0.25)
+    return found[:count]

@@ -1,8 +1,8 @@
 """What a generator of networks from words learns from: named pictures, their names and sentences about them.
 
 Of datasets that are known as wholes, subsets and orders of classes are held out as a zoo's tasks are; of the
-others, names are held out by their words. What is held out under the salt is for results, and what is held out
-under a second salt is for choices; training draws neither. Knows no generator.
+others, names are held out by their words. What is held out under the salt is for results, and what is held
+out under a second salt is for choices; training draws neither. Knows no generator.
 
 Shapes: C classes, V wordings of a name, D width of a name's vector, N images, B images of a step.
 """
@@ -19,7 +19,7 @@ from weightloom.conditioning import encode_text
 from weightloom.conditioning.lexicon import define
 from weightloom.conditioning.names import readable
 from weightloom.errors import SpecError
-from weightloom.seeding import numpy_generator
+from weightloom.seeding import numpy_generator, seed_for
 from weightloom.tasks import DatasetTask, TaskSampler
 from weightloom.tasks.data import TaskData
 from weightloom.tasks.store import datasets
@@ -36,8 +36,9 @@ _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 class PictureSource:
     """A dataset as training draws from it.
 
-    ``weight`` is its share of the steps. Pictures are moved by up to ``shift`` times a tenth of the side, turned by
-    up to ``shift`` times 14 degrees, and mirrored at random where ``flip`` says so. ``names``: whether names are held out, not subsets.
+    ``weight`` is its share of the steps. Pictures are moved by up to ``shift`` times a tenth of the side,
+    turned by up to ``shift`` times 14 degrees, and mirrored at random where ``flip`` says so. ``names``:
+    whether names are held out, not subsets.
     """
 
     dataset: str
@@ -46,7 +47,8 @@ class PictureSource:
     flip: bool = False
     names: bool = False
     outline: float = 0.0
-    """Share of the pictures that are drawn as white outlines on black, as sketches are; half of the others' rest is inverted."""
+    """Share of the pictures that are drawn as white outlines on black, as sketches are; half of the others'
+    rest is inverted."""
 
 
 def known_stems(sources: tuple[PictureSource, ...]) -> frozenset[str]:
@@ -58,8 +60,8 @@ def known_stems(sources: tuple[PictureSource, ...]) -> frozenset[str]:
 def names_of_split(dataset: str, split: str, salt: str, known: frozenset[str]) -> list[int]:
     """Labels of a dataset whose names belong to ``train``, ``choices`` or ``unseen``.
 
-    Names that are unseen under the salt are for results; of the others, those unseen under the second salt are for choices,
-    and those with no held-out word under either are for training.
+    Names that are unseen under the salt are for results; of the others, those unseen under the second salt
+    are for choices, and those with no held-out word under either are for training.
     """
     found = []
     for label, name in enumerate(datasets.get(dataset).class_names):
@@ -74,11 +76,22 @@ def names_of_split(dataset: str, split: str, salt: str, known: frozenset[str]) -
     return found
 
 
+def holds_out_pair(salt: str, dataset: str, transform: str) -> bool:
+    """Whether no sentence about a dataset under a transform is learned from: one pair in four."""
+    return transform != "id" and seed_for("held-out-pair", salt, dataset, transform) % 4 == 0
+
+
 class Pictures:
     """One source: its training pictures by class, vectors of its names and of sentences about it."""
 
     def __init__(
-        self, source: PictureSource, salt: str, known: frozenset[str], size: int, channels: int, sentences: int
+        self,
+        source: PictureSource,
+        salt: str,
+        known: frozenset[str],
+        size: int,
+        channels: int,
+        sentences: int,
     ) -> None:
         self.source = source
         self.task = DatasetTask(dataset=source.dataset, size=size, channels=channels)

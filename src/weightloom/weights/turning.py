@@ -1,9 +1,10 @@
 """A network for turned pictures, from the one for pictures as they are: exact, without an image.
 
-A network on a turned picture answers as the first one on the picture itself if every kernel is turned alike, the first
-layer's weights change their sign for negatives, and weights on a flattened map are turned with the map. It is exact where
-all of a network's steps are symmetric: convolutions with odd kernels and stride 1, poolings that divide the side.
-A convolution with stride 2 on an even side looks at other places after a turn, so there it is nearly so.
+A network on a turned picture answers as the first one on the picture itself if every kernel is turned alike,
+the first layer's weights change their sign for negatives, and weights on a flattened map are turned with the
+map. It is exact where all of a network's steps are symmetric: convolutions with odd kernels and stride 1,
+poolings that divide the side. A convolution with stride 2 on an even side looks at other places after a
+turn, so there it is nearly so.
 
 Shapes: P values of a network.
 Source: equivariance of convolutions to turns, Cohen and Welling, "Group equivariant convolutional networks"
@@ -23,7 +24,8 @@ FAMILIES = ("cnn", "mlp", "resnet")
 
 
 def turned(spec: ArchitectureSpec, flat: Tensor, transform: str) -> Tensor:
-    """(P,): the network that answers to pictures under ``transform`` as ``flat`` (P,) answers to the pictures.
+    """(P,): the network that answers to pictures under ``transform`` as ``flat`` (P,) answers to the
+    pictures.
 
     Raises:
         UnsupportedRequestError: a family other than :data:`FAMILIES`.
@@ -47,7 +49,9 @@ def turned(spec: ArchitectureSpec, flat: Tensor, transform: str) -> Tensor:
     assert spec.input is not None
     channels, high, wide = spec.input
     state = layout.unflatten(flat)
-    weights = [s for s in layout.slots if not s.is_buffer and len(s.shape) in (2, 4) and s.name.endswith("weight")]
+    weights = [
+        s for s in layout.slots if not s.is_buffer and len(s.shape) in (2, 4) and s.name.endswith("weight")
+    ]
     first = weights[0]
     for slot in weights:
         value = state[slot.name]
@@ -66,6 +70,26 @@ def turned(spec: ArchitectureSpec, flat: Tensor, transform: str) -> Tensor:
             value = -value
         state[slot.name] = value
     return layout.flatten(state)
+
+
+def undone(images: Tensor, transform: str) -> Tensor:
+    """Pictures (..., H, W) of floats in [-1, 1] as they were before ``transform``.
+
+    Example:
+        >>> from weightloom.tasks.transforms import apply_transform
+        >>> pixels = torch.arange(4, dtype=torch.uint8).view(1, 2, 2)
+        >>> there = apply_transform(pixels, "rot90+flip").float() / 255
+        >>> torch.equal(undone(there, "rot90+flip"), pixels.float() / 255)
+        True
+    """
+    parts = transform.split("+")
+    if "invert" in parts:
+        images = -images
+    if "flip" in parts:
+        images = images.flip(-1)
+    if parts[0].startswith("rot"):
+        images = torch.rot90(images, -(int(parts[0][3:]) // 90), dims=(-2, -1))
+    return images
 
 
 def _turn(maps: Tensor, transform: str) -> Tensor:

@@ -1,10 +1,10 @@
 """Icons: 32 x 32 colour pictures of named things, drawn from the vector icons of packages with open licences.
 
 The names are what the icons are called in their sets, without words of style ("outline", "bold") and without
-variants of skin. A name is a class where it names a thing (a sense of WordNet 3.1 that is a physical object, a living
-being, a shape or a substance) and at least three icons carry it. The list beside this file holds the names with
-the number of icons of each, so that the classes are known without a download. The pixels depend a little on
-the version of the renderer, so what is pinned is the version of every package, not the pixels.
+variants of skin. A name is a class where it names a thing (a sense of WordNet 3.1 that is an object, a living
+being, a shape or a substance) and at least three icons carry it. The list beside this file holds the
+names with the number of icons of each, so that the classes are known without a download. The pixels depend a
+little on the version of the renderer, so what is pinned is the version of every package, not the pixels.
 """
 
 from __future__ import annotations
@@ -64,18 +64,55 @@ SETS: Mapping[str, tuple[str, str]] = {
     "tabler": ("1.2.41", "MIT"),
     "twemoji": ("1.2.5", "CC-BY-4.0"),
 }
-"""Version and licence of the npm package ``@iconify-json/NAME`` of each set. Sets under share-alike licences are left
-out: what is learned from their pictures would raise the question whether it has to carry that licence."""
+"""Version and licence of the npm package ``@iconify-json/NAME`` of each set. Sets under share-alike licences
+are left out: would what is learned from their pictures have to carry that licence?"""
 
 _EMOJI = frozenset(
-    "emojione emojione-monotone fluent-emoji-flat fluent-emoji-high-contrast fxemoji noto noto-v1 "
-    "streamline-emojis twemoji".split()
+    [
+        "emojione",
+        "emojione-monotone",
+        "fluent-emoji-flat",
+        "fluent-emoji-high-contrast",
+        "fxemoji",
+        "noto",
+        "noto-v1",
+        "streamline-emojis",
+        "twemoji",
+    ]
 )
 _STYLES = frozenset(
-    "outline outlined filled fill bold light thin duotone line round rounded sharp baseline twotone two-tone solid "
-    "remix broken linear regular alt off on simple variant circle square 24px".split()
+    [
+        "outline",
+        "outlined",
+        "filled",
+        "fill",
+        "bold",
+        "light",
+        "thin",
+        "duotone",
+        "line",
+        "round",
+        "rounded",
+        "sharp",
+        "baseline",
+        "twotone",
+        "two-tone",
+        "solid",
+        "remix",
+        "broken",
+        "linear",
+        "regular",
+        "alt",
+        "off",
+        "on",
+        "simple",
+        "variant",
+        "circle",
+        "square",
+        "24px",
+    ]
 )
-_PREFIXES = frozenset("bxs i md ios logo baseline outline round sharp twotone".split())
+_PREFIXES = frozenset(["bxs", "i", "md", "ios", "logo", "baseline", "outline", "round", "sharp", "twotone"])
 _SKIN = re.compile(r"(medium-light|medium-dark|medium|light|dark)-skin-tone"
                    r"|-(medium-light|medium-dark|medium|light|dark|default)$")  # fmt: skip
 _SIZE = 32
@@ -140,7 +177,9 @@ def render(svg: str) -> Images:
 
     try:
         # Nothing is read but the text: pictures and fonts of this machine are not looked for.
-        png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=_LARGE, height=_LARGE, skip_system_fonts=True))
+        png = bytes(
+            resvg_py.svg_to_bytes(svg_string=svg, width=_LARGE, height=_LARGE, skip_system_fonts=True)
+        )
         with Image.open(BytesIO(png), formats=("PNG",)) as opened:
             drawn = opened.convert("RGBA")
     except (ValueError, OSError) as error:
@@ -167,7 +206,9 @@ def drawings(content: Mapping[str, Any]) -> dict[str, str]:
 
 def _npm(progress: Progress) -> Arrays:
     if importlib.util.find_spec("resvg_py") is None:
-        raise SourceSilent("needs the Python package resvg-py, which is not installed (pip install 'weightloom[icons]')")
+        raise SourceSilent(
+            "needs the Python package resvg-py, which is not installed (pip install 'weightloom[icons]')"
+        )
     labels = {name: label for label, name in enumerate(listed())}
     images: list[Images] = []
     marks: list[tuple[int, int]] = []  # label, place in the order that decides what is for testing
