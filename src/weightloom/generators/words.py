@@ -32,6 +32,7 @@ from weightloom.generators.base import (
 )
 from weightloom.generators.words_part import WordsConfig, WordsPart, Written
 from weightloom.io import load_tensors, read_json, save_tensors, write_json
+from weightloom.seeding import seed_for
 from weightloom.tasks.data import SupportSet
 from weightloom.tasks.transforms import transform_names
 from weightloom.weights import layout_of
@@ -77,7 +78,9 @@ class Words(nn.Module, Generator):
             WordsPart(config, parse_architecture(key).resolve(classes=2), seed=seed)
             for key in validity.architectures
         )
-        self.pose = nn.Sequential(nn.Linear(TEXT_WIDTH, 64), nn.GELU(), nn.Linear(64, sum(POSE_SIZES)))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_for("pose", seed))
+            self.pose = nn.Sequential(nn.Linear(TEXT_WIDTH, 64), nn.GELU(), nn.Linear(64, sum(POSE_SIZES)))
 
     def pose_scores(self, sentences: Tensor) -> Tensor:
         """(B, 16) log-probabilities of the transforms, in their order, from vectors (B, E) of sentences."""

@@ -120,7 +120,7 @@ class WordsPart(nn.Module):
             self.sentence = nn.Linear(TEXT_WIDTH, hidden)
             self.no_sentence = nn.Parameter(torch.zeros(hidden))
             self.place = nn.Parameter(torch.randn(count, hidden) * 0.1)
-            self.before = nn.Linear(codes, hidden)
+            self.before = nn.Linear(codes, hidden) if count > 1 and config.order == "autoregressive" else None
             self.cell = nn.GRUCell(hidden, hidden)
             self.code = nn.Sequential(
                 nn.LayerNorm(hidden), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, codes)
@@ -162,7 +162,7 @@ class WordsPart(nn.Module):
         found: list[Tensor] = []
         for number in range(len(self.layers)):
             told = context + self.place[number]
-            if found and self.config.order == "autoregressive":
+            if found and self.before is not None:
                 told = told + self.before(found[-1])
             state = self.cell(told[None], state)
             code = torch.tanh(self.code(state)[0])
@@ -303,6 +303,18 @@ class WordsPart(nn.Module):
         rows = worth[0] * written.rows + change
         biases = worth[0] * written.biases + 0.3 * moved[-1] - change @ middle
         return rows, biases
+
+
+def answer_with_examples(part: WordsPart, written: Written, support: Tensor, queries: Tensor) -> Tensor:
+    """Logits (B, C) of queries (B, ...) after examples (C, S, ...)."""
+    classes, shots = support.shape[:2]
+    worth = part.weigh(shots, classes)
+    examples = support.flatten(0, 1)  # (C, S, ...) -> (C*S, ...)
+    statistics = part.blend(written, examples, worth[3]) if part.norms else {}
+    features, _ = part.run(written.trunk, torch.cat([examples, queries]), statistics)
+    known, asked = features.split([len(examples), len(queries)])
+    rows, biases = part.with_examples(written, known.unflatten(0, (classes, shots)), worth)
+    return asked @ rows.T + biases
 
 
 def _he(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ from weightloom.conditioning.names import encode_names
 from weightloom.errors import SpecError
 from weightloom.generators.load import save_generator
 from weightloom.generators.words import POSE_SIZES, Words, words_validity
-from weightloom.generators.words_part import WordsConfig, WordsPart, Written
+from weightloom.generators.words_part import WordsConfig, WordsPart, answer_with_examples
 from weightloom.io import read_yaml
 from weightloom.seeding import numpy_generator, torch_generator
 from weightloom.tasks import DatasetTask
@@ -137,18 +137,6 @@ class EvidenceObjective(WordsObjective):
         labels = torch.arange(len(classes)).repeat_interleave(queries)
         right = float((logits.argmax(1) == labels).float().mean())
         return F.cross_entropy(logits, labels), {f"{shots}_shots": right}
-
-
-def answer_with_examples(part: WordsPart, written: Written, support: Tensor, queries: Tensor) -> Tensor:
-    """Logits (B, C) of queries (B, ...) after examples (C, S, ...)."""
-    classes, shots = support.shape[:2]
-    worth = part.weigh(shots, classes)
-    examples = support.flatten(0, 1)  # (C, S, ...) -> (C*S, ...)
-    statistics = part.blend(written, examples, worth[3]) if part.norms else {}
-    features, _ = part.run(written.trunk, torch.cat([examples, queries]), statistics)
-    known, asked = features.split([len(examples), len(queries)])
-    rows, biases = part.with_examples(written, known.unflatten(0, (classes, shots)), worth)
-    return asked @ rows.T + biases
 
 
 @torch.no_grad()

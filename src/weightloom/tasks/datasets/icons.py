@@ -115,6 +115,7 @@ _STYLES = frozenset(
 _PREFIXES = frozenset(["bxs", "i", "md", "ios", "logo", "baseline", "outline", "round", "sharp", "twotone"])
 _SKIN = re.compile(r"(medium-light|medium-dark|medium|light|dark)-skin-tone"
                    r"|-(medium-light|medium-dark|medium|light|dark|default)$")  # fmt: skip
+_PICTURE = re.compile(r"<\s*(?:[\w.-]+:)?(?:fe)?image\b", re.IGNORECASE)
 _SIZE = 32
 _LARGE = 2 * _SIZE
 _LEAST = 3
@@ -175,8 +176,9 @@ def render(svg: str) -> Images:
     """
     import resvg_py
 
+    if _PICTURE.search(svg):  # the renderer would read a file of this machine
+        raise SourceSilent("gave a drawing with a picture inside")
     try:
-        # Nothing is read but the text: pictures and fonts of this machine are not looked for.
         png = bytes(
             resvg_py.svg_to_bytes(svg_string=svg, width=_LARGE, height=_LARGE, skip_system_fonts=True)
         )
