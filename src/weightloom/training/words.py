@@ -30,7 +30,7 @@ from weightloom.generators.load import save_generator
 from weightloom.generators.words import POSE_SIZES, Words, words_validity
 from weightloom.generators.words_part import WordsConfig, WordsPart, answer_with_examples
 from weightloom.io import read_yaml
-from weightloom.seeding import numpy_generator, torch_generator
+from weightloom.seeding import numpy_generator, seed_for, torch_generator
 from weightloom.tasks import DatasetTask
 from weightloom.tasks.store import datasets
 from weightloom.tasks.transforms import transform_names
@@ -63,6 +63,10 @@ class WordsObjectiveSettings:
     statistics_weight: float = 0.1
     shots: tuple[int, ...] = (1, 2, 4, 8, 16)
     most_examples: int = 256
+    sentences: int = 64
+    """Instructions that each source is spoken of in."""
+    turned_sentences: int = 48
+    """Instructions about each pair of dataset and turn; five times as many about pictures as they are."""
 
 
 class WordsObjective:
@@ -105,7 +109,9 @@ class WordsObjective:
         images = pictures.draw(classes, max(2, settings.batch // len(classes)), generator)
         labels = torch.arange(len(classes)).repeat_interleave(images.shape[1])
         noise = torch.randn((len(self.part.layers), self.part.config.codes), generator=generator)
-        written = self.part.write(names, sentence, settings.code_noise * noise)
+        with torch.random.fork_rng(devices=[]):  # of the dropout in the rows
+            torch.manual_seed(seed_for("words", self.seed, step))
+            written = self.part.write(names, sentence, settings.code_noise * noise)
         late = step >= (1 - settings.predicted_statistics) * self.steps and step % 2 == 1
         batch = images.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         # What words predict of the statistics is learned from what is measured, not through the loss.
@@ -194,7 +200,7 @@ def train_words(recipe: WordsRecipe, out: Path, progress: Progress) -> Words:
         DataUnavailableError: a dataset or the sentence encoder is not on this machine.
     """
     try:
-        config, _settings = WordsConfig(**recipe.config), WordsObjectiveSettings(**recipe.objective)
+        config, settings = WordsConfig(**recipe.config), WordsObjectiveSettings(**recipe.objective)
     except TypeError as error:
         raise SpecError(f"the recipe's config or objective: {error}") from None
     sources = tuple(PictureSource(**source.model_dump()) for source in recipe.sources)
@@ -209,7 +215,9 @@ def train_words(recipe: WordsRecipe, out: Path, progress: Progress) -> Words:
         work = out / "work" / f"part-{number}"
         claim(work, _origin(recipe, one))
         if one.size not in pictures:
-            pictures[one.size] = open_sources(sources, recipe.salt, one.size, recipe.channels)
+            pictures[one.size] = open_sources(
+                sources, recipe.salt, one.size, recipe.channels, settings.sentences
+            )
         _train_part(part, f"{spec.family} {number + 1}", recipe, one, pictures[one.size], work, progress)
         parts[str(spec)] = part
     validity = words_validity(tuple(parts), tuple(source.dataset for source in sources))
@@ -302,13 +310,14 @@ def train_pose(
     """
     texts: list[str] = []
     labels: list[tuple[int, int, int]] = []
-    known = known_stems(sources)
+    known, settings = known_stems(sources), WordsObjectiveSettings(**recipe.objective)
     for source in sources:
         own = names_of_split(source.dataset, "train", recipe.salt, known) if source.names else None
         for number, transform in enumerate(transform_names()):
             if holds_out_pair(recipe.salt, source.dataset, transform):
                 continue
-            written = _pose_sentences(source.dataset, transform, own, 240 if transform == "id" else 48)
+            count = settings.turned_sentences * (5 if transform == "id" else 1)
+            written = _pose_sentences(source.dataset, transform, own, count)
             texts += written
             labels += [(number % 4, number // 4 % 2, number // 8)] * len(written)
     _learn_only(model, lambda name: name.startswith("pose."))

@@ -42,7 +42,7 @@ class PictureSource:
     """
 
     dataset: str
-    weight: float
+    weight: float = 1.0
     shift: float = 0.0
     flip: bool = False
     names: bool = False
