@@ -31,7 +31,13 @@ RECIPE = {
     "channels": 1,
     "sources": [{"dataset": "digits", "shift": 0.2}],
     "config": {"hidden": 32, "codes": 4},
-    "objective": {"batch": 64, "most_examples": 40, "sentences": 8, "turned_sentences": 4},
+    "objective": {
+        "batch": 64,
+        "most_examples": 40,
+        "sentences": 8,
+        "turned_sentences": 4,
+        "expected_tasks": 20,
+    },
     "parts": [{"architecture": "cnn(depth=2,width=8)", "size": 8, "loop": {**LOOP, "steps": 240}}],
     "evidence": {**LOOP, "steps": 10},
     "pose": {**LOOP, "steps": 40},
@@ -57,6 +63,10 @@ def test_it_learns_from_words_alone_and_comes_back(tmp_path):
     for name, model in (("trained", again), ("fresh", fresh)):
         sample = model.generate("cnn(depth=2,width=8)", instruction="digits", classes=task.class_names)
         reached[name] = float(accuracy(sample.architecture, sample.flat[None], images, labels))
+    told = again.generate("cnn(depth=2,width=8)", instruction="digits", classes=task.class_names).report
+    assert abs(told["expected_accuracy"] - reached["trained"]) < 0.2 and told["unknown_names"] == []
+    odd = again.generate("cnn(depth=2,width=8)", classes=["3", "qwrtp"]).report
+    assert odd["unknown_names"] == ["qwrtp"]
     assert reached["trained"] > max(0.4, reached["fresh"] + 0.2), reached
     shown = again.generate("cnn(depth=2,width=8)", support=task.support(16))
     assert float(accuracy(shown.architecture, shown.flat[None], images, labels)) > reached["trained"] - 0.05

@@ -10,7 +10,7 @@ Shapes: M samples, P values of a network, C classes, T layers, R codes a layer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,6 +30,7 @@ from weightloom.generators.base import (
     generators,
     sample_generators,
 )
+from weightloom.generators.words_expected import ExpectedAccuracy
 from weightloom.generators.words_part import WordsConfig, WordsPart, Written
 from weightloom.io import load_tensors, read_json, save_tensors, write_json
 from weightloom.seeding import seed_for
@@ -82,6 +83,8 @@ class Words(nn.Module, Generator):
             torch.manual_seed(seed_for("pose", seed))
             self.pose = nn.Sequential(nn.Linear(TEXT_WIDTH, 64), nn.GELU(), nn.Linear(64, sum(POSE_SIZES)))
 
+        self.expected = ExpectedAccuracy(len(self.parts), len(validity.tasks))
+
     def pose_scores(self, sentences: Tensor) -> Tensor:
         """(B, 16) log-probabilities of the transforms, in their order, from vectors (B, E) of sentences."""
         turns, flips, inverts = (part.log_softmax(-1) for part in self.pose(sentences).split(POSE_SIZES, -1))
@@ -112,6 +115,14 @@ class Words(nn.Module, Generator):
         found = self.parts[self.validity.architectures.index(str(replace(spec, classes=None)))]
         assert isinstance(found, WordsPart)
         return found
+
+    def expect(
+        self, spec: ArchitectureSpec, names: Sequence[str], vectors: Tensor, sentence: Tensor | None
+    ) -> float:
+        """The accuracy to expect of the network of ``spec`` that is made from names, without examples."""
+        number = self.validity.architectures.index(str(replace(spec, classes=None)))
+        features = self.expected.features(names, vectors, sentence)
+        return float(self.expected(number, features, len(names)))
 
     def class_names(self, request: Request) -> tuple[tuple[str, ...], str]:
         """The names of the request's classes, and where they are from.
@@ -145,11 +156,18 @@ class Words(nn.Module, Generator):
             DataUnavailableError: the sentence encoder is not installed.
         """
         names, source = self.class_names(request)
+        said: dict[str, Any] = {"class_names": list(names), "names_from": source}
         # In alphabetical order, and back at the end: sums do not depend on the order that was given.
         order = sorted(range(len(names)), key=lambda place: (names[place].casefold(), names[place]))
         vectors = encode_names([names[place] for place in order])
         sentence = None if request.instruction is None else encode_text([request.instruction])[0]
         support = request.support
+        if self.expected.vocabulary:
+            said["unknown_names"] = self.expected.unknown(names)
+            if support is None:
+                said["expected_accuracy"] = self.expect(
+                    request.architecture, [names[place] for place in order], vectors, sentence
+                )
         if support is not None:
             support = SupportSet(
                 images=support.images[order], class_names=tuple(support.class_names[place] for place in order)
@@ -169,9 +187,7 @@ class Words(nn.Module, Generator):
             written = part.write(vectors, sentence, noise)
             flat, head = self._network(request, part, written, support, back)
             flats.append(flat if pose == "id" else turned(request.architecture, flat, pose))
-            reports.append(
-                {"class_names": list(names), "names_from": source, "head": head, "transform": pose}
-            )
+            reports.append({**said, "head": head, "transform": pose})
         return torch.stack(flats), reports
 
     def _network(
@@ -203,7 +219,8 @@ class Words(nn.Module, Generator):
         tensors = {name: value.half().contiguous() for name, value in self.state_dict().items()}
         save_tensors(folder / "model.safetensors", tensors, {"kind": self.kind})
         settings = {"name": self.name, "config": asdict(self.config), "validity": asdict(self.validity)}
-        write_json(folder / "config.json", {"kind": self.kind, **settings})
+        words = sorted(self.expected.vocabulary)
+        write_json(folder / "config.json", {"kind": self.kind, **settings, "vocabulary": words})
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Words:
@@ -214,6 +231,7 @@ class Words(nn.Module, Generator):
         try:
             validity = Validity.from_json(held["validity"])
             model = cls(WordsConfig(**held["config"]), validity, name=str(held["name"]))
+            model.expected.vocabulary = frozenset(map(str, held["vocabulary"]))
         except (AttributeError, KeyError, TypeError, ValueError, IndexError, WeightloomError) as error:
             raise CheckpointError(folder / "config.json", f"no generator from words ({error})") from None
         _load(model, tensors, folder / "model.safetensors")

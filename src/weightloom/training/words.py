@@ -39,6 +39,7 @@ from weightloom.training.parallel import WHOLE, Part
 from weightloom.training.recipe import UNDECISIVE, WordsPartRecipe, WordsRecipe
 from weightloom.training.stages import claim, round_parameters
 from weightloom.training.trainers import trainers
+from weightloom.training.words_expected import fit_expectations
 from weightloom.training.words_tasks import (
     Pictures,
     PictureSource,
@@ -63,6 +64,8 @@ class WordsObjectiveSettings:
     statistics_weight: float = 0.1
     shots: tuple[int, ...] = (1, 2, 4, 8, 16)
     most_examples: int = 256
+    expected_tasks: int = 200
+    """Tasks for each architecture that the expected accuracy is fitted on."""
     sentences: int = 64
     """Instructions that each source is spoken of in."""
     turned_sentences: int = 48
@@ -226,6 +229,7 @@ def train_words(recipe: WordsRecipe, out: Path, progress: Progress) -> Words:
         model.parts[number].load_state_dict(part.state_dict())
     train_pose(model, sources, recipe, out / "work" / "pose", progress)
     model.eval()
+    fit_expectations(model, pictures, recipe.salt, settings.expected_tasks, progress)
     save_generator(model, out)
     return model
 
