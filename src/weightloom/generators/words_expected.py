@@ -1,8 +1,8 @@
 """What accuracy to expect of a network made from words alone, before any picture has been seen.
 
-A linear model of a few things that are known beforehand: how many classes there are, how alike their names are,
-whether training has seen their words, and which pictures of training the request is most about. It is fitted on
-tasks that the networks did not learn from, and says nothing until then. Knows no files and no training.
+A linear model of a few things that are known beforehand: how many classes there are, how alike their names
+are, whether training has seen their words, and which pictures of training the request is most about. It is
+fitted on tasks that the networks did not learn from. Knows no files and no training.
 
 Shapes: C classes, S sources of pictures, F features.
 """

@@ -1,7 +1,7 @@
 """Fitting what accuracy is to be expected of networks from words alone, on tasks that taught them nothing.
 
-Tasks of names that training has seen are measured on test pictures; tasks of names that it has not are of those
-that are kept for choices. What is held out for results is not looked at.
+Tasks of names that training has seen are measured on test pictures; tasks of other names have those that are
+kept for choices. What is held out for results is not looked at.
 """
 
 from __future__ import annotations
