@@ -394,6 +394,34 @@ def speed(config: Config) -> Rows:
     return rows
 
 
+def expected(config: Config) -> Rows:
+    """Expected accuracy against measured, on held-out subsets and on names never seen."""
+    rows: Rows = []
+    salt = recipe(config)["salt"]
+    for text in config["architectures"]:
+        spec = resolved(config, text)
+        errors = []
+        for index in range(config["expected_tasks"]):
+            draw = numpy_generator("benchmark", "expected", index)
+            if index % 2:
+                dataset = config["datasets"][index // 2 % len(config["datasets"])]
+                held = TaskSampler([dataset], salt, "held-out-subset", (2, 9)).task(1000 + index)
+                task = task_of(spec, dataset, held.classes)
+            else:
+                dataset = ("quickdraw", "icons")[index // 2 % 2]
+                pool = pools(config)[dataset]["unseen"]
+                chosen = draw.choice(pool, int(draw.integers(2, 11)), replace=False)
+                task = task_of(spec, dataset, tuple(int(label) for label in chosen))
+            made = generator(config["generator"]).generate(
+                spec, instruction=task.instructions(1, seed=index)[0], classes=task.class_names
+            )
+            right = float(accuracy(made.architecture, made.flat[None], *images_of(task, config))[0])
+            errors.append(abs(right - made.report["expected_accuracy"]))
+        rows.append({"architecture": text, "tasks": len(errors), "error": round(float(np.mean(errors)), 4)})
+        print(rows[-1], flush=True)
+    return rows
+
+
 PARTS: dict[str, Callable[[Config], Rows]] = {
     "pairs": pairs,
     "whole": whole,
@@ -402,6 +430,7 @@ PARTS: dict[str, Callable[[Config], Rows]] = {
     "codes": codes,
     "draws": draws,
     "speed": speed,
+    "expected": expected,
     "unseen": unseen,
     "examples": examples,
 }
