@@ -112,10 +112,10 @@ def render(results: dict[str, Any], config: dict[str, Any]) -> str:
     parts = [
         "# Networks from words: results",
         f"`{config['generator']}`, measured with `python benchmarks/run.py words`; a part again with "
-        f"`{COMMAND.format('PART')}`. How much is measured: `benchmarks/words/config.yaml`; the figures: "
-        "`results.json` beside it. Every ratio is to the same architecture trained to the end at the same size "
-        "(`benchmarks/references.py`: AdamW, one cycle, all training images, eight epochs). Unseen names share "
-        "no stemmed word with training.",
+        f"`{COMMAND.format('PART')}`. Its size: `benchmarks/words/config.yaml`; the figures: "
+        "`results.json` beside it. Every ratio is to the same architecture, trained to the end at the same "
+        "size (`benchmarks/references.py`: AdamW, one cycle, all training images, eight epochs). Unseen "
+        "names share no stemmed word with training.",
         "## Against the bars",
         table(["figure", "bar", "result", ""], bars(results)),
     ]
