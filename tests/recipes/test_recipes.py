@@ -293,7 +293,7 @@ def test_the_settings_of_steering_make_sense(name):
         assert parse_architecture(text).resolve(classes=10, input=(3, 16, 16)).num_parameters() > 0
 
 
-WITHOUT_ZOO = HYPERNETWORKS + LAYERWISE + CONSOLIDATED + CARRIED
+WITHOUT_ZOO = HYPERNETWORKS + LAYERWISE + CONSOLIDATED + CARRIED + WORDS
 
 
 @pytest.mark.parametrize("name", [name for name in GENERATORS if name not in WITHOUT_ZOO])
