@@ -53,6 +53,10 @@ SAMPLE_FACTS = ("support_accuracy", "support_interval", "support_images", "suppo
 """Of a sample's report, what is told of each sample."""
 
 
+_OF_WORDS = ("class_names", "unknown_names", "transform", "expected_accuracy")
+"""What the report of a network from words says of them."""
+
+
 def generate(
     instruction: Instruction = None,
     task: TaskName = None,
@@ -230,7 +234,7 @@ def generate(
     result = {
         "generator": model.name,
         "instruction": instruction,
-        "class_names": chosen.report.get("class_names"),
+        **{name: chosen.report.get(name) for name in _OF_WORDS},
         "architecture": resolved.full_text(),
         "task": None if target is None else str(target),
         "data": folder_report,
@@ -358,8 +362,18 @@ def _show(result: dict[str, Any], task: Task | None) -> None:
             ("starts from", result["first_guess"]),
             ("last layer", result["head"]),
             ("batch-norm statistics", norms if norms != "none" else None),
+            ("pictures taken as", result["transform"] if result["transform"] != "id" else None),
+            ("accuracy to expect", _expected(result["expected_accuracy"])),
         ]
     )
+    if result["unknown_names"]:
+        note(
+            f"no word of {shown_names(result['unknown_names'])} is known to {result['generator']}: what the "
+            "network answers there is a guess"
+        )
+    if task is None and result["expected_accuracy"] is not None and count == 1:
+        _show_files(result)
+        return
     say()
     best = result["best"]["sample"]
     rows = []
@@ -405,6 +419,18 @@ def _show(result: dict[str, Any], task: Task | None) -> None:
         table(["network", "accuracy", "", ""], shown, numbers=["accuracy"])
     if result["explanation"] is not None:
         _show_reasons(result["explanation"])
+    _show_files(result)
+
+
+def _expected(accuracy: float | None) -> str | None:
+    return (
+        None
+        if accuracy is None
+        else f"{percent(accuracy)}, from words alone (measure it with `weightloom evaluate`)"
+    )
+
+
+def _show_files(result: dict[str, Any]) -> None:
     say()
     facts(
         [
