@@ -694,7 +694,9 @@ def words_error(model: Words, spec: ArchitectureSpec, without: tuple[str, ...]) 
         loss = loss + part.statistics_loss(written.statistics, measured)
     logits = answer_with_examples(part, written, support[:, :3], support[:, 3:].flatten(0, 1))
     loss = loss + F.cross_entropy(logits, torch.arange(3).repeat_interleave(2))
-    return loss if sentence is None else loss - model.pose_scores(sentence[None])[0, 2]
+    return (
+        loss if sentence is None else loss - model.turns(sentence[None], ["three digits, upside down"])[0, 2]
+    )
 
 
 def denoising_error(model: LatentDiffusion, spec: ArchitectureSpec, without: tuple[str, ...]) -> torch.Tensor:

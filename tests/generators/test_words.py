@@ -16,7 +16,6 @@ from weightloom.generators.words_part import WordsConfig, WordsPart, trunk_layer
 from weightloom.io import read_json, write_json
 from weightloom.tasks import SupportSet, parse_task
 from weightloom.weights import layout_of
-from weightloom.weights.turning import turned
 
 pytestmark = pytest.mark.usefixtures("text_encoder")
 
@@ -106,28 +105,6 @@ def test_the_same_architecture_at_two_sizes_follows_the_request(model):
     assert model.generate("cnn(depth=2,width=4)", support=support).architecture.input == (1, 16, 16)
 
 
-def test_turned_examples_give_the_turned_network():
-    """A part that answers well sees how the pictures are turned, and turns what it writes."""
-    support = parse_task("digits[1,7,0]@8c1").support(16)
-    made = Words(WordsConfig(hidden=16, codes=4), words_validity(KEYS[1:2], ("digits",)), name="tiny").eval()
-    with torch.no_grad():  # rows that are the classes' mean pictures: a part that has learned them
-        part = made.part(parse_architecture(KEYS[1]).resolve(classes=3))
-        part.base[0].copy_(torch.cat([torch.eye(64)[:8].flatten(), torch.ones(8)]))
-    upright = parse_task("digits[1,7,0]@8c1")
-    assert made.find_pose(None, part, part.write(torch.zeros(3, 768), None), None) == "id"
-    for transform in ("rot90", "flip+invert"):
-        other = parse_task(f"digits[1,7,0]+{transform}@8c1").support(16)
-        flat = made.generate("mlp(depth=1,width=8)", support=support).flat
-        spec = parse_architecture(KEYS[1]).resolve(classes=3)
-        pose = made.generate("mlp(depth=1,width=8)", support=other).report["transform"]
-        assert isinstance(pose, str)
-        if pose == transform:
-            assert torch.allclose(
-                turned(spec, flat, transform), made.generate(spec, support=other).flat, atol=1e-4
-            )
-    assert upright.num_classes == 3
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -215,9 +192,9 @@ def test_no_part_of_the_bundled_one_can_be_zeroed_without_changing_an_answer(bun
 
         before = answers()
         part = bundled.part(spec.resolve(classes=3))
-        pieces = {name.split(".")[0] for name, _ in part.named_parameters()} | {"pose"}
+        pieces = {name.split(".")[0] for name, _ in part.named_parameters()} | {"turns"}
         for piece in sorted(pieces):
-            module = bundled.pose if piece == "pose" else getattr(part, piece)
+            module = bundled.turns if piece == "turns" else getattr(part, piece)
             parameters = [module] if isinstance(module, torch.nn.Parameter) else list(module.parameters())
             kept = [parameter.detach().clone() for parameter in parameters]
             with torch.no_grad():
@@ -256,6 +233,30 @@ def test_each_thing_that_a_request_says_is_encoded_once(bundled, monkeypatch):
     monkeypatch.setattr(WordsPart, "write", lambda self, *rest: written.append(1) or write(self, *rest))
     bundled.generate_many("cnn(depth=3,width=16)", classes=["cat", "dog"], num_samples=3)
     assert len(written) == 3, "something is written to be thrown away"
+
+
+@BUNDLE
+@pytest.mark.parametrize(
+    ("transform", "words"),
+    [
+        ("rot180", "upside down"),
+        ("rot90+invert", "rotated by 90 degrees, as negatives"),
+        ("flip", "mirrored"),
+    ],
+)
+def test_a_turn_is_read_from_the_sentence_and_seen_in_examples(bundled, transform, words):
+    sample = bundled.generate(
+        "cnn(depth=3,width=16)", instruction=f"Handwritten digits, {words}", classes=list("0123456789")
+    )
+    plain = bundled.generate(
+        "cnn(depth=3,width=16)", instruction="Handwritten digits", classes=list("0123456789")
+    )
+    assert (plain.report["transform"], sample.report["transform"]) == ("id", transform)
+    task = parse_task(f"digits+{transform}")
+    shown = bundled.generate(
+        "cnn(depth=3,width=16)", instruction="Handwritten digits", support=task.support(8)
+    )
+    assert shown.report["transform"] == transform
 
 
 @BUNDLE

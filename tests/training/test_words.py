@@ -40,7 +40,7 @@ RECIPE = {
     },
     "parts": [{"architecture": "cnn(depth=2,width=8)", "size": 8, "loop": {**LOOP, "steps": 240}}],
     "evidence": {**LOOP, "steps": 10},
-    "pose": {**LOOP, "steps": 40},
+    "turns": {**LOOP, "steps": 40},
 }
 
 pytestmark = pytest.mark.usefixtures("text_encoder")

@@ -25,6 +25,11 @@ def _definitions() -> Mapping[str, str]:
     return {row[0]: row[1] for row in rows}
 
 
+def lexicon_names() -> tuple[str, ...]:
+    """All things that have a definition."""
+    return tuple(_definitions())
+
+
 def define(name: str) -> str | None:
     """A short definition of the thing that ``name`` names; None where the lexicon has none.
 

@@ -6,6 +6,7 @@ Checks and reads them, and makes vectors of them. Knows nothing of tasks.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 import torch
@@ -61,12 +62,21 @@ def check_names(names: object) -> tuple[str, ...]:
             raise InputError(
                 f"class name number {place} has {len(name)} characters; at most {MAX_NAME} are read"
             )
-        if not any(letter.isalnum() for letter in name) or any(ord(letter) < 32 for letter in name):
-            raise InputError(f"class name number {place}, {name!r}, holds no word")
-        if name.casefold() in checked:
+        if not any(letter.isalnum() for letter in name) or any(not plain(letter) for letter in name):
+            raise InputError(
+                f"class name number {place}, {name!r}, holds no word, or characters that no word has"
+            )
+        # What reads the same is the same: CoffeeBean, coffee_bean, coffee  bean.
+        alike = readable(name)
+        if alike in checked:
             raise InputError(f"the class name {name!r} is given twice")
-        checked[name.casefold()] = name
+        checked[alike] = name
     return tuple(checked.values())
+
+
+def plain(letter: str) -> bool:
+    """Whether a character can be shown: no control character, mark of direction, or half of a pair."""
+    return letter == " " or unicodedata.category(letter)[0] not in "CZ"
 
 
 def parse_names(text: str) -> tuple[str, ...]:
@@ -94,17 +104,29 @@ def shown_names(names: Sequence[str], most: int = 6) -> str:
 def readable(name: str) -> str:
     """A class name in plain words, as the sentence encoder reads it best.
 
-    Folders and data files write names in many ways: ``CoffeeBean``, ``coffee_bean``, ``03-coffee-bean``.
+    Folders and data files write names in many ways: ``CoffeeBean``, ``coffee_bean``, ``coffee-bean``.
 
     Example:
-        >>> readable("03_CoffeeBean"), readable("T-shirt/top"), readable("7")
+        >>> readable("CoffeeBean"), readable("T-shirt/top"), readable("7")
         ('coffee bean', 't-shirt or top', '7')
     """
-    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", unicodedata.normalize("NFKC", name))
     words = re.sub(r"\s*/\s*", " or ", words).replace("_", " ")
     words = re.sub(r"(?<=\w\w)-(?=\w\w)", " ", words)
-    without_number = re.sub(r"^\d+[\s.\-:]+(?=[^\W\d])", "", words.strip())
-    return re.sub(r"\s+", " ", without_number).strip().lower() or name.strip().lower()
+    return re.sub(r"\s+", " ", words).strip().lower() or name.strip().lower()
+
+
+def without_numbers(names: Sequence[str]) -> list[str]:
+    """Readable names without the numbers that they are listed by, where each has one of its own.
+
+    Example:
+        >>> without_numbers(["03 - coffee bean", "04 - tea"]), without_numbers(["2 fingers", "3 fingers"])
+        (['coffee bean', 'tea'], ['2 fingers', '3 fingers'])
+    """
+    read = [readable(name) for name in names]
+    bare = [re.sub(r"^\d+[\s.\-:]+(?=[^\W\d])", "", name) for name in read]
+    numbered = all(a != b for a, b in zip(read, bare, strict=True))
+    return bare if numbered and len(set(bare)) == len(bare) else read
 
 
 # What stands before a list of classes, from the most certain to the least. Each pattern's last group is the
@@ -119,7 +141,7 @@ _LISTS = tuple(
         r":\s*(.+\bor\b.+?)\?",
         r"\b(?:show|shows|see|contains?)\s+(.+\bor\b.+)$",
         r"\b(?:between|separates?|separating|distinguish(?:es)?|tell(?:s|ing)?\s+apart)\s+(.+)$",
-        r"\b(?:sort|classify|label|divide)\b.*?\b(?:into|as)\s+(.+)$",
+        r"\b(?:sort|classify|label|divide)\b.*?\binto\s+(.+)$",
         r"^(.+?\s+(?:vs\.?|versus)\s+.+)$",
     )
 )
@@ -127,10 +149,12 @@ _SPLIT = re.compile(
     r"\s*(?:,\s*(?:and|or|from)\s+|,|;|\band\b|\bor\b|\bfrom\b|\bvs\.?|\bversus\b)\s*", re.IGNORECASE
 )
 _TAIL = re.compile(
-    r"\b(?:in|on|of|from)\s+(?:photos?|pictures?|images?|drawings?|sketches|photographs?)\b.*$", re.IGNORECASE
+    r"\b(?:in|on|of|from)\s+(?:the\s+|these\s+|my\s+)?(?:photos?|pictures?|images?|drawings?|sketches|photographs?)\b.*$",
+    re.IGNORECASE,
 )
 _NO_CLASS = re.compile(
-    r"^\d+\s+(?:classes|groups|kinds)$|\b(?:pictures|photos|photographs|images|drawings|sketches)\b",
+    r"^(?:\d+|two|three|four|five|six|seven|eight|nine|ten|several|some)\s+(?:classes|groups|kinds|parts|piles)$|"
+    r"^(?:be|are|is|as|fast|quick|quickly|well)\b|\b(?:pictures|photos|photographs|images|drawings|sketches)\b",
     re.IGNORECASE,
 )
 
@@ -147,7 +171,7 @@ def names_in(sentence: str) -> tuple[str, ...] | None:
         >>> names_in("Recognise handwritten digits") is None
         True
     """
-    text = sentence.strip().rstrip(".! ")
+    text = " ".join(sentence.split()).rstrip(".! ")  # patterns take time over many spaces
     for pattern in _LISTS:
         match = pattern.search(text)
         if match is None:
@@ -184,7 +208,7 @@ def encode_names(names: Sequence[str]) -> Tensor:
         >>> encode_names(["cat", "dog"]).shape
         torch.Size([2, 768])
     """
-    plain = [readable(name) for name in names]
-    defined = [f"{name}: {meaning}" if (meaning := define(name)) else name for name in plain]
-    vectors = encode_text([*plain, *defined])
-    return torch.cat([vectors[: len(plain)], vectors[len(plain) :]], 1)
+    bare = without_numbers(names)
+    defined = [f"{name}: {meaning}" if (meaning := define(name)) else name for name in bare]
+    vectors = encode_text([*bare, *defined])
+    return torch.cat([vectors[: len(bare)], vectors[len(bare) :]], 1)

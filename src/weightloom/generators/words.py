@@ -10,7 +10,8 @@ Shapes: M samples, P values of a network, C classes, T layers, R codes a layer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weightloom.architectures import ArchitectureSpec, parse_architecture
-from weightloom.conditioning import TEXT_WIDTH, encode_text
+from weightloom.conditioning import encode_text
 from weightloom.conditioning.names import MAX_NAMES, check_names, encode_names, names_in, shown_names
-from weightloom.errors import CheckpointError, InputError, WeightloomError
+from weightloom.errors import CheckpointError, InputError, SpecError, WeightloomError
 from weightloom.generators.base import (
     Generator,
     Request,
@@ -32,17 +33,18 @@ from weightloom.generators.base import (
 )
 from weightloom.generators.words_expected import ExpectedAccuracy
 from weightloom.generators.words_part import WordsConfig, WordsPart, Written
+from weightloom.generators.words_turns import TurnReader
 from weightloom.io import load_tensors, read_json, save_tensors, write_json
-from weightloom.seeding import seed_for
 from weightloom.tasks.data import SupportSet
 from weightloom.tasks.transforms import transform_names
+from weightloom.tokenizers.base import load_strictly, narrowed
 from weightloom.weights import layout_of
 from weightloom.weights.turning import FAMILIES, turned, undone
 
-POSE_SIZES = (4, 2, 2)
-"""Rotations, mirrored or not, inverted or not."""
-UNTOLD = -6.0
-"""Log-probability of a turn that nothing speaks for: a few examples that look so outweigh it."""
+SURE = 0.9
+"""Probability from which a sentence is taken to speak of a turn."""
+MOST_SHOWN = 512
+"""Examples that the turn is looked for in."""
 
 
 def words_validity(keys: tuple[str, ...], tasks: tuple[str, ...]) -> Validity:
@@ -79,36 +81,38 @@ class Words(nn.Module, Generator):
             WordsPart(config, parse_architecture(key).resolve(classes=2), seed=seed)
             for key in validity.architectures
         )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_for("pose", seed))
-            self.pose = nn.Sequential(nn.Linear(TEXT_WIDTH, 64), nn.GELU(), nn.Linear(64, sum(POSE_SIZES)))
-
+        self.turns = TurnReader(seed=seed)
         self.expected = ExpectedAccuracy(len(self.parts), len(validity.tasks))
 
-    def pose_scores(self, sentences: Tensor) -> Tensor:
-        """(B, 16) log-probabilities of the transforms, in their order, from vectors (B, E) of sentences."""
-        turns, flips, inverts = (part.log_softmax(-1) for part in self.pose(sentences).split(POSE_SIZES, -1))
-        both = inverts[:, :, None, None] + flips[:, None, :, None] + turns[:, None, None, :]
-        return both.flatten(1)  # (B, 2, 2, 4) -> (B, 16)
+    def find_turn(self, request: Request, sentence: Tensor | None, part: WordsPart, written: Written) -> str:
+        """How the task's pictures are turned: as the sentence says; else as the examples say, where they do.
 
-    def find_pose(
-        self, sentence: Tensor | None, part: WordsPart, written: Written, support: SupportSet | None
-    ) -> str:
-        """How the task's pictures are turned, by what the sentence says and what the network sees in them."""
+        Examples speak for a turn where the network from words alone is clearly better under it, and clearly
+        better than chance: a network that knows none of the classes prefers some turn for no reason.
+        """
         names = transform_names()
-        if sentence is None:
-            scores = torch.full((len(names),), UNTOLD)
-            scores[0] = 0.0
-        else:
-            scores = self.pose_scores(sentence[None])[0].clamp_min(UNTOLD)
-        if support is not None:
-            images = support.images.flatten(0, 1)  # (C, S, ...) -> (C*S, ...)
-            labels = torch.arange(support.num_classes).repeat_interleave(support.shots)
-            for number, name in enumerate(names):
-                features, _ = part.run(written.trunk, undone(images, name), written.statistics)
-                logits = features @ written.rows.T + written.biases
-                scores[number] -= F.cross_entropy(logits, labels, reduction="sum")
-        return names[int(scores.argmax())]
+        if sentence is not None and request.instruction is not None:
+            scores = self.turns(sentence[None], [request.instruction])[0]
+            if int(scores.argmax()) and float(scores.max().exp()) >= SURE:
+                return names[int(scores.argmax())]
+        if (support := request.support) is None:
+            return "id"
+        shown = support.images[:, : max(1, MOST_SHOWN // support.num_classes)]
+        images = shown.flatten(0, 1)  # (C, S, ...) -> (C*S, ...)
+        labels = torch.arange(support.num_classes, device=images.device).repeat_interleave(shown.shape[1])
+        losses = []
+        for name in names:
+            features, _ = part.run(written.trunk, undone(images, name), written.statistics)
+            logits = features @ written.rows.T + written.biases
+            losses.append(F.cross_entropy(logits, labels, reduction="none"))
+        loss = torch.stack(losses)  # (16, C*S)
+        best = int(loss.mean(1).argmin())
+        gain = loss[0] - loss[best]
+        error = gain.std() / len(gain) ** 0.5
+        clear = float(gain.mean()) > 3 * float(error) and float(gain.sum()) > 6
+        return (
+            names[best] if clear and float(loss[best].mean()) < 0.8 * math.log(support.num_classes) else "id"
+        )
 
     def part(self, spec: ArchitectureSpec) -> WordsPart:
         """The part that makes ``spec``."""
@@ -156,11 +160,14 @@ class Words(nn.Module, Generator):
             DataUnavailableError: the sentence encoder is not installed.
         """
         names, source = self.class_names(request)
+        device = next(self.parameters()).device
         said: dict[str, Any] = {"class_names": list(names), "names_from": source}
         # In alphabetical order, and back at the end: sums do not depend on the order that was given.
         order = sorted(range(len(names)), key=lambda place: (names[place].casefold(), names[place]))
-        vectors = encode_names([names[place] for place in order])
-        sentence = None if request.instruction is None else encode_text([request.instruction])[0]
+        vectors = encode_names([names[place] for place in order]).to(device)
+        sentence = None
+        if request.instruction is not None:
+            sentence = encode_text([request.instruction])[0].to(device)
         support = request.support
         if self.expected.vocabulary:
             said["unknown_names"] = self.expected.unknown(names)
@@ -173,21 +180,22 @@ class Words(nn.Module, Generator):
                 images=support.images[order], class_names=tuple(support.class_names[place] for place in order)
             )
         part = self.part(request.architecture)
-        pose = "id"
+        written, turn = part.write(vectors, sentence), "id"
+        request = replace(request, support=support)
         if request.architecture.family in FAMILIES:
-            pose = self.find_pose(sentence, part, part.write(vectors, sentence), support)
+            turn = self.find_turn(request, sentence, part, written)
         if support is not None:
-            support = replace(support, images=undone(support.images, pose))
+            support = replace(support, images=undone(support.images, turn))
         back = torch.argsort(torch.tensor(order))
         flats, reports = [], []
         temperature = request.sampling.temperature
         for number, generator in enumerate(sample_generators(request)):
             shape = (len(part.layers), self.config.codes)
-            noise = temperature * torch.randn(shape, generator=generator) if number else None
-            written = part.write(vectors, sentence, noise)
+            if number:
+                written = part.write(vectors, sentence, temperature * torch.randn(shape, generator=generator))
             flat, head = self._network(request, part, written, support, back)
-            flats.append(flat if pose == "id" else turned(request.architecture, flat, pose))
-            reports.append({**said, "head": head, "transform": pose})
+            flats.append(flat if turn == "id" else turned(request.architecture, flat, turn))
+            reports.append({**said, "head": head, "transform": turn})
         return torch.stack(flats), reports
 
     def _network(
@@ -213,10 +221,10 @@ class Words(nn.Module, Generator):
     # ------------------------------------------------------------------ files
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``config.json`` and ``model.safetensors``, in half precision. Raises CheckpointError."""
+        """Write ``config.json`` and ``model.safetensors``. Raises CheckpointError."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: value.half().contiguous() for name, value in self.state_dict().items()}
+        tensors = narrowed(self.state_dict())
         save_tensors(folder / "model.safetensors", tensors, {"kind": self.kind})
         settings = {"name": self.name, "config": asdict(self.config), "validity": asdict(self.validity)}
         words = sorted(self.expected.vocabulary)
@@ -226,25 +234,19 @@ class Words(nn.Module, Generator):
     def from_pretrained(cls, folder: str | Path) -> Words:
         """Read what :meth:`save_pretrained` wrote. Raises CheckpointError where it is broken."""
         folder = Path(folder)
-        held = read_json(folder / "config.json")
+        config = read_json(folder / "config.json")
         tensors, _ = load_tensors(folder / "model.safetensors")
         try:
-            validity = Validity.from_json(held["validity"])
-            model = cls(WordsConfig(**held["config"]), validity, name=str(held["name"]))
-            model.expected.vocabulary = frozenset(map(str, held["vocabulary"]))
+            validity = Validity.from_json(config["validity"])
+            model = cls(WordsConfig(**config["config"]), validity, name=str(config["name"]))
+            words = config["vocabulary"]
+            if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+                raise SpecError("the vocabulary is no list of words")
+            model.expected.vocabulary = frozenset(words)
         except (AttributeError, KeyError, TypeError, ValueError, IndexError, WeightloomError) as error:
             raise CheckpointError(folder / "config.json", f"no generator from words ({error})") from None
-        _load(model, tensors, folder / "model.safetensors")
+        held = {
+            name: value.float() if value.dtype == torch.float16 else value for name, value in tensors.items()
+        }
+        load_strictly(model, held, folder / "model.safetensors")
         return model.eval()
-
-
-def _load(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    wanted = model.state_dict()
-    for name in sorted(wanted.keys() ^ tensors.keys()):
-        raise CheckpointError(path, f"tensor {name!r} is in the file or in the config's model, not in both")
-    for name, value in tensors.items():
-        if value.shape != wanted[name].shape or value.dtype != torch.float16:
-            raise CheckpointError(
-                path, f"tensor {name!r} is {tuple(value.shape)} {value.dtype}, not what fits"
-            )
-    model.load_state_dict({name: value.float() for name, value in tensors.items()})

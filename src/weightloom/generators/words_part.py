@@ -129,7 +129,7 @@ class WordsPart(nn.Module):
             self.row = nn.Sequential(
                 nn.Linear(2 * hidden, 2 * hidden),
                 nn.GELU(),
-                nn.Dropout(0.1),
+                nn.Identity(),
                 nn.Linear(2 * hidden, self.features + 1),
             )
             self.sharpness = nn.Parameter(torch.zeros(()))
@@ -184,12 +184,17 @@ class WordsPart(nn.Module):
                 state[slot.name] = part.view(slot.shape)
         return state
 
-    def write(self, names: Tensor, sentence: Tensor | None, noise: Tensor | None = None) -> Written:
-        """All that the words say; ``noise`` as in :meth:`write_codes`."""
+    def write(
+        self, names: Tensor, sentence: Tensor | None, noise: Tensor | None = None, *, dropout: float = 0.0
+    ) -> Written:
+        """All that the words say; ``noise`` as in :meth:`write_codes`, ``dropout`` of the rows in training."""
         tokens, context = self.tokens(names, sentence)
         codes = self.write_codes(context, noise)
         told = context + self.mixed(codes.flatten())
-        rows = self.row(torch.cat([tokens, told.expand_as(tokens)], 1)) * self.sharpness.exp()  # (C, H + 1)
+        inner = self.row[:2](torch.cat([tokens, told.expand_as(tokens)], 1))
+        if dropout:
+            inner = F.dropout(inner, dropout)
+        rows = self.row[2:](inner) * self.sharpness.exp()  # (C, H + 1)
         statistics = self._predict_statistics(torch.cat([context, codes.flatten()]).detach())
         return Written(codes, self.decode(codes), statistics, rows[:, :-1], rows[:, -1])
 
@@ -232,7 +237,7 @@ class WordsPart(nn.Module):
             else:
                 measured[place] = statistics[slot.name]
                 measured[variance] = statistics[f"body.{variance}"]
-            measured[count] = torch.zeros((), dtype=torch.long)
+            measured[count] = torch.zeros((), dtype=torch.long, device=images.device)
         for child in module.modules():
             if isinstance(child, nn.modules.batchnorm._BatchNorm):
                 child.momentum = 1.0  # what runs in training is then the batch's own
@@ -263,7 +268,7 @@ class WordsPart(nn.Module):
         penalty, and the images that the predicted statistics count for.
         """
         known = torch.tensor([math.log(shots), math.log(classes), math.log(shots * classes)]) / 3
-        raw = self.evidence(known)
+        raw = self.evidence(known.to(self.place.device))
         return torch.stack([torch.sigmoid(raw[0]), F.softplus(raw[1]), (2 * raw[2]).exp(), 4 * raw[3].exp()])
 
     def blend(self, written: Written, images: Tensor, worth: Tensor) -> dict[str, Tensor]:
@@ -295,10 +300,15 @@ class WordsPart(nn.Module):
         design = torch.cat([(flat - middle) / size, flat.new_full((len(flat), 1), 0.3)], 1)  # (C*S, H + 1)
         said = flat @ written.rows.T + written.biases
         said = said - said.mean(1, keepdim=True)
-        labels = torch.arange(classes).repeat_interleave(shots)
+        labels = torch.arange(classes, device=flat.device).repeat_interleave(shots)
         wanted = worth[1] * (F.one_hot(labels, classes).to(flat.dtype) - 1 / classes) - worth[0] * said
-        kernel = design @ design.T + worth[2] * torch.eye(len(flat))
-        moved = design.T @ torch.linalg.solve(kernel, wanted)  # (H + 1, C)
+        # The same solution by examples or by features, whichever are fewer.
+        if len(flat) <= design.shape[1]:
+            kernel = design @ design.T + worth[2] * torch.eye(len(flat), device=flat.device)
+            moved = design.T @ torch.linalg.solve(kernel, wanted)  # (H + 1, C)
+        else:
+            gram = design.T @ design + worth[2] * torch.eye(design.shape[1], device=flat.device)
+            moved = torch.linalg.solve(gram, design.T @ wanted)  # (H + 1, C)
         change = moved[:-1].T / size  # (C, H)
         rows = worth[0] * written.rows + change
         biases = worth[0] * written.biases + 0.3 * moved[-1] - change @ middle

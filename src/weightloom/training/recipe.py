@@ -255,7 +255,7 @@ class WordsRecipe(Recipe):
     """A generator of networks from class names and a sentence, trained on named pictures; it needs no zoo.
 
     Under ``salt`` names, subsets and orders are held out. ``evidence`` is the training of what examples are
-    worth, ``pose`` that of which turn a sentence speaks of.
+    worth, ``turns`` that of which turn a sentence speaks of.
     """
 
     kind: Literal["generator"]
@@ -269,7 +269,7 @@ class WordsRecipe(Recipe):
     objective: dict[str, Any] = Field(default_factory=dict)
     parts: Annotated[list[WordsPartRecipe], Field(min_length=1)]
     evidence: LoopRecipe
-    pose: LoopRecipe
+    turns: LoopRecipe
 
 
 class RewardRecipe(Recipe):

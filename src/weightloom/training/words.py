@@ -24,16 +24,19 @@ from torch import Tensor
 
 from weightloom.architectures import parse_architecture
 from weightloom.conditioning import encode_text
+from weightloom.conditioning.lexicon import lexicon_names
 from weightloom.conditioning.names import encode_names
 from weightloom.errors import SpecError
 from weightloom.generators.load import save_generator
-from weightloom.generators.words import POSE_SIZES, Words, words_validity
+from weightloom.generators.words import Words, words_validity
 from weightloom.generators.words_part import WordsConfig, WordsPart, answer_with_examples
+from weightloom.generators.words_turns import letters
 from weightloom.io import read_yaml
 from weightloom.seeding import numpy_generator, seed_for, torch_generator
 from weightloom.tasks import DatasetTask
 from weightloom.tasks.store import datasets
 from weightloom.tasks.transforms import transform_names
+from weightloom.tasks.words import Subject, instructions
 from weightloom.training.loop import Progress, run_loop
 from weightloom.training.parallel import WHOLE, Part
 from weightloom.training.recipe import UNDECISIVE, WordsPartRecipe, WordsRecipe
@@ -68,8 +71,29 @@ class WordsObjectiveSettings:
     """Tasks for each architecture that the expected accuracy is fitted on."""
     sentences: int = 64
     """Instructions that each source is spoken of in."""
-    turned_sentences: int = 48
+    turned_sentences: int = 32
     """Instructions about each pair of dataset and turn; five times as many about pictures as they are."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shots", tuple(self.shots) if isinstance(self.shots, list) else self.shots)
+        counts = ("batch", "most_classes", "most_examples", "expected_tasks", "sentences", "turned_sentences")
+        for name in counts:
+            value = getattr(self, name)
+            if type(value) is not int or not 2 <= value <= 1_000_000:
+                raise SpecError(f"{name} must be a whole number from 2, not {value!r}")
+        good = isinstance(self.shots, tuple) and self.shots
+        if not good or any(type(shot) is not int or shot < 1 for shot in self.shots):
+            raise SpecError(f"shots must be numbers of examples from 1, not {self.shots!r}")
+        for name in (
+            "told_sentence",
+            "name_noise",
+            "code_noise",
+            "predicted_statistics",
+            "statistics_weight",
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 <= value <= 10:
+                raise SpecError(f"{name} must be a number from 0 to 10, not {value!r}")
 
 
 class WordsObjective:
@@ -114,7 +138,7 @@ class WordsObjective:
         noise = torch.randn((len(self.part.layers), self.part.config.codes), generator=generator)
         with torch.random.fork_rng(devices=[]):  # of the dropout in the rows
             torch.manual_seed(seed_for("words", self.seed, step))
-            written = self.part.write(names, sentence, settings.code_noise * noise)
+            written = self.part.write(names, sentence, settings.code_noise * noise, dropout=0.1)
         late = step >= (1 - settings.predicted_statistics) * self.steps and step % 2 == 1
         batch = images.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         # What words predict of the statistics is learned from what is measured, not through the loss.
@@ -227,7 +251,7 @@ def train_words(recipe: WordsRecipe, out: Path, progress: Progress) -> Words:
     model = Words(config, validity, name=recipe.name)
     for number, part in enumerate(parts.values()):
         model.parts[number].load_state_dict(part.state_dict())
-    train_pose(model, sources, recipe, out / "work" / "pose", progress)
+    train_turns(model, sources, recipe, out / "work" / "turns", progress)
     model.eval()
     fit_expectations(model, pictures, recipe.salt, settings.expected_tasks, progress)
     save_generator(model, out)
@@ -282,36 +306,45 @@ def _learn_only(module: torch.nn.Module, learned: Callable[[str], bool]) -> None
 
 def _origin(recipe: WordsRecipe, one: WordsPartRecipe) -> dict[str, Any]:
     """What the training of one part is of; how often it is logged and kept changes nothing."""
-    origin = recipe.model_dump(mode="json", exclude={"parts", "evidence", "pose", "name"})
+    origin = recipe.model_dump(mode="json", exclude={"parts", "evidence", "turns", "name"})
     origin["part"] = one.model_dump(mode="json")
     for name in UNDECISIVE:
         origin["part"]["loop"].pop(name, None)
     return origin
 
 
-class PoseObjective:
-    """Loss of one step: which transform sentences (N, E) speak of, as labels (N, 3) of its three parts."""
+class TurnObjective:
+    """Loss of one step: which turn sentences speak of; vectors (N, E), labels (N, 3) of its three parts."""
 
-    def __init__(self, model: Words, sentences: Tensor, labels: Tensor, *, seed: int) -> None:
-        self.model, self.sentences, self.labels, self.seed = model, sentences, labels, seed
+    def __init__(
+        self, model: Words, vectors: Tensor, texts: Sequence[str], labels: Tensor, *, seed: int
+    ) -> None:
+        self.model, self.vectors, self.labels, self.seed = model, vectors, labels, seed
+        self.letters = letters(texts)
 
     def __call__(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        generator = torch_generator("pose", self.seed, step)
-        chosen = torch.randint(len(self.sentences), (128,), generator=generator)
-        noise = 0.02 * torch.randn(len(chosen), self.sentences.shape[1], generator=generator)
-        logits = self.model.pose(self.sentences[chosen] + noise).split(POSE_SIZES, -1)
+        generator = torch_generator("turns", self.seed, step)
+        chosen = torch.randint(len(self.vectors), (128,), generator=generator)
+        # Some runs of letters are missing, as in words that are mistyped in other ways.
+        written = self.letters[chosen]
+        written = written & (torch.rand(written.shape, generator=generator) > 0.2)
+        noise = 0.02 * torch.randn(len(chosen), self.vectors.shape[1], generator=generator)
+        logits = self.model.turns.parts(self.vectors[chosen] + noise, written)
         wanted = self.labels[chosen].unbind(1)
         loss = torch.stack([F.cross_entropy(a, b) for a, b in zip(logits, wanted, strict=True)]).sum()
         right = torch.stack([a.argmax(1) == b for a, b in zip(logits, wanted, strict=True)]).all(0)
         return loss, {"accuracy": float(right.float().mean())}
 
 
-def train_pose(
+def train_turns(
     model: Words, sources: tuple[PictureSource, ...], recipe: WordsRecipe, folder: Path, progress: Progress
 ) -> None:
-    """Learn which transform a sentence speaks of, on sentences about pairs of dataset and transform that
-    training may see.
+    """Learn which turn a sentence speaks of, on pairs of dataset and turn that training may see.
+
+    Half of the sentences name other things than the datasets' classes, drawn from the lexicon: mirrors, nights
+    and arrows are no turns.
     """
+    claim(folder, {"recipe": recipe.model_dump(mode="json", exclude={"parts", "evidence", "name"})})
     texts: list[str] = []
     labels: list[tuple[int, int, int]] = []
     known, settings = known_stems(sources), WordsObjectiveSettings(**recipe.objective)
@@ -321,19 +354,39 @@ def train_pose(
             if holds_out_pair(recipe.salt, source.dataset, transform):
                 continue
             count = settings.turned_sentences * (5 if transform == "id" else 1)
-            written = _pose_sentences(source.dataset, transform, own, count)
+            written = _turned_sentences(source.dataset, transform, own, count)
+            written += other_sentences(transform, count, source.dataset)
             texts += written
             labels += [(number % 4, number // 4 % 2, number // 8)] * len(written)
-    _learn_only(model, lambda name: name.startswith("pose."))
-    objective = PoseObjective(model, encode_text(texts), torch.tensor(labels), seed=recipe.seed)
-    run_loop("turns in words", model, objective, recipe.pose.settings(), folder=folder, progress=progress)
+    _learn_only(model, lambda name: name.startswith("turns."))
+    objective = TurnObjective(model, encode_text(texts), texts, torch.tensor(labels), seed=recipe.seed)
+    run_loop("turns in words", model, objective, recipe.turns.settings(), folder=folder, progress=progress)
     model.requires_grad_(True)
-    round_parameters(model.pose)
+    round_parameters(model.turns)
 
 
-def _pose_sentences(dataset: str, transform: str, labels: list[int] | None, count: int) -> list[str]:
+def other_sentences(transform: str, count: int, address: str) -> list[str]:
+    """Instructions about pictures and classes of all kinds under a turn: names are drawn from the lexicon."""
+    generator = numpy_generator("other sentences", transform, address)
+    things, found = lexicon_names(), []
+    for number in range(count):
+        drawn = [
+            things[int(place)]
+            for place in generator.integers(len(things), size=int(generator.integers(3, 9)))
+        ]
+        subject = Subject(
+            title="",
+            subject=f"{('pictures', 'photos', 'drawings')[number % 3]} of {drawn[0]}",
+            whole=number % 2 == 0,
+        )
+        address_of = ("other sentences", transform, address, number)
+        found += instructions(subject, drawn[1:], transform, 1, address_of, misspelt=0.25)
+    return found
+
+
+def _turned_sentences(dataset: str, transform: str, labels: list[int] | None, count: int) -> list[str]:
     """Instructions for tasks of a dataset under a transform, one in four misspelt."""
-    generator = numpy_generator("pose sentences", dataset, transform)
+    generator = numpy_generator("turned sentences", dataset, transform)
     found: list[str] = []
     while len(found) < count:
         pool = labels if labels is not None else list(range(datasets.get(dataset).num_classes))
