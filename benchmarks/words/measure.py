@@ -14,14 +14,16 @@ import yaml
 from references import fully_trained
 
 from weightloom.architectures import ArchitectureSpec, parse_architecture
+from weightloom.conditioning import encode_text
 from weightloom.fitting import accuracy, run_networks
 from weightloom.generators import Generator, Sampling
 from weightloom.generators.load import load_generator
-from weightloom.generators.words import Words
+from weightloom.generators.words import SURE, Words
 from weightloom.seeding import numpy_generator, torch_generator
 from weightloom.tasks import DatasetTask, TaskSampler
 from weightloom.tasks.store import datasets
 from weightloom.tasks.transforms import transform_names
+from weightloom.tasks.words import misspell
 from weightloom.training.words_tasks import PictureSource, holds_out_pair, known_stems, names_of_split
 
 Config = dict[str, Any]
@@ -89,15 +91,24 @@ def drawn_names(config: Config, spec: ArchitectureSpec, count: int, seed: int, i
 @cache
 def _pools(path: str) -> dict[str, dict[str, list[int]]]:
     held = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    known = known_stems(tuple(PictureSource(**source) for source in held["sources"]))
-    return {
-        source["dataset"]: {
-            split: names_of_split(source["dataset"], split, held["salt"], known)
-            for split in ("train", "unseen")
+    sources = tuple(PictureSource(**source) for source in held["sources"])
+    known = known_stems(sources)
+    found = {
+        source.dataset: {
+            split: names_of_split(source.dataset, split, held["salt"], known) for split in ("train", "unseen")
         }
-        for source in held["sources"]
-        if source.get("names")
+        for source in sources
+        if source.names
     }
+
+    def joined(dataset: str, label: int) -> str:
+        return datasets.get(dataset).class_names[label].lower().replace(" ", "").rstrip("s")
+
+    # "water melon" has been seen where "watermelon" has.
+    seen = {joined(dataset, label) for dataset, splits in found.items() for label in splits["train"]}
+    for dataset, splits in found.items():
+        splits["unseen"] = [label for label in splits["unseen"] if joined(dataset, label) not in seen]
+    return found
 
 
 def pools(config: Config) -> dict[str, dict[str, list[int]]]:
@@ -233,15 +244,17 @@ def unseen(config: Config) -> Rows:
 
 
 def wordings(config: Config) -> Rows:
-    """Paraphrased and misspelt instructions, from words alone, whole datasets."""
+    """Sentences written by hand, and the same misspelt, from words alone, whole datasets."""
     rows: Rows = []
     spec = resolved(config, config["architectures"][0])
-    for kind, misspelt in (("paraphrased", 0.0), ("misspelt", 1.0)):
+    for kind in ("paraphrased", "misspelt"):
         plain, other = [], []
-        for dataset in config["datasets"]:
+        for dataset, sentences in config["sentences"].items():
             task = task_of(spec, dataset)
             plain.append(from_words(config, spec, task, f"Classify {datasets.get(dataset).subject}"))
-            sentences = task.instructions(12, seed=77, misspelt=misspelt)
+            draw = numpy_generator("benchmark", "wordings", dataset)
+            if kind == "misspelt":
+                sentences = [misspell(sentence, draw) for sentence in sentences]
             other += [from_words(config, spec, task, sentence) for sentence in sentences]
         rows.append(
             {
@@ -252,6 +265,42 @@ def wordings(config: Config) -> Rows:
             }
         )
     return rows
+
+
+def turns(config: Config) -> Rows:
+    """Sentences that speak of no turn and are taken to, and turns of held-out pairs that are misread."""
+    model = generator(config["generator"])
+    assert isinstance(model, Words)
+    salt = recipe(config)["salt"]
+    spec = resolved(config, config["architectures"][0])
+    draw = numpy_generator("benchmark", "turns")
+    plain: list[str] = list(config["no_turns"])
+    for dataset in ("icons", "quickdraw"):
+        for number in range(100):
+            chosen = draw.choice(pools(config)[dataset]["unseen"], 5, replace=False)
+            task = task_of(spec, dataset, tuple(int(label) for label in chosen))
+            plain += task.instructions(1, seed=number)
+    spoken, wanted = [], []
+    for dataset in config["datasets"]:
+        for transform in transform_names():
+            if holds_out_pair(salt, dataset, transform):
+                texts = task_of(spec, dataset, transform=transform).instructions(20, seed=9, misspelt=0.25)
+                spoken += texts
+                wanted += [transform] * len(texts)
+
+    def read(texts: list[str]) -> list[str]:
+        with torch.no_grad():
+            scores = model.turns(encode_text(texts), texts)
+        names = transform_names()
+        return [names[int(row.argmax())] if float(row.max().exp()) >= SURE else "id" for row in scores]
+
+    false = [text for text, turn in zip(plain, read(plain), strict=True) if turn != "id"]
+    wrong = sum(a != b for a, b in zip(read(spoken), wanted, strict=True))
+    print(false[:10], flush=True)
+    return [
+        {"sentences": "speak of no turn", "count": len(plain), "wrong": len(false)},
+        {"sentences": "speak of a turn, pairs held out", "count": len(spoken), "wrong": wrong},
+    ]
 
 
 def _instead(support: Any, images: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
@@ -290,7 +339,9 @@ def examples(config: Config) -> Rows:
                         sentence = task.instructions(1, seed=0)[0]
                         made = {
                             "names": model.generate_many(spec, instruction=sentence, support=support)[0],
-                            "igpg-tiny": other.generate_many(spec, instruction=sentence, support=support)[0],
+                            "igpg-tiny": other.generate(
+                                spec, instruction=sentence, support=support, num_samples=4
+                            ),
                         }
                         for name, sample in made.items():
                             right = accuracy(sample.architecture, sample.flat[None], images, labels)[0]
@@ -427,6 +478,7 @@ PARTS: dict[str, Callable[[Config], Rows]] = {
     "whole": whole,
     "subsets": subsets,
     "wordings": wordings,
+    "turns": turns,
     "codes": codes,
     "draws": draws,
     "speed": speed,

@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from weightloom.conditioning.lexicon import define
-from weightloom.conditioning.names import check_names, encode_names, names_in, parse_names, readable
+from weightloom.conditioning.names import (
+    check_names,
+    encode_names,
+    names_in,
+    parse_names,
+    readable,
+    without_numbers,
+)
 from weightloom.errors import InputError
 
 
@@ -24,6 +31,10 @@ from weightloom.errors import InputError
         (["cat", "x" * 121], "121 characters"),
         (["cat", "!?"], "holds no word"),
         (["cat", "a\x1b[31m"], "holds no word"),
+        (["cat", "a\ud800"], "holds no word"),
+        (["cat", "\u200bcat"], "holds no word"),
+        (["coffee bean", "CoffeeBean"], "given twice"),
+        (["caf\u00e9", "cafe\u0301"], "given twice"),
         (None, "not NoneType"),
     ],
 )
@@ -56,6 +67,12 @@ def test_lists_of_names():
         ("Classify photos of cats and dogs", None),
         ("Sort small photos", None),
         ("A network for Fashion-MNIST", None),
+        ("Is it a cat or a dog in the picture?", ("cat", "dog")),
+        ("classify handwritten digits as accurately and quickly as possible", None),
+        ("label the clothing as well as you can, and fast", None),
+        ("sort these into two groups, and be quick", None),
+        ("Recognise digits. Labels are noisy: some are wrong, and some missing", None),
+        ("tell " + " " * 1900 + "x", None),
     ],
 )
 def test_a_sentence_that_lists_classes_is_read_for_them(sentence, names):
@@ -63,9 +80,15 @@ def test_a_sentence_that_lists_classes_is_read_for_them(sentence, names):
 
 
 def test_names_are_read_as_people_write_them():
-    assert [readable(name) for name in ("coffee_bean", "CoffeeBean", "12 - coffee-bean", "T-shirt/top")] == [
+    assert [readable(name) for name in ("coffee_bean", "CoffeeBean", "Coffee-Bean", "T-shirt/top")] == [
         "coffee bean", "coffee bean", "coffee bean", "t-shirt or top"
     ]  # fmt: skip
+
+
+def test_numbers_that_names_are_listed_by_are_no_part_of_them():
+    assert without_numbers(["01_apple", "02_pear"]) == ["apple", "pear"]
+    for names in (["2 fingers", "3 fingers"], ["7 up", "water"], ["1", "2"], ["3d model", "4d model"]):
+        assert without_numbers(names) == names
 
 
 def test_definitions():

@@ -209,6 +209,45 @@ def test_no_part_of_the_bundled_one_can_be_zeroed_without_changing_an_answer(bun
 
 
 @BUNDLE
+@pytest.mark.parametrize(
+    "sentence", ["Sort photos taken at night", "Tell a mirror from a window", "Classify road signs"]
+)
+def test_a_sentence_without_a_turn_turns_nothing(bundled, sentence):
+    sample = bundled.generate("cnn(depth=3,width=16)", instruction=sentence, classes=["sun", "moon"])
+    assert sample.report["transform"] == "id"
+
+
+@BUNDLE
+@pytest.mark.parametrize("shots", [1, 16])
+def test_examples_of_classes_that_no_word_names_turn_nothing(bundled, shots):
+    images = parse_task("digits[0,1,2,3,4]").support(shots).images
+    names = ("zorp", "blick", "dax", "wug", "fep")
+    for text in ("cnn(depth=3,width=16)", "resnet(depth=8,width=8)"):
+        sample = bundled.generate(text, support=SupportSet(images=images, class_names=names))
+        assert sample.report["transform"] == "id" and len(sample.report["unknown_names"]) == 5
+
+
+def test_a_ridge_by_examples_and_by_features_is_the_same(model):
+    part = model.part(parse_architecture(KEYS[1]).resolve(classes=3))
+    generator = torch.Generator().manual_seed(1)
+    written = part.write(torch.randn(3, 768, generator=generator), None)
+    features = torch.randn(3, 3, 8, generator=generator)
+    worth = torch.tensor([0.5, 3.0, 0.1, 4.0])
+    few = part.with_examples(written, features, worth)  # 9 examples, 9 features
+    twice = part.with_examples(written, features.repeat(1, 2, 1), worth * torch.tensor([1.0, 1.0, 2.0, 1.0]))
+    assert all(torch.allclose(a, b, atol=1e-3) for a, b in zip(few, twice, strict=True))
+
+
+def test_training_mode_draws_nothing(model, rng_untouched):
+    model.train()
+    try:
+        a, b = (model.generate("cnn(depth=2,width=6)", classes=["cat", "dog"]).flat for _ in range(2))
+    finally:
+        model.eval()
+    assert torch.equal(a, b)
+
+
+@BUNDLE
 def test_each_thing_that_a_request_says_is_encoded_once(bundled, monkeypatch):
     import weightloom.generators.words as words
     from weightloom.conditioning import names as name_room

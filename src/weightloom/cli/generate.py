@@ -148,9 +148,10 @@ def generate(
 
     if instruction is not None:
         instruction = check_instruction(plain_text(instruction, "instruction"))
-    names = given_names(classes)
+    names, spec = given_names(classes), parse_architecture(plain_text(arch, "architecture"))
     if generator is None:
-        generator = default_generator(names, instruction, examples=task is not None or data is not None)
+        examples = task is not None or data is not None
+        generator = default_generator(names, instruction, spec, examples=examples)
     folder = Path(plain_text(generator, "generator")).expanduser()
     if is_consolidated(folder):
         if task is not None or data is not None or plot is not None:
@@ -159,7 +160,6 @@ def generate(
             )
         retrieve(folder, instruction, out, as_json=as_json)
         return
-    spec = parse_architecture(plain_text(arch, "architecture"))
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
     model = load_generator(plain_text(generator, "generator"))
     for name, value in vars(sampling).items():
@@ -272,6 +272,8 @@ def generate(
             note(f"{model.name} reads no words: the instruction has changed nothing")
         if names is not None and not model.reads_names:
             note(f"{model.name} reads no class names: they have changed nothing")
+        if support is None and len(made) == 1 and model.reads_names and (seed or temperature != 0.1):
+            note("one network without examples is the likeliest: --seed and --temperature change nothing")
         if len(made) > 1 and not model.draws:
             note(f"{model.name} draws nothing: its samples are all alike")
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from weightloom.cli.inputs import plain_text
+
+if TYPE_CHECKING:
+    from weightloom.architectures import ArchitectureSpec
 
 WITH_EXAMPLES, FROM_WORDS = "igpg-tiny", "words-small"
 
@@ -38,12 +41,37 @@ def given_names(classes: str | None) -> tuple[str, ...] | None:
     return parse_names(plain_text(classes, "class names"))
 
 
-def default_generator(names: tuple[str, ...] | None, instruction: str | None, *, examples: bool) -> str:
-    """Which bundled generator answers: it follows from what the request has."""
+def default_generator(
+    names: tuple[str, ...] | None, instruction: str | None, spec: ArchitectureSpec, *, examples: bool
+) -> str:
+    """Which bundled generator answers: it follows from what the request has.
+
+    Where classes are only listed in the sentence, the request is for words alone if it can be answered so.
+    """
     if examples:
         return WITH_EXAMPLES
-    if names is None and instruction is not None:
-        from weightloom.conditioning.names import names_in
+    if names is not None:
+        return FROM_WORDS
+    if instruction is None:
+        return WITH_EXAMPLES
+    from weightloom.conditioning.names import names_in
 
-        names = names_in(instruction)
-    return WITH_EXAMPLES if names is None else FROM_WORDS
+    listed = names_in(instruction)
+    return FROM_WORDS if listed is not None and _makes(spec, len(listed)) else WITH_EXAMPLES
+
+
+def _makes(spec: ArchitectureSpec, classes: int) -> bool:
+    """Whether the generator from words makes ``spec`` with so many classes; only its config is read."""
+    from weightloom.errors import InputError
+    from weightloom.generators import Validity
+    from weightloom.generators.load import BUNDLED
+    from weightloom.io import read_json
+
+    validity = Validity.from_json(read_json(BUNDLED / FROM_WORDS / "config.json")["validity"])
+    if spec.classes not in (None, classes):
+        return False
+    try:
+        validity.check(spec.resolve(classes=classes, input=validity.input_for(spec)))
+    except InputError:
+        return False
+    return True

@@ -2,7 +2,7 @@
 
 A linear model of a few things that are known beforehand: how many classes there are, how alike their names
 are, whether training has seen their words, and which pictures of training the request is most about. It is
-fitted on tasks that the networks did not learn from. Knows no files and no training.
+fitted on test pictures of tasks of training, and of names kept for choices. Knows no files and no training.
 
 Shapes: C classes, S sources of pictures, F features.
 """

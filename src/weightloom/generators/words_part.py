@@ -187,7 +187,7 @@ class WordsPart(nn.Module):
     def write(
         self, names: Tensor, sentence: Tensor | None, noise: Tensor | None = None, *, dropout: float = 0.0
     ) -> Written:
-        """All that the words say; ``noise`` as in :meth:`write_codes`, ``dropout`` of the rows in training."""
+        """All that the words say; ``noise`` as in :meth:`write_codes`, ``dropout`` of rows in training."""
         tokens, context = self.tokens(names, sentence)
         codes = self.write_codes(context, noise)
         told = context + self.mixed(codes.flatten())

@@ -1,8 +1,8 @@
 """Which of the sixteen turns of pictures a sentence speaks of.
 
-Two things are added up: what the sentence means (its vector from the sentence encoder), and how it is written
-(its runs of three to five letters, hashed). Meaning knows other words for the same, but hardly tells left from
-right; letters do, also where a few are mistyped. Knows no files and no training.
+Two things are added up: what the sentence means (its vector from the sentence encoder), and how it is
+written (its runs of three to five letters, hashed). Meaning knows other words for the same, but hardly tells
+left from right; letters do, also where a few are mistyped. Knows no files and no training.
 
 Shapes: B sentences, E width of their vectors, N places that runs of letters are hashed to.
 Source: hashed character n-grams, Bojanowski et al. (arXiv 1607.04606), section 3.2.

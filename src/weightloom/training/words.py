@@ -341,8 +341,8 @@ def train_turns(
 ) -> None:
     """Learn which turn a sentence speaks of, on pairs of dataset and turn that training may see.
 
-    Half of the sentences name other things than the datasets' classes, drawn from the lexicon: mirrors, nights
-    and arrows are no turns.
+    Half of the sentences name other things than the datasets' classes, drawn from the lexicon: mirrors,
+    nights and arrows are no turns.
     """
     claim(folder, {"recipe": recipe.model_dump(mode="json", exclude={"parts", "evidence", "name"})})
     texts: list[str] = []

@@ -1,7 +1,7 @@
-"""Fitting what accuracy is to be expected of networks from words alone, on tasks that taught them nothing.
+"""Fitting what accuracy is to be expected of networks from words alone.
 
-Tasks of names that training has seen are measured on test pictures; tasks of other names have those that are
-kept for choices. What is held out for results is not looked at.
+On test pictures: of tasks that training may draw, and of names that are kept for choices. Held-out tasks and
+unseen names, which results are of, are not looked at; test pictures of known datasets are the same in both.
 """
 
 from __future__ import annotations

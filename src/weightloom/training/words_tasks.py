@@ -47,8 +47,8 @@ class PictureSource:
     flip: bool = False
     names: bool = False
     outline: float = 0.0
-    """Share of the pictures that are drawn as white outlines on black, as sketches are; half of the others'
-    rest is inverted."""
+    """Share of the pictures that are drawn as white outlines on black, as sketches are; half of the
+    rest are inverted."""
 
 
 def known_stems(sources: tuple[PictureSource, ...]) -> frozenset[str]:

@@ -65,7 +65,7 @@ SETS: Mapping[str, tuple[str, str]] = {
     "twemoji": ("1.2.5", "CC-BY-4.0"),
 }
 """Version and licence of the npm package ``@iconify-json/NAME`` of each set. Sets under share-alike licences
-are left out: would what is learned from their pictures have to carry that licence?"""
+are left out, so that nothing that is learned from their pictures has to carry that licence."""
 
 _EMOJI = frozenset(
     [
@@ -221,13 +221,15 @@ def _npm(progress: Progress) -> Arrays:
             with archive(path) as read:
                 try:
                     found = drawings(json.loads(read("icons.json")))
-                except (ValueError, KeyError, TypeError) as error:
+                except (AttributeError, ValueError, KeyError, TypeError) as error:
                     raise SourceSilent(f"gave icons that cannot be read ({error})") from error
             for icon, svg in found.items():
                 label = labels.get(concept(icon_set, icon) or "")
                 if label is not None:
                     images.append(render(svg))
                     marks.append((label, seed_for("icons", icon_set, icon)))
+    if not images:
+        raise SourceSilent("gave no icon of the list")
     return _split(np.stack(images), marks)
 
 
