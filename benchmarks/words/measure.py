@@ -18,7 +18,7 @@ from weightloom.conditioning import encode_text
 from weightloom.fitting import accuracy, run_networks
 from weightloom.generators import Generator, Sampling
 from weightloom.generators.load import load_generator
-from weightloom.generators.words import SURE, Words
+from weightloom.generators.words import Words
 from weightloom.seeding import numpy_generator, torch_generator
 from weightloom.tasks import DatasetTask, TaskSampler
 from weightloom.tasks.store import datasets
@@ -290,9 +290,7 @@ def turns(config: Config) -> Rows:
 
     def read(texts: list[str]) -> list[str]:
         with torch.no_grad():
-            scores = model.turns(encode_text(texts), texts)
-        names = transform_names()
-        return [names[int(row.argmax())] if float(row.max().exp()) >= SURE else "id" for row in scores]
+            return [transform_names()[turn] for turn in model.turns.read(encode_text(texts), texts)]
 
     false = [text for text, turn in zip(plain, read(plain), strict=True) if turn != "id"]
     wrong = sum(a != b for a, b in zip(read(spoken), wanted, strict=True))

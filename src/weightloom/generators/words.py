@@ -33,7 +33,7 @@ from weightloom.generators.base import (
 )
 from weightloom.generators.words_expected import ExpectedAccuracy
 from weightloom.generators.words_part import WordsConfig, WordsPart, Written
-from weightloom.generators.words_turns import TurnReader
+from weightloom.generators.words_turns import TurnReader, without_names
 from weightloom.io import load_tensors, read_json, save_tensors, write_json
 from weightloom.tasks.data import SupportSet
 from weightloom.tasks.transforms import transform_names
@@ -41,8 +41,6 @@ from weightloom.tokenizers.base import load_strictly, narrowed
 from weightloom.weights import layout_of
 from weightloom.weights.turning import FAMILIES, turned, undone
 
-SURE = 0.9
-"""Probability from which a sentence is taken to speak of a turn."""
 MOST_SHOWN = 512
 """Examples that the turn is looked for in."""
 
@@ -92,9 +90,10 @@ class Words(nn.Module, Generator):
         """
         names = transform_names()
         if sentence is not None and request.instruction is not None:
-            scores = self.turns(sentence[None], [request.instruction])[0]
-            if int(scores.argmax()) and float(scores.max().exp()) >= SURE:
-                return names[int(scores.argmax())]
+            listed = names_in(request.instruction) or ()
+            told = without_names(request.instruction, (*listed, *(request.classes or ())))
+            if spoken := self.turns.read(sentence[None], [told])[0]:
+                return names[spoken]
         if (support := request.support) is None:
             return "id"
         shown = support.images[:, : max(1, MOST_SHOWN // support.num_classes)]

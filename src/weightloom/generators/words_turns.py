@@ -10,6 +10,7 @@ Source: hashed character n-grams, Bojanowski et al. (arXiv 1607.04606), section 
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Sequence
 
@@ -22,6 +23,8 @@ from weightloom.seeding import seed_for
 PARTS = (4, 2, 2)
 """Rotations, mirrored or not, inverted or not."""
 PLACES = 4096
+SURE = 0.9
+"""Probability from which a sentence is taken to speak of a turn."""
 
 
 def letters(texts: Sequence[str]) -> Tensor:
@@ -37,6 +40,18 @@ def letters(texts: Sequence[str]) -> Tensor:
         runs = {plain[i : i + n] for n in (3, 4, 5) for i in range(len(plain) - n + 1)}
         found[row, [zlib.crc32(run.encode()) % PLACES for run in runs]] = True
     return found
+
+
+def without_names(text: str, names: Sequence[str]) -> str:
+    """A sentence without the names of its classes: a mirror among them is no turn.
+
+    Example:
+        >>> without_names("Tell a mirror from a window, upside down", ["window", "mirror"])
+        'Tell a from a , upside down'
+    """
+    for name in sorted(names, key=len, reverse=True):
+        text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "", text, flags=re.IGNORECASE)
+    return " ".join(text.split())
 
 
 class TurnReader(nn.Module):
@@ -58,7 +73,25 @@ class TurnReader(nn.Module):
 
     def forward(self, vectors: Tensor, texts: Sequence[str]) -> Tensor:
         """(B, 16) log-probabilities from sentences and their vectors (B, E)."""
-        logits = self.parts(vectors, letters(texts).to(vectors.device))
-        turns, flips, inverts = (part.log_softmax(-1) for part in logits)
-        both = inverts[:, :, None, None] + flips[:, None, :, None] + turns[:, None, None, :]
-        return both.flatten(1)  # (B, 2, 2, 4) -> (B, 16)
+        return _together(self.parts(vectors, letters(texts).to(vectors.device)))
+
+    def read(self, vectors: Tensor, texts: Sequence[str]) -> list[int]:
+        """Which turn each sentence speaks of, 0 for none: where both together are sure, and the letters agree.
+
+        Meaning alone is not enough: "tell a mirror from a window" is about mirrors.
+        """
+        written = letters(texts).to(vectors.device)
+        both, alone = (
+            self(vectors, texts),
+            _together(self.writing(written.to(vectors.dtype)).split(PARTS, -1)),
+        )
+        chosen = both.argmax(1)
+        clear = (both.max(1).values.exp() >= SURE) & (alone.argmax(1) == chosen)
+        return [int(turn) if sure else 0 for turn, sure in zip(chosen, clear, strict=True)]
+
+
+def _together(logits: Sequence[Tensor]) -> Tensor:
+    """(B, 16) log-probabilities from those of rotation, mirroring and inversion."""
+    turns, flips, inverts = (part.log_softmax(-1) for part in logits)
+    both = inverts[:, :, None, None] + flips[:, None, :, None] + turns[:, None, None, :]
+    return both.flatten(1)  # (B, 2, 2, 4) -> (B, 16)
