@@ -76,7 +76,7 @@ class TurnReader(nn.Module):
         return _together(self.parts(vectors, letters(texts).to(vectors.device)))
 
     def read(self, vectors: Tensor, texts: Sequence[str]) -> list[int]:
-        """Which turn each sentence speaks of, 0 for none: where both together are sure, and the letters agree.
+        """Which turn each sentence speaks of, 0 for none: where both together are sure and the letters agree.
 
         Meaning alone is not enough: "tell a mirror from a window" is about mirrors.
         """
