@@ -11,9 +11,14 @@ from typing import Any
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
+
+# Machines are shared: how long an example takes says nothing of it.
+hypothesis.settings.register_profile("shared-machine", deadline=None)
+hypothesis.settings.load_profile("shared-machine")
 
 # The tests' tensors are tiny: a second thread costs more than it brings.
 torch.set_num_threads(1)

@@ -20,6 +20,18 @@ def rng_untouched() -> Iterator[None]:
     assert torch.equal(before, torch.get_rng_state()), "the global random stream has moved"
 
 
+@pytest.fixture(scope="session")
+def text_encoder():
+    """Tests that read instructions are skipped where the sentence encoder is not installed."""
+    from weightloom.conditioning import encode_text
+    from weightloom.errors import DataUnavailableError
+
+    try:
+        encode_text(["digits"])
+    except DataUnavailableError as error:
+        pytest.skip(str(error))
+
+
 @pytest.fixture
 def memory_growth() -> Callable[[int], AbstractContextManager[None]]:
     """``with memory_growth(20):`` fails if the process's peak grows by more than so many MiB inside."""

@@ -18,7 +18,8 @@ from weightloom.cli.main import app
 
 FACE = {
     "generate": {
-        "INSTRUCTION", "--task", "--data", "--skip-broken", "--arch", "--generator", "--samples", "--seed",
+        "INSTRUCTION", "--task", "--data", "--skip-broken", "--arch", "--classes", "--generator", "--samples",
+        "--seed",
         "--shots", "--temperature", "--top-k", "--top-p", "--guidance",
         "--batch-norm", "--out", "--plot", "--steps", "--compare",
         "--no-compare", "--explain", "--json",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -25,7 +25,8 @@ from weightloom.architectures import (
     parse_architecture,
 )
 from weightloom.architectures.capture import graph_of
-from weightloom.conditioning import TEXT_WIDTH, stack_conditions
+from weightloom.conditioning import TEXT_WIDTH, encode_text, stack_conditions
+from weightloom.conditioning.names import encode_names
 from weightloom.errors import CheckpointError, InputError, UnsupportedRequestError, WeightloomError
 from weightloom.fitting import initial_flats, run_networks
 from weightloom.generators import Generator, Sampling, Validity, generators
@@ -44,6 +45,8 @@ from weightloom.generators.nearest import NearestCheckpoint
 from weightloom.generators.noisy import NoisyCheckpoint
 from weightloom.generators.random_init import RandomInit
 from weightloom.generators.static_hypernetwork import StaticHypernetwork, StaticHypernetworkConfig
+from weightloom.generators.words import Words, words_validity
+from weightloom.generators.words_part import WordsConfig, answer_with_examples
 from weightloom.tasks import SupportSet, parse_task
 from weightloom.tokenizers import WeightTokenizer, architecture_key, load_tokenizer, tokenizers
 from weightloom.weights import WeightStatistics, layout_of
@@ -75,6 +78,8 @@ class Promise:
     draws: bool
     """Another seed gives other weights; otherwise the same."""
     needs_examples: bool = False
+    needs_names: bool = False
+    """Without examples it wants the names of the classes."""
     saves: bool = False
     any_architecture: bool = False
     """It makes networks of architectures that it has never seen."""
@@ -96,6 +101,7 @@ GENERATORS = {
     ),
     "static_hypernetwork": Promise(lambda: tiny_static(), draws=False, needs_examples=True, saves=True),
     "layerwise": Promise(lambda: tiny_layerwise(), draws=True, saves=True, any_architecture=True),
+    "words": Promise(lambda: tiny_words(), draws=True, saves=True, needs_names=True),
     "diffusion": Promise(lambda: tiny_diffusion("attention"), draws=True, saves=True),
     "diffusion, recurrent": Promise(lambda: tiny_diffusion("recurrent"), draws=True, saves=True),
     "gaussian": Promise(lambda: GaussianWeights.from_generator(tiny_igpg()), draws=True, needs_examples=True),
@@ -196,6 +202,21 @@ def tiny_layerwise() -> Layerwise:
         experts=2, width=16, depth=1, heads=2, image_features=8, image_width=8, channels=1,
     )  # fmt: skip
     return moved(Layerwise(config, validity_of(config, (1, 8, 8), (2, 6), ("digits",)), name="tiny")).eval()
+
+
+@cache
+def tiny_words() -> Words:
+    keys = tuple(
+        str(replace(resolved(text), classes=None))
+        for text in ("cnn(depth=1,width=4)", "mlp(depth=1,width=4)")
+    )
+    limits = replace(words_validity(keys, ("digits",)), max_classes=5)
+    model = moved(Words(WordsConfig(hidden=16, codes=4), limits, name="tiny")).eval()
+    assert isinstance(model, Words)
+    with torch.no_grad():
+        for parameter in model.parameters():  # files hold half precision
+            parameter.copy_(parameter.half().float())
+    return model
 
 
 @cache
@@ -547,7 +568,12 @@ class TestGenerator:
                 GENERATORS[kind].make().generate_many(resolved(), seed=1)
         else:
             model = GENERATORS[kind].make()
-            (sample,) = model.generate_many(resolved(), seed=1)
+            names = None
+            if GENERATORS[kind].needs_names:
+                names = ["cat", "dog", "truck"]
+                with pytest.raises(InputError, match="names of its classes"):
+                    model.generate_many(resolved(), seed=1)
+            (sample,) = model.generate_many(resolved(), classes=names, seed=1)
             assert "support_loss" not in sample.report and bool(torch.isfinite(sample.flat).all())
 
     def test_it_comes_back_from_its_files_bit_for_bit(self, kind, tmp_path):
@@ -618,6 +644,8 @@ def likelihood(model: torch.nn.Module, spec: ArchitectureSpec, without: tuple[st
         return F.cross_entropy(torch.func.functional_call(built.initialise(0), weights, (images,)), labels)
     if isinstance(model, Layerwise):
         return layerwise_error(model, without)
+    if isinstance(model, Words):
+        return words_error(model, spec, without)
     assert isinstance(model, IGPG), f"say how {type(model).__name__} learns"
     support = examples().images
     words = F.normalize(torch.randn(TEXT_WIDTH, generator=torch.Generator().manual_seed(0)), dim=0)
@@ -653,6 +681,22 @@ def layerwise_error(model: Layerwise, without: tuple[str, ...]) -> torch.Tensor:
             trunks = model.dictionary.decode(spec, means)
             loss = loss + model.episode_loss(spec, trunks, [support[:, :3]], [support[:, 3:]])[0]
     return loss
+
+
+def words_error(model: Words, spec: ArchitectureSpec, without: tuple[str, ...]) -> torch.Tensor:
+    part, support = model.part(spec), examples().images
+    sentence = None if without else encode_text(["three digits, upside down"])[0]
+    written = part.write(encode_names(["three", "one", "seven"]), sentence)
+    images, labels = examples().flat()
+    features, measured = part.run(written.trunk, images, None)
+    loss = F.cross_entropy(features @ written.rows.T + written.biases, labels)
+    if part.norms:
+        loss = loss + part.statistics_loss(written.statistics, measured)
+    logits = answer_with_examples(part, written, support[:, :3], support[:, 3:].flatten(0, 1))
+    loss = loss + F.cross_entropy(logits, torch.arange(3).repeat_interleave(2))
+    return (
+        loss if sentence is None else loss - model.turns(sentence[None], ["three digits, upside down"])[0, 2]
+    )
 
 
 def denoising_error(model: LatentDiffusion, spec: ArchitectureSpec, without: tuple[str, ...]) -> torch.Tensor:

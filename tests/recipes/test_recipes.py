@@ -31,6 +31,7 @@ from weightloom.training.recipe import (
     PlainRecipe,
     RewardRecipe,
     StaticHypernetworkRecipe,
+    WordsRecipe,
 )
 from weightloom.training.reward import settings_of
 from weightloom.training.run import train_recipe
@@ -48,7 +49,7 @@ STATIC = [name for name in GENERATORS if RAW[name]["generator"] == "static_hyper
 """Generators that are trained on episodes."""
 DIFFUSIONS = [n for n in GENERATORS if RAW[n]["generator"] == "diffusion" and "parts" not in RAW[n]]
 """Diffusions, trained stage by stage too."""
-CARRIED = [n for n in GENERATORS if "parts" in RAW[n]]
+CARRIED = [n for n in GENERATORS if RAW[n]["generator"] == "diffusion" and "parts" in RAW[n]]
 """Diffusions over what another generator carries; tests/training/test_diffusion.py has them at tiny size."""
 HYPERNETWORKS = [name for name in GENERATORS if RAW[name]["generator"] == "ghn"]
 """Generators that are trained on a task's images and need no zoo; the others make themselves from one."""
@@ -56,7 +57,8 @@ LAYERWISE = [name for name in GENERATORS if RAW[name]["generator"] == "layerwise
 """Generators of any depth and width, trained on episodes; they need no zoo."""
 REWARDS = sorted(name for name, raw in RAW.items() if raw["kind"] == "reward")
 """Settings for steering a trained generator."""
-
+WORDS = [name for name in GENERATORS if RAW[name]["generator"] == "words"]
+"""Networks from words; tests/training/test_words.py trains one at tiny size."""
 CONSOLIDATED = [name for name in GENERATORS if RAW[name]["generator"] == "consolidated"]
 """Published checkpoints; tests/training/test_consolidated.py has them at tiny size."""
 
@@ -76,6 +78,8 @@ def model_of(name):
         return CarriedDiffusionRecipe
     if name in HYPERNETWORKS:
         return GHNRecipe
+    if name in WORDS:
+        return WordsRecipe
     if name in CONSOLIDATED:
         return ConsolidatedRecipe
     return GeneratorRecipe if name in STAGED else PlainRecipe
@@ -289,7 +293,7 @@ def test_the_settings_of_steering_make_sense(name):
         assert parse_architecture(text).resolve(classes=10, input=(3, 16, 16)).num_parameters() > 0
 
 
-WITHOUT_ZOO = HYPERNETWORKS + LAYERWISE + CONSOLIDATED + CARRIED
+WITHOUT_ZOO = HYPERNETWORKS + LAYERWISE + CONSOLIDATED + CARRIED + WORDS
 
 
 @pytest.mark.parametrize("name", [name for name in GENERATORS if name not in WITHOUT_ZOO])

@@ -29,7 +29,7 @@ def test_a_task_is_drawn_by_address_and_lands_in_its_split(sampler, index):
     assert task.dataset in sampler.datasets
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(st.text(max_size=8), st.lists(st.sampled_from(NAMES), min_size=1, unique=True), st.integers(2, 5))
 def test_splits_never_overlap(salt, names, low):
     """No held-out subset, order or transform is ever part of a train task."""

@@ -54,7 +54,7 @@ def test_defaults():
         ("mnist[3", "cannot read"),
         ("mnist[3,4]@", "cannot read"),
         ("mnist@28c1+flip", "cannot read"),
-        ("mnist" * 9999, "cannot read"),
+        ("mnist" * 19_999, "cannot read"),
         ("mnist[3]", "at least 2 classes"),
         ("mnist[]", "empty place"),
         ("mnist[1,2,]", "empty place"),

@@ -8,8 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from weightloom.conditioning import TEXT_WIDTH, SupportEncoder, encode_text
-from weightloom.errors import DataUnavailableError
+from weightloom.conditioning import TEXT_WIDTH, SupportEncoder
 from weightloom.generators import Validity
 from weightloom.generators.igpg import IGPG, IGPGConfig
 from weightloom.seeding import torch_generator
@@ -42,15 +41,6 @@ TOKENIZERS = {
     "gumbel": {"chunk": 32, "codes": 4, "vocabulary": 8, "code_width": 4, "width": 16, "depth": 1},
 }
 PRIOR = {"width": 16, "depth": 1, "heads": 2, "image_features": 8, "image_width": 8, "channels": 1}
-
-
-@pytest.fixture(scope="session")
-def text_encoder():
-    """Tests that read instructions are skipped where the sentence encoder is not installed."""
-    try:
-        encode_text(["digits"])
-    except DataUnavailableError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,6 @@ from weightloom.cli.consolidated import retrieve
 from weightloom.cli.folders import data_counts, data_facts, data_report
 from weightloom.cli.inputs import (
     DataFolder,
-    GeneratorName,
     Instruction,
     Json,
     SkipBroken,
@@ -25,6 +24,7 @@ from weightloom.cli.inputs import (
     plain_text,
     short_text,
 )
+from weightloom.cli.naming import Classes, GeneratorOrNone, default_generator, given_names
 from weightloom.cli.output import (
     bar,
     emit,
@@ -45,12 +45,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from weightloom.cli.baselines import Baselines
-    from weightloom.generators import Sample
-    from weightloom.tasks import Task
+    from weightloom.generators import Generator, Sample
+    from weightloom.tasks import SupportSet, Task
 
 
 SAMPLE_FACTS = ("support_accuracy", "support_interval", "support_images", "support_loss", "novelty")
 """Of a sample's report, what is told of each sample."""
+
+
+_OF_WORDS = ("class_names", "unknown_names", "transform", "expected_accuracy")
+"""What the report of a network from words says of them."""
 
 
 def generate(
@@ -61,7 +65,8 @@ def generate(
     arch: Annotated[
         str, typer.Option("--arch", metavar="SPEC", help="The architecture, such as 'cnn(depth=3,width=16)'.")
     ] = "cnn(depth=3,width=16)",
-    generator: GeneratorName = "igpg-tiny",
+    classes: Classes = None,
+    generator: GeneratorOrNone = None,
     samples: Annotated[
         int | None,
         typer.Option("--samples", help="How many networks to generate: 4, or 1 where nothing is drawn."),
@@ -115,9 +120,10 @@ def generate(
     r"""Generate the weights of a network.
 
     The best of the samples is the one with the lowest loss on the examples; test images are never used to
-    choose. Without a task or a folder, say the classes in the architecture: cnn(depth=3,width=16,classes=10).
+    choose. Without a task or a folder, name the classes: a network is made from their names alone.
 
     Examples:
+        weightloom generate "Sort small photos" --classes 'cat, dog, truck' --out cdt.safetensors
         weightloom generate "Recognise handwritten digits" --task digits
         weightloom generate "Tell apart pictures of clothing" --task fashion-mnist \
             --arch 'resnet(depth=8,width=8)' --samples 8 --out clothing.safetensors
@@ -142,6 +148,10 @@ def generate(
 
     if instruction is not None:
         instruction = check_instruction(plain_text(instruction, "instruction"))
+    names, spec = given_names(classes), parse_architecture(plain_text(arch, "architecture"))
+    if generator is None:
+        examples = task is not None or data is not None
+        generator = default_generator(names, instruction, spec, examples=examples)
     folder = Path(plain_text(generator, "generator")).expanduser()
     if is_consolidated(folder):
         if task is not None or data is not None or plot is not None:
@@ -150,15 +160,14 @@ def generate(
             )
         retrieve(folder, instruction, out, as_json=as_json)
         return
-    spec = parse_architecture(plain_text(arch, "architecture"))
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
     model = load_generator(plain_text(generator, "generator"))
     for name, value in vars(sampling).items():
         if value != getattr(Sampling, name) and name not in model.heeds:
             note(f"note: --{name.replace('_', '-')} changes nothing of what {model.name} makes")
-    asked = spec.resolve(classes=spec.classes or 10, input=spec.input or model.validity.input)
-    calm_threads(asked.num_parameters())
-    target = load_task(task, data, model.validity.input, skip_broken)
+    shape = model.validity.input_for(spec)
+    calm_threads(spec.resolve(classes=spec.classes or len(names or ()) or 10, input=shape).num_parameters())
+    target = load_task(task, data, shape, skip_broken)
     support = None if target is None else target.support(shots, seed)
     folder_report = data_report(target)
 
@@ -166,8 +175,9 @@ def generate(
         made = model.generate_many(
             spec,
             instruction=instruction,
+            classes=names,
             support=support,
-            num_samples=samples if samples is not None else 4 if model.draws else 1,
+            num_samples=samples if samples is not None else _samples(model, support),
             seed=seed,
             sampling=sampling,
             batch_norm=batch_norm,
@@ -224,6 +234,7 @@ def generate(
     result = {
         "generator": model.name,
         "instruction": instruction,
+        **{name: chosen.report.get(name) for name in _OF_WORDS},
         "architecture": resolved.full_text(),
         "task": None if target is None else str(target),
         "data": folder_report,
@@ -259,8 +270,17 @@ def generate(
         _show(result, target)
         if instruction is not None and not model.reads_words:
             note(f"{model.name} reads no words: the instruction has changed nothing")
+        if names is not None and not model.reads_names:
+            note(f"{model.name} reads no class names: they have changed nothing")
+        if support is None and len(made) == 1 and model.reads_names and (seed or temperature != 0.1):
+            note("one network without examples is the likeliest: --seed and --temperature change nothing")
         if len(made) > 1 and not model.draws:
             note(f"{model.name} draws nothing: its samples are all alike")
+
+
+def _samples(model: Generator, support: SupportSet | None) -> int:
+    """How many networks are worth making: where nothing can choose among them, the likeliest alone."""
+    return 4 if model.draws and (support is not None or not model.reads_names) else 1
 
 
 def _accuracies(made: list[Sample], task: Task) -> list[float]:
@@ -325,6 +345,8 @@ def _draw(plot: Path, curves: dict[str, Any], best: Sample, task: Task, compared
 
 def _show(result: dict[str, Any], task: Task | None) -> None:
     """The result for people."""
+    from weightloom.conditioning.names import shown_names
+
     count, parameters, norms = result["num_samples"], result["num_parameters"], result["batch_norm"]
     say(
         f"{result['generator']} generated {count} network{'s' * (count > 1)} "
@@ -335,14 +357,25 @@ def _show(result: dict[str, Any], task: Task | None) -> None:
     facts(
         [
             ("instruction", result["instruction"]),
+            ("classes", None if result["class_names"] is None else shown_names(result["class_names"], 12)),
             ("architecture", result["architecture"]),
             ("task", None if task is None else f"{task}: {task.describe()}"),
             *data_facts(result["data"]),
             ("starts from", result["first_guess"]),
             ("last layer", result["head"]),
             ("batch-norm statistics", norms if norms != "none" else None),
+            ("pictures taken as", result["transform"] if result["transform"] != "id" else None),
+            ("accuracy to expect", _expected(result["expected_accuracy"])),
         ]
     )
+    if result["unknown_names"]:
+        note(
+            f"no word of {shown_names(result['unknown_names'])} is known to {result['generator']}: what the "
+            "network answers there is a guess"
+        )
+    if task is None and result["expected_accuracy"] is not None and count == 1:
+        _show_files(result)
+        return
     say()
     best = result["best"]["sample"]
     rows = []
@@ -388,6 +421,18 @@ def _show(result: dict[str, Any], task: Task | None) -> None:
         table(["network", "accuracy", "", ""], shown, numbers=["accuracy"])
     if result["explanation"] is not None:
         _show_reasons(result["explanation"])
+    _show_files(result)
+
+
+def _expected(accuracy: float | None) -> str | None:
+    return (
+        None
+        if accuracy is None
+        else f"{percent(accuracy)}, from words alone (measure it with `weightloom evaluate`)"
+    )
+
+
+def _show_files(result: dict[str, Any]) -> None:
     say()
     facts(
         [

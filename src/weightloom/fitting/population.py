@@ -94,7 +94,7 @@ def _run(spec: ArchitectureSpec, part: str, flats: Tensor, images: Tensor, train
         state = layout.unflatten(flat)
         state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         if fold:
-            _fold_batch_norms(module, state)
+            fold_batch_norms(module, state)
         if training and flat.device.type == "cpu":
             # Batch norm writes into its running statistics: give it copies to write to.
             buffers = {slot.name.removeprefix(prefix) for slot in layout.slots if slot.is_buffer}
@@ -113,7 +113,7 @@ def _run(spec: ArchitectureSpec, part: str, flats: Tensor, images: Tensor, train
     return vmap(one, in_dims=(0, None if shared else 0))(flats, images)
 
 
-def _fold_batch_norms(module: nn.Module, state: dict[str, Tensor]) -> None:
+def fold_batch_norms(module: nn.Module, state: dict[str, Tensor]) -> None:
     """Move running statistics into weight and bias, where torch can differentiate them; the same function.
 
     torch's batch norm has no gradient for its running mean and variance.

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from weightloom import __version__
 from weightloom.architectures import ArchitectureSpec, parse_architecture
+from weightloom.conditioning.names import check_names, names_in, shown_names
 from weightloom.conditioning.text import check_instruction
 from weightloom.defaults import with_plain_defaults
 from weightloom.errors import InputError, SpecError, UnsupportedRequestError
@@ -72,6 +73,7 @@ class Request:
 
     architecture: ArchitectureSpec
     instruction: str | None = None
+    classes: tuple[str, ...] | None = None
     support: SupportSet | None = None
     num_samples: int = 1
     seed: int = 0
@@ -173,10 +175,24 @@ class Validity:
         except (KeyError, TypeError) as error:
             raise SpecError(f"this says not what can be asked for ({error})") from None
 
+    def input_for(self, spec: ArchitectureSpec) -> tuple[int, int, int]:
+        """The images that a network of ``spec`` is for: its own, or else the only ones that it is made
+        for.
+        """
+        if spec.input is not None:
+            return spec.input
+        wanted = str(replace(spec, classes=None, input=None))
+        known = (
+            [parse_architecture(key).input for key in self.architectures if _without_input(key) == wanted]
+            if self.architectures != (ANY_ARCHITECTURE,)
+            else []
+        )
+        return known[0] if len(known) == 1 and known[0] is not None else self.input
+
     def check(self, spec: ArchitectureSpec) -> None:
         """Raise :class:`UnsupportedRequestError`, saying what can be done, unless ``spec`` fits."""
         key = str(replace(spec, classes=None))
-        if spec.input != self.input:
+        if spec.input != self.input and key not in self.architectures:
             wanted, got = ("x".join(map(str, shape or ())) for shape in (self.input, spec.input))
             raise UnsupportedRequestError(f"this generator makes networks for {wanted} images, not {got}")
         if self.architectures != (ANY_ARCHITECTURE,) and key not in self.architectures:
@@ -200,6 +216,10 @@ class Generator(ABC):
     """Whether seeds and samples differ; where nothing is drawn one sample says all."""
     reads_words: ClassVar[bool] = False
     """Whether an instruction may change what is made."""
+    reads_names: ClassVar[bool] = False
+    """Whether the names of the classes may change what is made."""
+    makes_statistics: ClassVar[bool] = False
+    """Whether it settles batch-norm statistics itself, with examples too."""
     heeds: ClassVar[frozenset[str]] = frozenset()
     """Which of the options of :class:`Sampling` may change what is made."""
     name: str
@@ -215,6 +235,7 @@ class Generator(ABC):
         architecture: str | ArchitectureSpec,
         *,
         instruction: str | None = None,
+        classes: Sequence[str] | None = None,
         support: SupportSet | None = None,
         num_samples: int = 1,
         seed: int = 0,
@@ -223,8 +244,10 @@ class Generator(ABC):
     ) -> list[Sample]:
         """Generate ``num_samples`` networks, in the order drawn, each with its score on the support set.
 
-        ``batch_norm``: where there is a support set, ``"support"`` measures the batch-norm statistics anew on
-        its images (labels are not used), ``"generated"`` keeps them as generated; the report says which.
+        ``classes`` are the names of the classes, in the order of the network's outputs. Left out, they are
+        those of the support set, or those that the instruction lists ("tell cats from dogs").
+        ``batch_norm``: where there is a support set, ``"support"`` measures the batch-norm statistics anew
+        on its images (labels are not used), ``"generated"`` keeps them as generated; the report says which.
         ``seed`` is a whole number of any sign and size, of Python, numpy or torch.
 
         Raises:
@@ -233,14 +256,19 @@ class Generator(ABC):
             InputError: an instruction that is empty or too long, a support set of another class count or with
                 images that no network can read, a seed or a number of samples that is no whole number.
         """
-        request = self.check(architecture, instruction, support, num_samples, seed, sampling, batch_norm)
+        spec, names = self.named(architecture, instruction, classes, support)
+        request = self.check(spec, instruction, support, num_samples, seed, sampling, batch_norm)
+        request = replace(request, classes=names)
         start = time.perf_counter()
         flats, reports = self.sample_flats(request)
         has_statistics = any(slot.is_buffer for slot in layout_of(request.architecture).slots)
         norms = "generated" if has_statistics else "none"
         if has_statistics and request.support is not None and request.batch_norm == "support":
-            flats = recalibrate(request.architecture, flats, request.support.flat()[0])
             norms = "re-estimated on the support set"
+            if self.makes_statistics:
+                norms = "generated, and re-estimated on the support set"
+            else:
+                flats = recalibrate(request.architecture, flats, request.support.flat()[0])
         seconds = time.perf_counter() - start
         require_finite({f"sample {i}": flat for i, flat in enumerate(flats)}, f"generator {self.name}")
         scores = support_scores(request.architecture, flats, request.support)
@@ -268,6 +296,41 @@ class Generator(ABC):
                 zip(flats, scores, novelty, reports, strict=True)
             )
         ]
+
+    def named(
+        self,
+        architecture: str | ArchitectureSpec,
+        instruction: str | None,
+        classes: Sequence[str] | None,
+        support: SupportSet | None,
+    ) -> tuple[ArchitectureSpec, tuple[str, ...] | None]:
+        """The architecture with its number of classes where that follows from their names, and the names that
+        are known without examples.
+
+        Raises:
+            InputError: names that are none, or that do not fit the architecture or the examples.
+        """
+        spec = (
+            architecture if isinstance(architecture, ArchitectureSpec) else parse_architecture(architecture)
+        )
+        names = None if classes is None else check_names(classes)
+        if names is None and support is None and instruction is not None and self.reads_names:
+            listed = names_in(check_instruction(instruction))
+            names = listed if listed is not None and spec.classes in (None, len(listed)) else None
+        if names is None:
+            return spec, None
+        if isinstance(support, SupportSet) and [n.casefold() for n in support.class_names] != [
+            n.casefold() for n in names
+        ]:
+            raise InputError(
+                f"the class names given ({shown_names(names)}) are not those of the examples "
+                f"({shown_names(support.class_names)}), in their order"
+            )
+        if spec.classes is not None and spec.classes != len(names):
+            raise InputError(
+                f"the architecture has {spec.classes} classes, but {len(names)} class names are given"
+            )
+        return spec.resolve(classes=len(names)), names
 
     def generate(self, architecture: str | ArchitectureSpec, **options: Any) -> Sample:
         """The best of ``num_samples`` networks on the support set (the first one without a support set).
@@ -301,18 +364,19 @@ class Generator(ABC):
                     f"the architecture has {spec.classes} classes, the examples have {support.num_classes}"
                 )
             spec = spec.resolve(classes=support.num_classes)
-            shape = tuple(support.images.shape[2:])
-            if shape != self.validity.input:
-                wanted, got = ("x".join(map(str, s)) for s in (self.validity.input, shape))
+            shape, asked = tuple(support.images.shape[2:]), self.validity.input_for(spec)
+            if shape != asked:
+                wanted, got = ("x".join(map(str, s)) for s in (asked, shape))
                 raise UnsupportedRequestError(
                     f"this generator reads {wanted} images, the examples are {got} (a task says its size: "
-                    f"digits@{self.validity.input[-1]}c{self.validity.input[0]})"
+                    f"digits@{asked[-1]}c{asked[0]})"
                 )
         if spec.input is None:
-            spec = spec.resolve(input=self.validity.input)
+            spec = spec.resolve(input=self.validity.input_for(spec))
         if spec.classes is None:
             raise InputError(
-                "the number of classes is not known; give examples, a task, or classes=N in the architecture"
+                "the number of classes is not known; give their names, examples, a task, or classes=N in the "
+                "architecture"
             )
         self.validity.check(spec)
         num_samples = whole_number(num_samples, "the number of samples", 1, MAX_SAMPLES)

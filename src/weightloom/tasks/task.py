@@ -31,7 +31,7 @@ from weightloom.whole import whole_number
 DEFAULT_SIZE = 16
 DEFAULT_CHANNELS = 3
 _SIZES = (4, 256)
-_MAX_TEXT = 20_000
+_MAX_TEXT = 60_000
 
 _pixels = PixelCache()
 

@@ -232,6 +232,46 @@ class LayerwiseRecipe(Recipe):
     evaluate_every: Annotated[int, Field(ge=0)] = 0
 
 
+class SourceRecipe(Recipe):
+    """Named pictures to learn from; see :class:`weightloom.training.words_tasks.PictureSource`."""
+
+    dataset: str
+    weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    shift: Annotated[float, Field(ge=0, le=2)] = 0.0
+    flip: bool = False
+    names: bool = False
+    outline: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
+class WordsPartRecipe(Recipe):
+    """One architecture of a generator of networks from words."""
+
+    architecture: str
+    size: Annotated[int, Field(ge=4, le=256)] = 16
+    loop: LoopRecipe
+
+
+class WordsRecipe(Recipe):
+    """A generator of networks from class names and a sentence, trained on named pictures; it needs no zoo.
+
+    Under ``salt`` names, subsets and orders are held out. ``evidence`` is the training of what examples are
+    worth, ``turns`` that of which turn a sentence speaks of.
+    """
+
+    kind: Literal["generator"]
+    generator: Literal["words"]
+    name: Name
+    seed: int = 0
+    salt: Annotated[str, Field(min_length=1, max_length=200)]
+    channels: Literal[1, 3] = 3
+    sources: Annotated[list[SourceRecipe], Field(min_length=1)]
+    config: dict[str, Any] = Field(default_factory=dict)
+    objective: dict[str, Any] = Field(default_factory=dict)
+    parts: Annotated[list[WordsPartRecipe], Field(min_length=1)]
+    evidence: LoopRecipe
+    turns: LoopRecipe
+
+
 class RewardRecipe(Recipe):
     """Steering by reward: ``one_task`` as :class:`weightloom.training.reward.RewardSettings`; the rest is for
     training a prior across tasks, on ``samples`` networks of each of ``tasks`` tasks a step.

@@ -170,7 +170,7 @@ def read_checked(
         contents.metadata,
         _facts(contents, network) if contents.places else _told(contents.metadata),
         network.key,
-        tuple(left_out(contents, network)),
+        tuple(left_out(contents, network, layout_of(spec))),
         tuple(network.folded()),
     )
 

@@ -125,9 +125,9 @@ def unwrap(
     return fitting[0], values
 
 
-def left_out(contents: Contents, network: Network) -> list[str]:
-    """Names of the file's tensors that are none of the network's."""
-    used = network.names()
+def left_out(contents: Contents, network: Network, layout: Layout) -> list[str]:
+    """Names of the file's tensors that are none of the network's; its counters of batches are its own."""
+    used = network.names() | {network.prefix + slot.name for slot in layout.counters}
     return [name for name in contents.tensors if name not in used]
 
 

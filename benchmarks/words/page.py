@@ -1,0 +1,247 @@
+"""The page that is made from the JSON: ``docs/results/words.md``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+COMMAND = "python benchmarks/run.py words --only {}"
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def table(columns: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def mean(rows: list[dict[str, Any]], key: str = "ratio") -> float:
+    return float(np.mean([row[key] for row in rows]))
+
+
+def bars(results: dict[str, Any]) -> list[list[str]]:
+    """Figure, bar, result and whether it holds, of what has been measured."""
+    found: list[tuple[str, str, str, bool]] = []
+
+    def own(name: str) -> list[dict[str, Any]]:
+        return list(results.get(name, {}).get("rows", []))
+
+    if rows := own("whole"):
+        value = mean(rows)
+        found.append(
+            ("words alone, whole known datasets, ÷ fully trained", "≥ 0.93", f"{value:.3f}", value >= 0.93)
+        )
+    if rows := own("subsets"):
+        value = mean([row for row in rows if row["split"] == "held-out-subset"])
+        found.append(("words alone, unseen subsets, ÷", "≥ 0.88", f"{value:.3f}", value >= 0.88))
+    if rows := own("pairs"):
+        value = mean(rows)
+        found.append(
+            (
+                "words alone, pairs of dataset and turn never together, ÷",
+                "≥ 0.75",
+                f"{value:.3f}",
+                value >= 0.75,
+            )
+        )
+    for row in own("unseen"):
+        wanted = {("quickdraw", 2): 0.74, ("quickdraw", 5): 0.39, ("quickdraw", 10): 0.34}
+        bar = wanted.get((row["dataset"], row["ways"]))
+        if bar is not None and row["architecture"].startswith("cnn(depth=3"):
+            text = f"words alone, QuickDraw names never seen, {row['ways']}-way, `{row['architecture']}`"
+            value = row["mean"]
+            found.append(
+                (text, f"≥ {percent(bar)}", f"{percent(value)} ± {percent(row['error'])}", value >= bar)
+            )
+    for row in own("wordings"):
+        found.append(
+            (
+                f"{row['wording']} instructions: change in points",
+                "within 3",
+                f"{100 * row['change']:+.1f}",
+                abs(row["change"]) <= 0.03,
+            )
+        )
+    if rows := own("codes"):
+        lost = mean(rows, "own") - mean(rows, "mean")
+        found.append(
+            (
+                "codes replaced by their mean over tasks, words alone: points lost",
+                "≥ 10",
+                f"{100 * lost:.1f}",
+                lost >= 0.1,
+            )
+        )
+        lost = mean(rows, "own") - mean(rows, "another's")
+        found.append(
+            (
+                "codes replaced by another task's, words alone: points lost",
+                "≥ 10",
+                f"{100 * lost:.1f}",
+                lost >= 0.1,
+            )
+        )
+    if rows := own("expected"):
+        value = mean(rows, "error")
+        found.append(
+            (
+                "expected accuracy against measured, mean absolute error in points",
+                "≤ 8",
+                f"{100 * value:.1f}",
+                value <= 0.08,
+            )
+        )
+    if len(rows := own("speed")) == 2:
+        value = rows[0]["a_second"] / rows[1]["a_second"]
+        found.append(
+            (
+                "parameters a CPU-second of whole requests with examples ÷ `random-init`'s",
+                "≥ 0.6",
+                f"{value:.2f}",
+                value >= 0.6,
+            )
+        )
+    return [[a, b, c, "holds" if holds else "**falls short**"] for a, b, c, holds in found]
+
+
+def render(results: dict[str, Any], config: dict[str, Any]) -> str:
+    """The page as Markdown."""
+    parts = [
+        "# Networks from words: results",
+        f"`{config['generator']}`, measured with `python benchmarks/run.py words`; a part again with "
+        f"`{COMMAND.format('PART')}`. Its size: `benchmarks/words/config.yaml`; the figures: "
+        "`results.json` beside it. Every ratio is to the same architecture, trained to the end at the same "
+        "size: `benchmarks/references.py`, AdamW, one cycle, all training images without augmentation, eight "
+        "epochs and at least 1,500 steps. Unseen names share no stemmed word with names of training, joined "
+        "or apart; definitions of other names may hold their words. The recipe's rate was chosen on single "
+        "runs that were measured on whole datasets and on other held-out names.",
+        "## Against the bars",
+        table(["figure", "bar", "result", ""], bars(results)),
+    ]
+
+    def section(name: str, title: str, columns: list[str], row: Any, note: str = "") -> None:
+        if name in results:
+            rows = [row(one) for one in results[name]["rows"]]
+            command = f"`{COMMAND.format(name)}`, {results[name]['cpu_seconds']:,} CPU-seconds."
+            parts.extend([f"## {title}", f"{note} {command}".strip(), table(columns, rows)])
+
+    section(
+        "whole",
+        "Words alone, whole datasets",
+        ["architecture", "task", "from words", "fully trained", "÷"],
+        lambda r: [
+            f"`{r['architecture']}`",
+            r["task"],
+            f"{percent(r['mean'])} ± {percent(r['sd'])}",
+            percent(r["trained"]),
+            f"{r['ratio']:.3f}",
+        ],
+    )
+    section(
+        "subsets",
+        "Words alone, subsets and orders that no training saw",
+        ["architecture", "held out", "tasks", "from words", "÷"],
+        lambda r: [
+            f"`{r['architecture']}`",
+            r["split"].removeprefix("held-out-"),
+            str(r["tasks"]),
+            percent(r["mean"]),
+            f"{r['ratio']:.3f}",
+        ],
+    )
+    section(
+        "pairs",
+        "Words alone, pairs of dataset and turn that no training spoke of",
+        ["architecture", "pairs", "from words", "÷", "lowest ÷"],
+        lambda r: [
+            f"`{r['architecture']}`",
+            str(r["pairs"]),
+            percent(r["mean"]),
+            f"{r['ratio']:.3f}",
+            f"{r['lowest']:.3f}",
+        ],
+        "The fully trained network is that of the pictures as they are.",
+    )
+    section(
+        "unseen",
+        "Words alone, names never seen",
+        ["architecture", "names of", "names", "ways", "accuracy (standard error)"],
+        lambda r: [
+            f"`{r['architecture']}`",
+            r["dataset"],
+            str(r["names"]),
+            str(r["ways"]),
+            f"{percent(r['mean'])} ± {percent(r['error'])}",
+        ],
+        "Uniform draws; the error is of the draws, not of the choice of names.",
+    )
+    section(
+        "wordings",
+        "Other words for the same",
+        ["instructions", "plain", "others", "change"],
+        lambda r: [r["wording"], percent(r["plain"]), percent(r["mean"]), f"{100 * r['change']:+.1f}"],
+    )
+
+    def with_examples(row: dict[str, Any]) -> list[str]:
+        names = ("words alone", "names", "igpg-tiny", "svm", "logistic")
+        return [
+            f"`{row['architecture']}`",
+            row["dataset"],
+            str(row["shots"]),
+            *(f"{percent(row[name]['mean'])} ± {percent(row[name]['sd'])}" for name in names),
+        ]
+
+    section(
+        "examples",
+        "Names and examples, five-way",
+        [
+            "architecture",
+            "names of",
+            "examples a class",
+            "words alone",
+            "names and examples",
+            "`igpg-tiny`, examples",
+            "SVM on pixels",
+            "logistic regression on pixels",
+        ],
+        with_examples,
+        "QuickDraw's names are ones never seen; CIFAR-10's were seen by both generators.",
+    )
+    section(
+        "codes",
+        "What the codes are worth",
+        ["architecture", "own codes", "their mean over tasks", "another task's"],
+        lambda r: [f"`{r['architecture']}`", *(percent(r[k]) for k in ("own", "mean", "another's"))],
+        "Words alone, six tasks; rows and statistics follow the codes that are put in.",
+    )
+    section(
+        "turns",
+        "Turns read from sentences",
+        ["sentences", "how many", "read wrongly"],
+        lambda r: [r["sentences"], str(r["count"]), str(r["wrong"])],
+        "Sentences without a turn: twelve written by hand with words of turning, and 200 about unseen names.",
+    )
+    section(
+        "draws",
+        "How much two draws differ",
+        ["temperature", "pictures answered differently", "accuracy of draws", "greedy"],
+        lambda r: [str(r["temperature"]), *(percent(r[k]) for k in ("differ", "drawn", "greedy"))],
+    )
+    section(
+        "expected",
+        "Expected accuracy",
+        ["architecture", "tasks", "mean absolute error, points"],
+        lambda r: [f"`{r['architecture']}`", str(r["tasks"]), f"{100 * r['error']:.1f}"],
+        "Tasks held out of training: subsets of known datasets, and names never seen.",
+    )
+    section(
+        "speed",
+        "Speed",
+        ["generator", "parameters a CPU-second"],
+        lambda r: [r["generator"], f"{r['a_second']:,}"],
+        "Whole requests for 64 networks with 16 examples a class, `cnn(depth=3,width=16)`.",
+    )
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,251 @@
+"""Networks from class names, with or without a sentence and examples.
+
+For every architecture that it makes it has one learned part (:mod:`weightloom.generators.words_part`).
+Classes are a set: another order of the names gives the same network with its outputs in that order, bit for
+bit. The sentence, and the examples where there are any, also say how the pictures are turned: the network is
+written for pictures as they are, and turned as they are. Knows nothing of how it is trained.
+
+Shapes: M samples, P values of a network, C classes, T layers, R codes a layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from weightloom.architectures import ArchitectureSpec, parse_architecture
+from weightloom.conditioning import encode_text
+from weightloom.conditioning.names import MAX_NAMES, check_names, encode_names, names_in, shown_names
+from weightloom.errors import CheckpointError, InputError, SpecError, WeightloomError
+from weightloom.generators.base import (
+    Generator,
+    Request,
+    Validity,
+    generators,
+    sample_generators,
+)
+from weightloom.generators.words_expected import ExpectedAccuracy
+from weightloom.generators.words_part import WordsConfig, WordsPart, Written
+from weightloom.generators.words_turns import TurnReader, without_names
+from weightloom.io import load_tensors, read_json, save_tensors, write_json
+from weightloom.tasks.data import SupportSet
+from weightloom.tasks.transforms import transform_names
+from weightloom.tokenizers.base import load_strictly, narrowed
+from weightloom.weights import layout_of
+from weightloom.weights.turning import FAMILIES, turned, undone
+
+MOST_SHOWN = 512
+"""Examples that the turn is looked for in."""
+
+
+def words_validity(keys: tuple[str, ...], tasks: tuple[str, ...]) -> Validity:
+    """What parts for the architectures ``keys`` (with their input, without classes) can be asked for."""
+    first = parse_architecture(keys[0]).input
+    assert first is not None
+    return Validity(architectures=keys, input=first, min_classes=2, max_classes=MAX_NAMES, tasks=tasks)
+
+
+@generators.register("words")
+class Words(nn.Module, Generator):
+    """One part for each architecture of ``validity``, in its order.
+
+    Example:
+        >>> limits = words_validity(("mlp(depth=1,width=4,input=1x8x8)",), ("digits",))
+        >>> model = Words(WordsConfig(hidden=16), limits).eval()
+        >>> sample = model.generate("mlp(depth=1,width=4)", classes=["cat", "dog", "truck"])
+        >>> sample.module(torch.zeros(1, 1, 8, 8)).shape
+        torch.Size([1, 3])
+    """
+
+    kind: ClassVar[str] = "words"
+    reads_words: ClassVar[bool] = True
+    reads_names: ClassVar[bool] = True
+    makes_statistics: ClassVar[bool] = True
+    heeds: ClassVar[frozenset[str]] = frozenset({"temperature"})
+
+    def __init__(
+        self, config: WordsConfig, validity: Validity, *, name: str = "words", seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.config, self.validity, self.name = config, validity, name
+        self.parts = nn.ModuleList(
+            WordsPart(config, parse_architecture(key).resolve(classes=2), seed=seed)
+            for key in validity.architectures
+        )
+        self.turns = TurnReader(seed=seed)
+        self.expected = ExpectedAccuracy(len(self.parts), len(validity.tasks))
+
+    def find_turn(self, request: Request, sentence: Tensor | None, part: WordsPart, written: Written) -> str:
+        """How the task's pictures are turned: as the sentence says; else as the examples say, where they do.
+
+        Examples speak for a turn where the network from words alone is clearly better under it, and clearly
+        better than chance: a network that knows none of the classes prefers some turn for no reason.
+        """
+        names = transform_names()
+        if sentence is not None and request.instruction is not None:
+            listed = names_in(request.instruction) or ()
+            told = without_names(request.instruction, (*listed, *(request.classes or ())))
+            if spoken := self.turns.read(sentence[None], [told])[0]:
+                return names[spoken]
+        if (support := request.support) is None:
+            return "id"
+        shown = support.images[:, : max(1, MOST_SHOWN // support.num_classes)]
+        images = shown.flatten(0, 1)  # (C, S, ...) -> (C*S, ...)
+        labels = torch.arange(support.num_classes, device=images.device).repeat_interleave(shown.shape[1])
+        losses = []
+        for name in names:
+            features, _ = part.run(written.trunk, undone(images, name), written.statistics)
+            logits = features @ written.rows.T + written.biases
+            losses.append(F.cross_entropy(logits, labels, reduction="none"))
+        loss = torch.stack(losses)  # (16, C*S)
+        best = int(loss.mean(1).argmin())
+        gain = loss[0] - loss[best]
+        error = gain.std() / len(gain) ** 0.5
+        clear = float(gain.mean()) > 3 * float(error) and float(gain.sum()) > 6
+        return (
+            names[best] if clear and float(loss[best].mean()) < 0.8 * math.log(support.num_classes) else "id"
+        )
+
+    def part(self, spec: ArchitectureSpec) -> WordsPart:
+        """The part that makes ``spec``."""
+        found = self.parts[self.validity.architectures.index(str(replace(spec, classes=None)))]
+        assert isinstance(found, WordsPart)
+        return found
+
+    def expect(
+        self, spec: ArchitectureSpec, names: Sequence[str], vectors: Tensor, sentence: Tensor | None
+    ) -> float:
+        """The accuracy to expect of the network of ``spec`` that is made from names, without examples."""
+        number = self.validity.architectures.index(str(replace(spec, classes=None)))
+        features = self.expected.features(names, vectors, sentence)
+        return float(self.expected(number, features, len(names)))
+
+    def class_names(self, request: Request) -> tuple[tuple[str, ...], str]:
+        """The names of the request's classes, and where they are from.
+
+        Raises:
+            InputError: nothing names them.
+        """
+        if request.classes is not None:
+            return request.classes, "given"
+        if request.support is not None:
+            return check_names(request.support.class_names), "of the examples"
+        listed = None if request.instruction is None else names_in(request.instruction)
+        if listed is None:
+            raise InputError(
+                f"generator {self.name} makes a network from the names of its classes; give them as "
+                "--classes 'cat, dog, truck' (classes=[...]), or list them in the instruction"
+            )
+        if len(listed) != request.architecture.classes:
+            raise InputError(
+                f"the instruction lists {len(listed)} classes ({shown_names(listed)}), but the architecture "
+                f"has {request.architecture.classes}"
+            )
+        return listed, "listed in the instruction"
+
+    @torch.no_grad()
+    def sample_flats(self, request: Request) -> tuple[Tensor, list[dict[str, Any]]]:
+        """(M, P). The first sample has the likeliest codes, the others are drawn around them.
+
+        Raises:
+            InputError: nothing names the classes.
+            DataUnavailableError: the sentence encoder is not installed.
+        """
+        names, source = self.class_names(request)
+        device = next(self.parameters()).device
+        said: dict[str, Any] = {"class_names": list(names), "names_from": source}
+        # In alphabetical order, and back at the end: sums do not depend on the order that was given.
+        order = sorted(range(len(names)), key=lambda place: (names[place].casefold(), names[place]))
+        vectors = encode_names([names[place] for place in order]).to(device)
+        sentence = None
+        if request.instruction is not None:
+            sentence = encode_text([request.instruction])[0].to(device)
+        support = request.support
+        if self.expected.vocabulary:
+            said["unknown_names"] = self.expected.unknown(names)
+            if support is None:
+                said["expected_accuracy"] = self.expect(
+                    request.architecture, [names[place] for place in order], vectors, sentence
+                )
+        if support is not None:
+            support = SupportSet(
+                images=support.images[order], class_names=tuple(support.class_names[place] for place in order)
+            )
+        part = self.part(request.architecture)
+        written, turn = part.write(vectors, sentence), "id"
+        request = replace(request, support=support)
+        if request.architecture.family in FAMILIES:
+            turn = self.find_turn(request, sentence, part, written)
+        if support is not None:
+            support = replace(support, images=undone(support.images, turn))
+        back = torch.argsort(torch.tensor(order))
+        flats, reports = [], []
+        temperature = request.sampling.temperature
+        for number, generator in enumerate(sample_generators(request)):
+            shape = (len(part.layers), self.config.codes)
+            if number:
+                written = part.write(vectors, sentence, temperature * torch.randn(shape, generator=generator))
+            flat, head = self._network(request, part, written, support, back)
+            flats.append(flat if turn == "id" else turned(request.architecture, flat, turn))
+            reports.append({**said, "head": head, "transform": turn})
+        return torch.stack(flats), reports
+
+    def _network(
+        self, request: Request, part: WordsPart, written: Written, support: SupportSet | None, back: Tensor
+    ) -> tuple[Tensor, str]:
+        """(P,) with its rows in the order of the request, and how the head was made."""
+        statistics, rows, biases, head = written.statistics, written.rows, written.biases, "from the names"
+        if support is not None:
+            classes, shots = support.images.shape[:2]
+            worth = part.weigh(shots, classes)
+            examples = support.images.flatten(0, 1)  # (C, S, ...) -> (C*S, ...)
+            if request.batch_norm == "support" and part.norms:
+                statistics = part.blend(written, examples, worth[3])
+            features, _ = part.run(written.trunk, examples, statistics)
+            rows, biases = part.with_examples(written, features.unflatten(0, (classes, shots)), worth)
+            head = "from the names and the examples"
+        state = {**written.trunk, **statistics}
+        layout = layout_of(request.architecture)
+        own = next(layer for layer in layout.layers if layer.kind == "head")
+        state[own.slots[0].name], state[own.slots[1].name] = rows[back], biases[back]
+        return layout.flatten(state), head
+
+    # ------------------------------------------------------------------ files
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``config.json`` and ``model.safetensors``. Raises CheckpointError."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = narrowed(self.state_dict())
+        save_tensors(folder / "model.safetensors", tensors, {"kind": self.kind})
+        settings = {"name": self.name, "config": asdict(self.config), "validity": asdict(self.validity)}
+        words = sorted(self.expected.vocabulary)
+        write_json(folder / "config.json", {"kind": self.kind, **settings, "vocabulary": words})
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Words:
+        """Read what :meth:`save_pretrained` wrote. Raises CheckpointError where it is broken."""
+        folder = Path(folder)
+        config = read_json(folder / "config.json")
+        tensors, _ = load_tensors(folder / "model.safetensors")
+        try:
+            validity = Validity.from_json(config["validity"])
+            model = cls(WordsConfig(**config["config"]), validity, name=str(config["name"]))
+            words = config["vocabulary"]
+            if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+                raise SpecError("the vocabulary is no list of words")
+            model.expected.vocabulary = frozenset(words)
+        except (AttributeError, KeyError, TypeError, ValueError, IndexError, WeightloomError) as error:
+            raise CheckpointError(folder / "config.json", f"no generator from words ({error})") from None
+        held = {
+            name: value.float() if value.dtype == torch.float16 else value for name, value in tensors.items()
+        }
+        load_strictly(model, held, folder / "model.safetensors")
+        return model.eval()

@@ -1,0 +1,349 @@
+"""The learned part that makes networks of one architecture from class names and a sentence.
+
+Every class name becomes a token; the tokens are a set. Their mean, with the sentence, is the context of a
+prior that writes sixteen quantised codes for each layer of the trunk, layer after layer; a dictionary turns
+a layer's codes into its weights. The row of the head for a class follows from the class's token and the
+context, and so do the running statistics of batch norms, so that no image is needed. Where there are
+examples, a ridge regression on the trunk's features moves the rows, as far as it has been learned that so
+many examples are worth.
+
+Knows nothing of files, requests or training. Shapes: C classes, T layers, R codes a layer, H features of the
+trunk, D width of a text vector, B images, S examples a class.
+Sources: instruction-guided autoregressive generation, IGPG (arXiv 2504.02012), section 3; finite scalar
+quantisation, Mentzer et al. (arXiv 2309.15505), section 3.1; rows of a head from class descriptions, T2M-HN
+(arXiv 2210.15182); ridge heads, Bertinetto et al. (arXiv 1805.08136), section 3.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from weightloom.architectures import ArchitectureSpec
+from weightloom.conditioning.names import NAME_WIDTH
+from weightloom.conditioning.text import TEXT_WIDTH
+from weightloom.errors import SpecError
+from weightloom.fitting.population import fold_batch_norms
+from weightloom.seeding import seed_for
+from weightloom.weights import Slot, layout_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordsConfig:
+    """Sizes. ``order`` says whether a layer's codes see those of the layers before."""
+
+    hidden: int = 256
+    codes: int = 16
+    levels: int = 9
+    order: Literal["autoregressive", "one-pass"] = "autoregressive"
+
+    def __post_init__(self) -> None:
+        for name, least, most in (("hidden", 8, 4096), ("codes", 1, 256), ("levels", 2, 257)):
+            value = getattr(self, name)
+            if type(value) is not int or not least <= value <= most:
+                raise SpecError(f"{name} must be a whole number from {least} to {most}, not {value!r}")
+        if self.order not in ("autoregressive", "one-pass"):
+            raise SpecError(f"order is 'autoregressive' or 'one-pass', not {self.order!r}")
+
+
+@dataclass(frozen=True)
+class TrunkLayer:
+    """What one token writes: a layer's weights, with those of the normalisation behind it."""
+
+    slots: tuple[Slot, ...]
+
+    @property
+    def size(self) -> int:
+        """Values."""
+        return sum(slot.numel for slot in self.slots)
+
+
+def trunk_layers(spec: ArchitectureSpec) -> tuple[TrunkLayer, ...]:
+    """The layers of the trunk of ``spec``, in order; the head is not among them."""
+    groups: list[list[Slot]] = []
+    for layer in layout_of(spec).layers:
+        own = [slot for slot in layer.slots if not slot.is_buffer]
+        if layer.kind == "head" or not own:
+            continue
+        if layer.kind == "norm" and groups:
+            groups[-1] += own
+        else:
+            groups.append(own)
+    return tuple(TrunkLayer(tuple(group)) for group in groups)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What the words say of a network: codes (T, R), tensors of the trunk by name, rows (C, H) and biases
+    (C,).
+    """
+
+    codes: Tensor
+    trunk: dict[str, Tensor]
+    statistics: dict[str, Tensor]
+    rows: Tensor
+    biases: Tensor
+
+
+class WordsPart(nn.Module):
+    """See the module. ``spec`` is resolved; its number of classes does not matter."""
+
+    def __init__(self, config: WordsConfig, spec: ArchitectureSpec, *, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        layout = layout_of(spec)
+        self.layers = trunk_layers(spec)
+        self.norms = tuple(s for s in layout.slots if s.name.endswith("running_mean"))
+        head = next(layer for layer in layout.layers if layer.kind == "head")
+        self.features = head.slots[0].shape[1]
+        with torch.device("meta"):
+            # A plain attribute of a tuple: the trunk's own tensors are never read, and are not the part's.
+            self._trunk = (spec.build().get_submodule("body"),)
+        hidden, codes, count = config.hidden, config.codes, len(self.layers)
+        if not count:
+            raise SpecError(f"the trunk of {spec} has no layer to write")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_for("words", seed))
+            start = _he(spec.initialise(seed).state_dict())
+            flats = [torch.cat([start[s.name].flatten() for s in layer.slots]) for layer in self.layers]
+            self.base = nn.ParameterList(nn.Parameter(flat.clone()) for flat in flats)
+            self.atoms = nn.ParameterList(
+                nn.Parameter(torch.randn(codes, layer.size) * _scales(layer, start)) for layer in self.layers
+            )
+            self.name = nn.Sequential(nn.Linear(NAME_WIDTH, hidden), nn.GELU(), nn.Linear(hidden, hidden))
+            self.sentence = nn.Linear(TEXT_WIDTH, hidden)
+            self.no_sentence = nn.Parameter(torch.zeros(hidden))
+            self.place = nn.Parameter(torch.randn(count, hidden) * 0.1)
+            self.before = nn.Linear(codes, hidden) if count > 1 and config.order == "autoregressive" else None
+            self.cell = nn.GRUCell(hidden, hidden)
+            self.code = nn.Sequential(
+                nn.LayerNorm(hidden), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, codes)
+            )
+            self.mixed = nn.Linear(count * codes, hidden)
+            self.row = nn.Sequential(
+                nn.Linear(2 * hidden, 2 * hidden),
+                nn.GELU(),
+                nn.Identity(),
+                nn.Linear(2 * hidden, self.features + 1),
+            )
+            self.sharpness = nn.Parameter(torch.zeros(()))
+            widths = sum(slot.numel for slot in self.norms)
+            self.statistic = (
+                nn.Sequential(
+                    nn.Linear(hidden + count * codes, hidden), nn.GELU(), nn.Linear(hidden, 2 * widths)
+                )
+                if widths
+                else None
+            )
+            self.evidence = nn.Sequential(nn.Linear(3, 32), nn.GELU(), nn.Linear(32, 4))
+        last = self.evidence[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        with torch.no_grad():
+            last.bias.copy_(torch.tensor([1.5, 3.0, -2.0, 1.0]))
+
+    # ---------------------------------------------------------------------------------- words
+
+    def tokens(self, names: Tensor, sentence: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Tokens (C, E) of name vectors (C, D), and the context (E,) with a sentence's vector or without."""
+        tokens = self.name(names)
+        said = self.no_sentence if sentence is None else self.sentence(sentence)
+        return tokens, tokens.mean(0) + said
+
+    def write_codes(self, context: Tensor, noise: Tensor | None = None) -> Tensor:
+        """(T, R) quantised codes in [-1, 1]; ``noise`` (T, R) moves them before they are rounded."""
+        state = context[None]
+        found: list[Tensor] = []
+        for number in range(len(self.layers)):
+            told = context + self.place[number]
+            if found and self.before is not None:
+                told = told + self.before(found[-1])
+            state = self.cell(told[None], state)
+            code = torch.tanh(self.code(state)[0])
+            if noise is not None:
+                code = (code + noise[number]).clamp(-1, 1)
+            found.append(self._quantise(code))
+        return torch.stack(found)
+
+    def _quantise(self, code: Tensor) -> Tensor:
+        half = (self.config.levels - 1) / 2
+        return code + ((code * half).round() / half - code).detach()  # straight through
+
+    def decode(self, codes: Tensor) -> dict[str, Tensor]:
+        """The trunk's parameters by their names in the network, from codes (T, R)."""
+        state: dict[str, Tensor] = {}
+        for layer, base, atoms, code in zip(self.layers, self.base, self.atoms, codes, strict=True):
+            parts = (base + code @ atoms).split([slot.numel for slot in layer.slots])
+            for slot, part in zip(layer.slots, parts, strict=True):
+                state[slot.name] = part.view(slot.shape)
+        return state
+
+    def write(
+        self, names: Tensor, sentence: Tensor | None, noise: Tensor | None = None, *, dropout: float = 0.0
+    ) -> Written:
+        """All that the words say; ``noise`` as in :meth:`write_codes`, ``dropout`` of rows in training."""
+        tokens, context = self.tokens(names, sentence)
+        codes = self.write_codes(context, noise)
+        told = context + self.mixed(codes.flatten())
+        inner = self.row[:2](torch.cat([tokens, told.expand_as(tokens)], 1))
+        if dropout:
+            inner = F.dropout(inner, dropout)
+        rows = self.row[2:](inner) * self.sharpness.exp()  # (C, H + 1)
+        statistics = self._predict_statistics(torch.cat([context, codes.flatten()]).detach())
+        return Written(codes, self.decode(codes), statistics, rows[:, :-1], rows[:, -1])
+
+    def _predict_statistics(self, known: Tensor) -> dict[str, Tensor]:
+        """Running means and variances by name, from the context and the codes; none without batch norms."""
+        if self.statistic is None:
+            return {}
+        means, deviations = self.statistic(known).chunk(2)
+        sizes = [slot.numel for slot in self.norms]
+        statistics: dict[str, Tensor] = {}
+        for slot, mean, deviation in zip(
+            self.norms, means.split(sizes), deviations.split(sizes), strict=True
+        ):
+            statistics[slot.name] = mean
+            variance = slot.name.removesuffix("mean") + "var"
+            statistics[variance] = (2 * deviation.clamp(-8, 8)).exp()
+        return statistics
+
+    # --------------------------------------------------------------------------------- images
+
+    def run(
+        self, trunk: dict[str, Tensor], images: Tensor, statistics: dict[str, Tensor] | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Features (B, H) of images, and the running statistics that were used, by name.
+
+        Without ``statistics`` they are those of the batch.
+        """
+        module = self._trunk[0].train(statistics is None)
+        state = {name.removeprefix("body."): value for name, value in trunk.items()}
+        measured: dict[str, Tensor] = {}
+        for slot in self.norms:
+            place = slot.name.removeprefix("body.")
+            variance = place.removesuffix("mean") + "var"
+            count = place.removesuffix("running_mean") + "num_batches_tracked"
+            if statistics is None:
+                measured[place], measured[variance] = (
+                    images.new_zeros(slot.shape),
+                    images.new_ones(slot.shape),
+                )
+            else:
+                measured[place] = statistics[slot.name]
+                measured[variance] = statistics[f"body.{variance}"]
+            measured[count] = torch.zeros((), dtype=torch.long, device=images.device)
+        for child in module.modules():
+            if isinstance(child, nn.modules.batchnorm._BatchNorm):
+                child.momentum = 1.0  # what runs in training is then the batch's own
+        arguments = {**state, **measured}
+        if any(value.requires_grad for value in measured.values()):
+            fold_batch_norms(module, arguments)
+        features = functional_call(module, arguments, (images,))
+        assert isinstance(features, Tensor)
+        used = {f"body.{name}": value for name, value in measured.items() if value.is_floating_point()}
+        return features, used
+
+    def statistics_loss(self, predicted: dict[str, Tensor], measured: dict[str, Tensor]) -> Tensor:
+        """How far predicted running statistics are from those measured, in units of the spread."""
+        loss = torch.zeros(())
+        for slot in self.norms:
+            variance = slot.name.removesuffix("mean") + "var"
+            spread = measured[variance].detach() + 1e-5
+            shift = (predicted[slot.name] - measured[slot.name].detach()) / spread.sqrt()
+            scale = 0.5 * (predicted[variance] + 1e-5).log() - 0.5 * spread.log()
+            loss = loss + F.smooth_l1_loss(shift, torch.zeros_like(shift))
+            loss = loss + F.smooth_l1_loss(scale, torch.zeros_like(scale))
+        return loss
+
+    # ------------------------------------------------------------------------------- examples
+
+    def weigh(self, shots: int, classes: int) -> Tensor:
+        """(4,) what words and examples are worth: of the rows from words, of the labels, the ridge's
+        penalty, and the images that the predicted statistics count for.
+        """
+        known = torch.tensor([math.log(shots), math.log(classes), math.log(shots * classes)]) / 3
+        raw = self.evidence(known.to(self.place.device))
+        return torch.stack([torch.sigmoid(raw[0]), F.softplus(raw[1]), (2 * raw[2]).exp(), 4 * raw[3].exp()])
+
+    def blend(self, written: Written, images: Tensor, worth: Tensor) -> dict[str, Tensor]:
+        """Running statistics of predicted and measured ones, by what each is worth."""
+        with torch.no_grad():
+            _, measured = self.run(written.trunk, images, None)
+        share = len(images) / (len(images) + worth)
+        blended: dict[str, Tensor] = {}
+        for slot in self.norms:
+            variance = slot.name.removesuffix("mean") + "var"
+            mean, said = measured[slot.name], written.statistics[slot.name]
+            middle = share * mean + (1 - share) * said
+            blended[slot.name] = middle
+            blended[variance] = share * (measured[variance] + (mean - middle) ** 2) + (1 - share) * (
+                written.statistics[variance] + (said - middle) ** 2
+            )
+        return blended
+
+    def with_examples(self, written: Written, features: Tensor, worth: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows (C, H) and biases (C,) after features (C, S, H) of examples have been seen.
+
+        The rows from words answer first; a ridge regression answers for what they leave unexplained of the
+        labels.
+        """
+        classes, shots, width = features.shape
+        flat = features.flatten(0, 1)  # (C, S, H) -> (C*S, H)
+        middle = flat.mean(0)
+        size = (flat - middle).square().mean().sqrt() * width**0.5 + 1e-4
+        design = torch.cat([(flat - middle) / size, flat.new_full((len(flat), 1), 0.3)], 1)  # (C*S, H + 1)
+        said = flat @ written.rows.T + written.biases
+        said = said - said.mean(1, keepdim=True)
+        labels = torch.arange(classes, device=flat.device).repeat_interleave(shots)
+        wanted = worth[1] * (F.one_hot(labels, classes).to(flat.dtype) - 1 / classes) - worth[0] * said
+        # The same solution by examples or by features, whichever are fewer.
+        if len(flat) <= design.shape[1]:
+            kernel = design @ design.T + worth[2] * torch.eye(len(flat), device=flat.device)
+            moved = design.T @ torch.linalg.solve(kernel, wanted)  # (H + 1, C)
+        else:
+            gram = design.T @ design + worth[2] * torch.eye(design.shape[1], device=flat.device)
+            moved = torch.linalg.solve(gram, design.T @ wanted)  # (H + 1, C)
+        change = moved[:-1].T / size  # (C, H)
+        rows = worth[0] * written.rows + change
+        biases = worth[0] * written.biases + 0.3 * moved[-1] - change @ middle
+        return rows, biases
+
+
+def answer_with_examples(part: WordsPart, written: Written, support: Tensor, queries: Tensor) -> Tensor:
+    """Logits (B, C) of queries (B, ...) after examples (C, S, ...)."""
+    classes, shots = support.shape[:2]
+    worth = part.weigh(shots, classes)
+    examples = support.flatten(0, 1)  # (C, S, ...) -> (C*S, ...)
+    statistics = part.blend(written, examples, worth[3]) if part.norms else {}
+    features, _ = part.run(written.trunk, torch.cat([examples, queries]), statistics)
+    known, asked = features.split([len(examples), len(queries)])
+    rows, biases = part.with_examples(written, known.unflatten(0, (classes, shots)), worth)
+    return asked @ rows.T + biases
+
+
+def _he(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights with the spread that keeps the size of what goes through rectifiers.
+
+    Adam's steps have one size, so where batch norms hide the size of weights it decides how fast they turn.
+    Source: He et al. (arXiv 1502.01852), equation 10.
+    """
+    found = dict(state)
+    for name, value in state.items():
+        if value.dim() > 1:
+            found[name] = value * ((2 / value[0].numel()) ** 0.5 / value.std())
+    return found
+
+
+def _scales(layer: TrunkLayer, start: dict[str, Tensor]) -> Tensor:
+    """How far a code moves each value at first: a part of its tensor's own spread."""
+    parts = []
+    for slot in layer.slots:
+        spread = float(start[slot.name].std()) if slot.numel > 1 else 0.0
+        parts.append(torch.full((slot.numel,), 0.3 * spread if spread > 1e-3 else 0.05))
+    return torch.cat(parts)

@@ -1,0 +1,397 @@
+"""Training of a generator of networks from words: through the networks that it makes, one architecture at a
+time.
+
+A step takes one task: classes of one source of pictures, in words. The part writes a network for it, and the
+loss is that network's on pictures of the task. Nothing else is needed: no checkpoint, no teacher. Towards
+the end the batch norms use the statistics that words predict. A second, short training learns what examples
+are worth.
+
+Shapes: C classes, B images of a step, S examples a class, D width of a text vector.
+Sources: learning through the made network, Ha et al. (arXiv 1609.09106), equation 3; episodes, Vinyals et al.
+(arXiv 1606.04080), section 2.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from weightloom.architectures import parse_architecture
+from weightloom.conditioning import encode_text
+from weightloom.conditioning.lexicon import lexicon_names
+from weightloom.conditioning.names import encode_names
+from weightloom.errors import SpecError
+from weightloom.generators.load import save_generator
+from weightloom.generators.words import Words, words_validity
+from weightloom.generators.words_part import WordsConfig, WordsPart, answer_with_examples
+from weightloom.generators.words_turns import letters
+from weightloom.io import read_yaml
+from weightloom.seeding import numpy_generator, seed_for, torch_generator
+from weightloom.tasks import DatasetTask
+from weightloom.tasks.store import datasets
+from weightloom.tasks.transforms import transform_names
+from weightloom.tasks.words import Subject, instructions
+from weightloom.training.loop import Progress, run_loop
+from weightloom.training.parallel import WHOLE, Part
+from weightloom.training.recipe import UNDECISIVE, WordsPartRecipe, WordsRecipe
+from weightloom.training.stages import claim, round_parameters
+from weightloom.training.trainers import trainers
+from weightloom.training.words_expected import fit_expectations
+from weightloom.training.words_tasks import (
+    Pictures,
+    PictureSource,
+    holds_out_pair,
+    known_stems,
+    names_of_split,
+    open_sources,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordsObjectiveSettings:
+    """Sizes of a step and what is left out of it at random."""
+
+    batch: int = 256
+    most_classes: int = 40
+    told_sentence: float = 0.8
+    name_noise: float = 0.02
+    code_noise: float = 0.1
+    predicted_statistics: float = 0.25
+    """In the last so large share of the steps every other one uses the statistics that words predict."""
+    statistics_weight: float = 0.1
+    shots: tuple[int, ...] = (1, 2, 4, 8, 16)
+    most_examples: int = 256
+    expected_tasks: int = 200
+    """Tasks for each architecture that the expected accuracy is fitted on."""
+    sentences: int = 64
+    """Instructions that each source is spoken of in."""
+    turned_sentences: int = 32
+    """Instructions about each pair of dataset and turn; five times as many about pictures as they are."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shots", tuple(self.shots) if isinstance(self.shots, list) else self.shots)
+        counts = ("batch", "most_classes", "most_examples", "expected_tasks", "sentences", "turned_sentences")
+        for name in counts:
+            value = getattr(self, name)
+            if type(value) is not int or not 2 <= value <= 1_000_000:
+                raise SpecError(f"{name} must be a whole number from 2, not {value!r}")
+        good = isinstance(self.shots, tuple) and self.shots
+        if not good or any(type(shot) is not int or shot < 1 for shot in self.shots):
+            raise SpecError(f"shots must be numbers of examples from 1, not {self.shots!r}")
+        for name in (
+            "told_sentence",
+            "name_noise",
+            "code_noise",
+            "predicted_statistics",
+            "statistics_weight",
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 <= value <= 10:
+                raise SpecError(f"{name} must be a number from 0 to 10, not {value!r}")
+
+
+class WordsObjective:
+    """Loss of one step on words alone; everything that it draws comes from the address (seed, step)."""
+
+    def __init__(
+        self,
+        part: WordsPart,
+        sources: Sequence[Pictures],
+        settings: WordsObjectiveSettings,
+        *,
+        steps: int,
+        seed: int,
+    ) -> None:
+        self.part, self.sources, self.settings = part, list(sources), settings
+        self.steps, self.seed = steps, seed
+        weights = torch.tensor([pictures.source.weight for pictures in self.sources], dtype=torch.float64)
+        self._shares = weights / weights.sum()
+
+    @property
+    def items(self) -> int:
+        """One task a step."""
+        return 1
+
+    def draw(self, generator: torch.Generator) -> tuple[Pictures, list[int], Tensor, Tensor | None]:
+        """A source, classes of it, vectors of their names, and a sentence's vector or none."""
+        settings = self.settings
+        pictures = self.sources[int(torch.multinomial(self._shares, 1, generator=generator))]
+        classes = pictures.draw_classes(generator, settings.most_classes)
+        names = pictures.draw_names(classes, generator)
+        names = names + settings.name_noise * torch.randn(names.shape, generator=generator)
+        chosen = pictures.sentences[int(torch.randint(len(pictures.sentences), (), generator=generator))]
+        told = float(torch.rand((), generator=generator)) < settings.told_sentence
+        return pictures, classes, names, chosen if told else None
+
+    def __call__(self, step: int, part: Part = WHOLE) -> tuple[Tensor, dict[str, float]]:
+        settings = self.settings
+        generator = torch_generator("words", self.seed, step)
+        pictures, classes, names, sentence = self.draw(generator)
+        images = pictures.draw(classes, max(2, settings.batch // len(classes)), generator)
+        labels = torch.arange(len(classes)).repeat_interleave(images.shape[1])
+        noise = torch.randn((len(self.part.layers), self.part.config.codes), generator=generator)
+        with torch.random.fork_rng(devices=[]):  # of the dropout in the rows
+            torch.manual_seed(seed_for("words", self.seed, step))
+            written = self.part.write(names, sentence, settings.code_noise * noise, dropout=0.1)
+        late = step >= (1 - settings.predicted_statistics) * self.steps and step % 2 == 1
+        batch = images.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        # What words predict of the statistics is learned from what is measured, not through the loss.
+        predicted = {name: value.detach() for name, value in written.statistics.items()}
+        features, measured = self.part.run(written.trunk, batch, predicted if late else None)
+        logits = features @ written.rows.T + written.biases
+        loss = F.cross_entropy(logits, labels)
+        if not late and self.part.norms:
+            loss = loss + settings.statistics_weight * self.part.statistics_loss(written.statistics, measured)
+        right = float((logits.argmax(1) == labels).float().mean())
+        return loss, {f"{pictures.source.dataset}_accuracy": right}
+
+
+class EvidenceObjective(WordsObjective):
+    """Loss of one step with examples; only what examples are worth is learned."""
+
+    def __call__(self, step: int, part: Part = WHOLE) -> tuple[Tensor, dict[str, float]]:
+        settings = self.settings
+        generator = torch_generator("evidence", self.seed, step)
+        pictures, classes, names, sentence = self.draw(generator)
+        limit = max(1, settings.most_examples // len(classes))
+        shots = settings.shots[int(torch.randint(len(settings.shots), (), generator=generator))]
+        shots = min(shots, limit)
+        queries = max(2, settings.batch // len(classes))
+        images = pictures.draw(classes, shots + queries, generator)
+        with torch.no_grad():
+            written = self.part.write(names, sentence)
+        logits = answer_with_examples(self.part, written, images[:, :shots], images[:, shots:].flatten(0, 1))
+        labels = torch.arange(len(classes)).repeat_interleave(queries)
+        right = float((logits.argmax(1) == labels).float().mean())
+        return F.cross_entropy(logits, labels), {f"{shots}_shots": right}
+
+
+@torch.no_grad()
+def probe_words(
+    part: WordsPart, sources: Sequence[Pictures], salt: str, *, draws: int = 30, images: int = 1000
+) -> dict[str, float]:
+    """Accuracy from words alone: on whole known datasets, and five-way on names kept for choices."""
+    part.eval()
+    known = known_stems(tuple(p.source for p in sources))
+    found: dict[str, float] = {}
+    for pictures in sources:
+        source, task = pictures.source, pictures.task
+        whole = task.data("test")
+        if not source.names:
+            order = torch.randperm(len(whole), generator=torch_generator("probe", str(task)))[:images]
+            batch, labels = whole.batch(order)
+            written = part.write(encode_names(task.class_names), pictures.sentences[0])
+            features, _ = part.run(written.trunk, batch, written.statistics)
+            right = ((features @ written.rows.T + written.biases).argmax(1) == labels).float().mean()
+            found[f"whole_{source.dataset}"] = float(right)
+            continue
+        for split in ("train", "choices"):
+            pool = names_of_split(source.dataset, split, salt, known)
+            generator = numpy_generator("probe", source.dataset, split)
+            total = 0.0
+            for _ in range(draws):
+                classes = tuple(int(c) for c in generator.choice(pool, 5, replace=False))
+                drawn = DatasetTask(
+                    dataset=source.dataset, classes=classes, size=task.size, channels=task.channels
+                )
+                batch, labels = drawn.data("test").all()
+                written = part.write(encode_names(drawn.class_names), pictures.sentences[0])
+                features, _ = part.run(written.trunk, batch, written.statistics)
+                total += float(
+                    ((features @ written.rows.T + written.biases).argmax(1) == labels).float().mean()
+                )
+            found[f"five_{split}_{source.dataset}"] = total / draws
+    part.train()
+    return found
+
+
+@trainers.register(Words.kind)
+def train_from_recipe(recipe_path: Path, zoo: Path | None, out: Path, progress: Progress) -> Words:
+    """See :data:`weightloom.training.trainers.Trainer`. A zoo is not needed, and not looked at."""
+    return train_words(read_yaml(recipe_path, WordsRecipe), out, progress)
+
+
+def train_words(recipe: WordsRecipe, out: Path, progress: Progress) -> Words:
+    """Every architecture's part, one after another; goes on where an interrupted run stopped; saves in
+    ``out``.
+
+    Raises:
+        SpecError: an option or an architecture that makes no sense.
+        TrainingError: a loss stays not finite.
+        DataUnavailableError: a dataset or the sentence encoder is not on this machine.
+    """
+    try:
+        config, settings = WordsConfig(**recipe.config), WordsObjectiveSettings(**recipe.objective)
+    except TypeError as error:
+        raise SpecError(f"the recipe's config or objective: {error}") from None
+    sources = tuple(PictureSource(**source.model_dump()) for source in recipe.sources)
+    specs = [
+        parse_architecture(one.architecture).resolve(input=(recipe.channels, one.size, one.size))
+        for one in recipe.parts
+    ]
+    pictures: dict[int, list[Pictures]] = {}
+    parts: dict[str, WordsPart] = {}
+    for number, (spec, one) in enumerate(zip(specs, recipe.parts, strict=True)):
+        part = WordsPart(config, spec.resolve(classes=2), seed=recipe.seed)
+        work = out / "work" / f"part-{number}"
+        claim(work, _origin(recipe, one))
+        if one.size not in pictures:
+            pictures[one.size] = open_sources(
+                sources, recipe.salt, one.size, recipe.channels, settings.sentences
+            )
+        _train_part(part, f"{spec.family} {number + 1}", recipe, one, pictures[one.size], work, progress)
+        parts[str(spec)] = part
+    validity = words_validity(tuple(parts), tuple(source.dataset for source in sources))
+    model = Words(config, validity, name=recipe.name)
+    for number, part in enumerate(parts.values()):
+        model.parts[number].load_state_dict(part.state_dict())
+    train_turns(model, sources, recipe, out / "work" / "turns", progress)
+    model.eval()
+    fit_expectations(model, pictures, recipe.salt, settings.expected_tasks, progress)
+    save_generator(model, out)
+    return model
+
+
+def _train_part(
+    part: WordsPart,
+    what: str,
+    recipe: WordsRecipe,
+    one: WordsPartRecipe,
+    opened: list[Pictures],
+    work: Path,
+    progress: Progress,
+) -> None:
+    """What words say of one architecture, then what examples are worth to it."""
+    settings = WordsObjectiveSettings(**recipe.objective)
+
+    def probe(_: int) -> dict[str, float]:
+        return probe_words(part, opened, recipe.salt)
+
+    _learn_only(part, lambda name: not name.startswith("evidence."))
+    part.train()
+    run_loop(
+        f"{what} from words",
+        part,
+        WordsObjective(part, opened, settings, steps=one.loop.steps, seed=recipe.seed),
+        one.loop.settings(),
+        folder=work / "words",
+        evaluate=probe,
+        evaluate_every=max(1, one.loop.steps // 6),
+        progress=progress,
+    )
+    _learn_only(part, lambda name: name.startswith("evidence."))
+    part.eval()
+    run_loop(
+        f"{what} with examples",
+        part,
+        EvidenceObjective(part, opened, settings, steps=recipe.evidence.steps, seed=recipe.seed),
+        recipe.evidence.settings(),
+        folder=work / "evidence",
+        progress=progress,
+    )
+    part.requires_grad_(True)
+    round_parameters(part)
+
+
+def _learn_only(module: torch.nn.Module, learned: Callable[[str], bool]) -> None:
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(learned(name))
+
+
+def _origin(recipe: WordsRecipe, one: WordsPartRecipe) -> dict[str, Any]:
+    """What the training of one part is of; how often it is logged and kept changes nothing."""
+    origin = recipe.model_dump(mode="json", exclude={"parts", "evidence", "turns", "name"})
+    origin["part"] = one.model_dump(mode="json")
+    for name in UNDECISIVE:
+        origin["part"]["loop"].pop(name, None)
+    return origin
+
+
+class TurnObjective:
+    """Loss of one step: which turn sentences speak of; vectors (N, E), labels (N, 3) of its three parts."""
+
+    def __init__(
+        self, model: Words, vectors: Tensor, texts: Sequence[str], labels: Tensor, *, seed: int
+    ) -> None:
+        self.model, self.vectors, self.labels, self.seed = model, vectors, labels, seed
+        self.letters = letters(texts)
+
+    def __call__(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        generator = torch_generator("turns", self.seed, step)
+        chosen = torch.randint(len(self.vectors), (128,), generator=generator)
+        # Some runs of letters are missing, as in words that are mistyped in other ways.
+        written = self.letters[chosen]
+        written = written & (torch.rand(written.shape, generator=generator) > 0.2)
+        noise = 0.02 * torch.randn(len(chosen), self.vectors.shape[1], generator=generator)
+        logits = self.model.turns.parts(self.vectors[chosen] + noise, written)
+        wanted = self.labels[chosen].unbind(1)
+        loss = torch.stack([F.cross_entropy(a, b) for a, b in zip(logits, wanted, strict=True)]).sum()
+        right = torch.stack([a.argmax(1) == b for a, b in zip(logits, wanted, strict=True)]).all(0)
+        return loss, {"accuracy": float(right.float().mean())}
+
+
+def train_turns(
+    model: Words, sources: tuple[PictureSource, ...], recipe: WordsRecipe, folder: Path, progress: Progress
+) -> None:
+    """Learn which turn a sentence speaks of, on pairs of dataset and turn that training may see.
+
+    Half of the sentences name other things than the datasets' classes, drawn from the lexicon: mirrors,
+    nights and arrows are no turns.
+    """
+    claim(folder, {"recipe": recipe.model_dump(mode="json", exclude={"parts", "evidence", "name"})})
+    texts: list[str] = []
+    labels: list[tuple[int, int, int]] = []
+    known, settings = known_stems(sources), WordsObjectiveSettings(**recipe.objective)
+    for source in sources:
+        own = names_of_split(source.dataset, "train", recipe.salt, known) if source.names else None
+        for number, transform in enumerate(transform_names()):
+            if holds_out_pair(recipe.salt, source.dataset, transform):
+                continue
+            count = settings.turned_sentences * (5 if transform == "id" else 1)
+            written = _turned_sentences(source.dataset, transform, own, count)
+            written += other_sentences(transform, count, source.dataset)
+            texts += written
+            labels += [(number % 4, number // 4 % 2, number // 8)] * len(written)
+    _learn_only(model, lambda name: name.startswith("turns."))
+    objective = TurnObjective(model, encode_text(texts), texts, torch.tensor(labels), seed=recipe.seed)
+    run_loop("turns in words", model, objective, recipe.turns.settings(), folder=folder, progress=progress)
+    model.requires_grad_(True)
+    round_parameters(model.turns)
+
+
+def other_sentences(transform: str, count: int, address: str) -> list[str]:
+    """Instructions about pictures and classes of all kinds under a turn: names are drawn from the lexicon."""
+    generator = numpy_generator("other sentences", transform, address)
+    things, found = lexicon_names(), []
+    for number in range(count):
+        drawn = [
+            things[int(place)]
+            for place in generator.integers(len(things), size=int(generator.integers(3, 9)))
+        ]
+        subject = Subject(
+            title="",
+            subject=f"{('pictures', 'photos', 'drawings')[number % 3]} of {drawn[0]}",
+            whole=number % 2 == 0,
+        )
+        address_of = ("other sentences", transform, address, number)
+        found += instructions(subject, drawn[1:], transform, 1, address_of, misspelt=0.25)
+    return found
+
+
+def _turned_sentences(dataset: str, transform: str, labels: list[int] | None, count: int) -> list[str]:
+    """Instructions for tasks of a dataset under a transform, one in four misspelt."""
+    generator = numpy_generator("turned sentences", dataset, transform)
+    found: list[str] = []
+    while len(found) < count:
+        pool = labels if labels is not None else list(range(datasets.get(dataset).num_classes))
+        size = int(generator.integers(2, min(11, len(pool) + 1)))
+        classes = tuple(int(label) for label in generator.choice(pool, size, replace=False))
+        task = DatasetTask(dataset=dataset, classes=classes, transform=transform)
+        found += task.instructions(4, seed=len(found), misspelt=0.25)
+    return found[:count]
