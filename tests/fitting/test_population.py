@@ -191,7 +191,7 @@ def test_a_batched_call_under_vmap_is_the_same():
     """What other devices do: one call under vmap; checked here against the loop."""
     from torch.func import vmap
 
-    from weightloom.fitting.population import _fold_batch_norms, _template
+    from weightloom.fitting.population import _template, fold_batch_norms
 
     spec = resolved("cnn(depth=2,width=4)")
     flats, images = networks(spec), torch.randn(3, 4, 1, 8, 8)
@@ -199,7 +199,7 @@ def test_a_batched_call_under_vmap_is_the_same():
 
     def one(flat, batch):
         state = layout_of(spec).unflatten(flat)
-        _fold_batch_norms(module, state)
+        fold_batch_norms(module, state)
         return functional_call(module, state, (batch,))
 
     assert torch.allclose(vmap(one)(flats, images), run_networks(spec, flats, images), atol=1e-5)

@@ -9,7 +9,7 @@ Shapes: P values of a network.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -78,7 +78,8 @@ def baselines(
     spec = samples[0].architecture
     images, labels = task.data("test").all()
     # Baselines are made as samples are, batch norms measured on the support set included.
-    fresh = RandomInit.from_generator(generator)
+    assert spec.input is not None
+    fresh = RandomInit(replace(RandomInit.from_generator(generator).validity, input=spec.input))
     made = fresh.generate_many(spec, num_samples=RANDOM_NETWORKS, support=support, seed=seed)
     random = torch.stack([sample.flat for sample in made])
     chance = float(accuracy(spec, random, images, labels).mean())

@@ -53,7 +53,7 @@ SAMPLE_FACTS = ("support_accuracy", "support_interval", "support_images", "suppo
 """Of a sample's report, what is told of each sample."""
 
 
-_OF_WORDS = ("class_names", "unknown_names", "transform", "expected_accuracy")
+_OF_WORDS = ("class_names", "unknown_names", "transform", "expected_accuracy", "instruction_lists")
 """What the report of a network from words says of them."""
 
 
@@ -364,10 +364,15 @@ def _show(result: dict[str, Any], task: Task | None) -> None:
             ("starts from", result["first_guess"]),
             ("last layer", result["head"]),
             ("batch-norm statistics", norms if norms != "none" else None),
-            ("pictures taken as", result["transform"] if result["transform"] != "id" else None),
+            ("pictures taken as", "they are" if result["transform"] == "id" else result["transform"]),
             ("accuracy to expect", _expected(result["expected_accuracy"])),
         ]
     )
+    if result["instruction_lists"]:
+        note(
+            f"the instruction lists other classes ({shown_names(result['instruction_lists'])}); those above "
+            "are used"
+        )
     if result["unknown_names"]:
         note(
             f"no word of {shown_names(result['unknown_names'])} is known to {result['generator']}: what the "
@@ -425,11 +430,10 @@ def _show(result: dict[str, Any], task: Task | None) -> None:
 
 
 def _expected(accuracy: float | None) -> str | None:
-    return (
-        None
-        if accuracy is None
-        else f"{percent(accuracy)}, from words alone (measure it with `weightloom evaluate`)"
-    )
+    """From words alone: a forecast, which is off by eight points on average."""
+    if accuracy is None:
+        return None
+    return f"about {100 * accuracy:.0f} %, less where classes look alike (measure it: weightloom evaluate)"
 
 
 def _show_files(result: dict[str, Any]) -> None:

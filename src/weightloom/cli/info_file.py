@@ -147,6 +147,7 @@ def _show(d: dict[str, Any]) -> None:
             ("dictionaries", short_list(places) if len(places) > 1 else None),
             ("made by", report.get("generator")),
             ("instruction", report.get("instruction")),
+            ("classes", _names(report)),
             ("task", report.get("task")),
             ("accuracy", _accuracy(report)),
             ("seed", report.get("seed")),
@@ -159,6 +160,13 @@ def _show(d: dict[str, Any]) -> None:
         ["tensor", "shape", "type"],
         [(plain_words(t["name"]), " x ".join(map(str, t["shape"])), t["type"]) for t in d["tensors"]],
     )
+
+
+def _names(report: dict[str, Any]) -> str | None:
+    names = report.get("class_names")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None
+    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
 
 
 def _accuracy(report: dict[str, Any]) -> str | None:

@@ -273,7 +273,8 @@ def fitting_task(network: Network, task: str | None, data: Path | None, skip_bro
     """The task to run ``network`` on, at the size that it reads.
 
     Raises:
-        InputError: none is given, or its number of classes is another one.
+        InputError: none is given, its number of classes is another one, or its classes are the network's in
+            another order.
     """
     found = require_task(task, data, network.spec.input, skip_broken)
     if found.num_classes != network.spec.classes:
@@ -283,7 +284,30 @@ def fitting_task(network: Network, task: str | None, data: Path | None, skip_bro
     if found.input_shape != network.spec.input:
         wanted, got = ("x".join(map(str, shape or ())) for shape in (network.spec.input, found.input_shape))
         raise InputError(f"the network reads {wanted} images, but those of {found} are {got}")
+    _compare_names(network, found)
     return found
+
+
+def _compare_names(network: Network, task: Task) -> None:
+    """Refuse classes in another order than the network's outputs, and say where they are called otherwise."""
+    from weightloom.cli.output import note
+    from weightloom.conditioning.names import readable, shown_names
+
+    own = provenance(network.metadata).get("class_names")
+    if not isinstance(own, list) or not all(isinstance(name, str) for name in own):
+        return
+    known, asked = [readable(name) for name in own], [readable(name) for name in task.class_names]
+    if known == asked:
+        return
+    if sorted(known) == sorted(asked):
+        raise InputError(
+            f"the network's outputs are, in this order, {shown_names(own, 12)}, but the classes of {task} "
+            f"are {shown_names(task.class_names, 12)}; name them in the network's order"
+        )
+    note(
+        f"note: the network was made for {shown_names(own, 12)}; here its outputs are taken for "
+        f"{shown_names(task.class_names, 12)}, in this order"
+    )
 
 
 def short_text(architecture: str | ArchitectureSpec) -> str:

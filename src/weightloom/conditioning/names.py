@@ -47,6 +47,8 @@ def check_names(names: object) -> tuple[str, ...]:
         raise InputError(
             f"class names are a list of at least two texts, ['cat', 'dog'], not {type(names).__name__}"
         )
+    if len(names) == 1:
+        raise InputError(f"only one class name is given, {str(names[0])[:60]!r}; separate several by commas")
     if not 2 <= len(names) <= MAX_NAMES:
         raise InputError(
             f"a network has 2 to {MAX_NAMES:,} classes, but {len(names):,} class names are given"
@@ -86,6 +88,8 @@ def parse_names(text: str) -> tuple[str, ...]:
         >>> parse_names("cat, dog, delivery truck")
         ('cat', 'dog', 'delivery truck')
     """
+    if not text.strip():
+        raise InputError("the list of class names is empty; separate them by commas: 'cat, dog'")
     separator = "\n" if "\n" in text.strip() else ";" if ";" in text else ","
     return check_names(list(text.strip().strip(separator).split(separator)))
 
@@ -140,21 +144,25 @@ _LISTS = tuple(
         r"\b(?:is|are)\s+(?:it|this|that|they|these)\s+(.+\bor\b.+?)\?",
         r":\s*(.+\bor\b.+?)\?",
         r"\b(?:show|shows|see|contains?)\s+(.+\bor\b.+)$",
-        r"\b(?:between|separates?|separating|distinguish(?:es)?|tell(?:s|ing)?\s+apart)\s+(.+)$",
+        r"\b(?:between|separates?|separating|distinguish(?:es)?|tell(?:s|ing)?\s+apart)\s+(?:between\s+)?(.+)$",
         r"\b(?:sort|classify|label|divide)\b.*?\binto\s+(.+)$",
         r"^(.+?\s+(?:vs\.?|versus)\s+.+)$",
+        r"\(([^()]+,[^()]+)\)",
+        r"\b(?:classifier|network|model)\s+(?:for|of)\s+(.+,.+)$",
+        r"^(?:recogni[sz]e|identify|classify|distinguish|spot|label)\s+(.+,.+)$",
+        r":\s*(.+(?:,|\bor\b).+)$",
     )
 )
 _SPLIT = re.compile(
     r"\s*(?:,\s*(?:and|or|from)\s+|,|;|\band\b|\bor\b|\bfrom\b|\bvs\.?|\bversus\b)\s*", re.IGNORECASE
 )
 _TAIL = re.compile(
-    r"\b(?:in|on|of|from)\s+(?:the\s+|these\s+|my\s+)?(?:photos?|pictures?|images?|drawings?|sketches|photographs?)\b.*$",
+    r"\b(?:in|on|of|from)\s+(?:(?!(?:in|on|of|from)\b)[\w-]+\s+){0,3}(?:photos?|pictures?|images?|drawings?|sketches|photographs?)\b.*$",
     re.IGNORECASE,
 )
 _NO_CLASS = re.compile(
     r"^(?:\d+|two|three|four|five|six|seven|eight|nine|ten|several|some)\s+(?:classes|groups|kinds|parts|piles)$|"
-    r"^(?:be|are|is|as|fast|quick|quickly|well)\b|\b(?:pictures|photos|photographs|images|drawings|sketches)\b",
+    r"^(?:be|are|is|as|fast|quick|quickly|well)\b|\b(?:on|to|with|at|by)\b|\b(?:pictures|photos|photographs|images|drawings|sketches)\b",
     re.IGNORECASE,
 )
 

@@ -198,7 +198,7 @@ class Validity:
         if self.architectures != (ANY_ARCHITECTURE,) and key not in self.architectures:
             raise UnsupportedRequestError(
                 f"this generator was not trained for {_in_full(spec)}; it makes: "
-                + "; ".join(_without_input(a) for a in self.architectures)
+                + "; ".join(_spelled(a) for a in self.architectures)
             )
         classes = spec.classes or 0
         if not self.min_classes <= classes <= self.max_classes:
@@ -375,8 +375,8 @@ class Generator(ABC):
             spec = spec.resolve(input=self.validity.input_for(spec))
         if spec.classes is None:
             raise InputError(
-                "the number of classes is not known; give their names, examples, a task, or classes=N in the "
-                "architecture"
+                "the number of classes is not known; name the classes (--classes 'cat, dog', classes=[...]), "
+                "or give examples, a task, or classes=N in the architecture"
             )
         self.validity.check(spec)
         num_samples = whole_number(num_samples, "the number of samples", 1, MAX_SAMPLES)
@@ -476,6 +476,16 @@ def merge_reports(count: int, common: Mapping[str, Any]) -> list[dict[str, Any]]
 def _in_full(spec: ArchitectureSpec) -> str:
     """With what was left to the defaults: it may be that which does not fit."""
     return replace(spec, input=None, classes=None).full_text()
+
+
+def _spelled(key: str) -> str:
+    """An architecture with its depth and width, whatever their defaults, and what is unusual."""
+    spec = parse_architecture(key)
+    sizes = [f"{name}={getattr(spec, name)}" for name in ("depth", "width") if hasattr(spec, name)]
+    rest = [part for part in str(replace(spec, input=None)).rstrip(")").partition("(")[2].split(",") if part]
+    unusual = [part for part in rest if part.partition("=")[0] not in ("depth", "width")]
+    size = "" if spec.input is None else f" for {'x'.join(map(str, spec.input))}"
+    return f"{spec.family}({','.join([*sizes, *unusual])}){size}"
 
 
 def _without_input(key: str) -> str:

@@ -22,7 +22,14 @@ from torch import Tensor, nn
 
 from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.conditioning import encode_text
-from weightloom.conditioning.names import MAX_NAMES, check_names, encode_names, names_in, shown_names
+from weightloom.conditioning.names import (
+    MAX_NAMES,
+    check_names,
+    encode_names,
+    names_in,
+    readable,
+    shown_names,
+)
 from weightloom.errors import CheckpointError, InputError, SpecError, WeightloomError
 from weightloom.generators.base import (
     Generator,
@@ -134,7 +141,8 @@ class Words(nn.Module, Generator):
             InputError: nothing names them.
         """
         if request.classes is not None:
-            return request.classes, "given"
+            listed = None if request.instruction is None else names_in(request.instruction)
+            return request.classes, "listed in the instruction" if listed == request.classes else "given"
         if request.support is not None:
             return check_names(request.support.class_names), "of the examples"
         listed = None if request.instruction is None else names_in(request.instruction)
@@ -161,6 +169,9 @@ class Words(nn.Module, Generator):
         names, source = self.class_names(request)
         device = next(self.parameters()).device
         said: dict[str, Any] = {"class_names": list(names), "names_from": source}
+        listed = None if request.instruction is None else names_in(request.instruction)
+        if listed is not None and {readable(n) for n in listed} != {readable(n) for n in names}:
+            said["instruction_lists"] = list(listed)
         # In alphabetical order, and back at the end: sums do not depend on the order that was given.
         order = sorted(range(len(names)), key=lambda place: (names[place].casefold(), names[place]))
         vectors = encode_names([names[place] for place in order]).to(device)
