@@ -59,7 +59,7 @@ def bars(results: dict[str, Any]) -> list[list[str]]:
         for shots, bar in ((1, 2.5), (16, -0.5)):
             chosen = [row for row in rows if row["shots"] == shots and row["dataset"] == "quickdraw"]
             over = 100 * float(np.mean([row["names"]["mean"] - row["igpg-tiny"]["mean"] for row in chosen]))
-            text = f"{shots} a class, names never seen: names and examples over `igpg-tiny` on the examples, points"
+            text = f"{shots} a class, unseen names: names and examples over `igpg-tiny` on examples, points"
             found.append((text, f"≥ {bar}", f"{over:+.1f}", over >= bar))
     for row in own("wordings"):
         found.append(
