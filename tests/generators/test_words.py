@@ -210,10 +210,15 @@ def test_no_part_of_the_bundled_one_can_be_zeroed_without_changing_an_answer(bun
 
 @BUNDLE
 @pytest.mark.parametrize(
-    "sentence", ["Sort photos taken at night", "Tell a mirror from a window", "Classify road signs"]
+    ("sentence", "classes"),
+    [
+        ("Sort photos taken at night", ["sun", "moon"]),
+        ("Tell a mirror from a window", ["mirror", "window"]),
+        ("Classify road signs", ["stop sign", "speed limit"]),
+    ],
 )
-def test_a_sentence_without_a_turn_turns_nothing(bundled, sentence):
-    sample = bundled.generate("cnn(depth=3,width=16)", instruction=sentence, classes=["sun", "moon"])
+def test_a_sentence_without_a_turn_turns_nothing(bundled, sentence, classes):
+    sample = bundled.generate("cnn(depth=3,width=16)", instruction=sentence, classes=classes)
     assert sample.report["transform"] == "id"
 
 

@@ -97,8 +97,7 @@ class Words(nn.Module, Generator):
         """
         names = transform_names()
         if sentence is not None and request.instruction is not None:
-            listed = names_in(request.instruction) or ()
-            told = without_names(request.instruction, (*listed, *(request.classes or ())))
+            told = without_names(request.instruction, request.classes or ())
             if spoken := self.turns.read(sentence[None], [told])[0]:
                 return names[spoken]
         if (support := request.support) is None:
@@ -170,7 +169,7 @@ class Words(nn.Module, Generator):
         device = next(self.parameters()).device
         said: dict[str, Any] = {"class_names": list(names), "names_from": source}
         listed = None if request.instruction is None else names_in(request.instruction)
-        if listed is not None and {readable(n) for n in listed} != {readable(n) for n in names}:
+        if listed is not None and not {readable(n) for n in names} <= {readable(n) for n in listed}:
             said["instruction_lists"] = list(listed)
         # In alphabetical order, and back at the end: sums do not depend on the order that was given.
         order = sorted(range(len(names)), key=lambda place: (names[place].casefold(), names[place]))
@@ -191,7 +190,7 @@ class Words(nn.Module, Generator):
             )
         part = self.part(request.architecture)
         written, turn = part.write(vectors, sentence), "id"
-        request = replace(request, support=support)
+        request = replace(request, support=support, classes=names)
         if request.architecture.family in FAMILIES:
             turn = self.find_turn(request, sentence, part, written)
         if support is not None:
