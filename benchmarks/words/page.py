@@ -131,6 +131,8 @@ def render(results: dict[str, Any], config: dict[str, Any]) -> str:
         if name in results:
             rows = [row(one) for one in results[name]["rows"]]
             command = f"`{COMMAND.format(name)}`, {results[name]['cpu_seconds']:,} CPU-seconds."
+            if stopped := results[name].get("stopped"):
+                command = f"`{COMMAND.format(name)}`, stopped {stopped}."
             parts.extend([f"## {title}", f"{note} {command}".strip(), table(columns, rows)])
 
     section(

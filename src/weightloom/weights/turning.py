@@ -4,7 +4,7 @@ A network on a turned picture answers as the first one on the picture itself if 
 the first layer's weights change their sign for negatives, and weights on a flattened map are turned with the
 map. It is exact where all of a network's steps are symmetric: convolutions with odd kernels and stride 1,
 poolings that divide the side. A convolution with stride 2 on an even side looks at other places after a
-turn, so there it is nearly so.
+turn: a resnet loses by it.
 
 Shapes: P values of a network.
 Source: equivariance of convolutions to turns, Cohen and Welling, "Group equivariant convolutional networks"
