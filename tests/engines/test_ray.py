@@ -16,7 +16,7 @@ import pytest
 import yaml
 from tests.conftest import find_ray
 from tests.engines.recipe import RECIPE
-from tests.faults.running import Running, command_of, lives
+from tests.faults.running import Running, below, command_of, lives
 
 from weightloom.engines import open_engine
 from weightloom.engines.base import about_worker
@@ -145,7 +145,7 @@ def test_ray_ends_with_its_driver(how, record_property):
         try:
             assert driver.stdout is not None and driver.stdin is not None
             assert driver.stdout.readline() == "ready\n"
-            started = [*_below(driver.pid)]
+            started = _below(driver.pid)
             assert any("raylet" in command for _, command in started), started
             if how == "well":
                 driver.stdin.write("end\n")
@@ -179,7 +179,7 @@ def test_an_interrupt_ends_a_command_and_its_ray(instant, tmp_path):
         with Running(*words, "--workers", "2", folder=tmp_path) as run:
             run.until_watched()
             time.sleep(instant)
-            started = [*_below(run.process.pid)]
+            started = _below(run.process.pid)
             run.signal(group=False)
             run.end()
             assert run.code == 1 and run.err.count("\n") == 1, run.err
@@ -194,39 +194,17 @@ def test_an_interrupt_ends_a_command_and_its_ray(instant, tmp_path):
 
 def _below(root):
     """Processes below ``root``, with their commands."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
-    found, added = {root}, True
-    while added:
-        more = {process for process, parent in parents.items() if parent in found} - found
-        found, added = found | more, bool(more)
-    for process in found - {root}:
-        yield process, command_of(process)
+    return [(process, command_of(process)) for process in below(root)]
 
 
 def _busy(root):
     """Processes below ``root`` in which Ray is at one of our jobs: it says so in their titles."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
     found = []
-    for process in parents:
-        above = process
-        while above in parents and above != root:
-            above = parents[above]
+    for process in below(root):
         try:
             title = Path(f"/proc/{process}/cmdline").read_bytes()
         except OSError:
             continue
-        if above == root and title.startswith(b"ray::_call_there"):
+        if title.startswith(b"ray::_call_there"):
             found.append(process)
     return found

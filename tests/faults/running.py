@@ -120,6 +120,22 @@ def lives(process: int) -> bool:
         return False
 
 
+def below(root: int) -> list[int]:
+    """Processes that ``root`` has started, in sessions of their own too."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+    known, added = {root}, True
+    while added:
+        more = {process for process, parent in parents.items() if parent in known} - known
+        known, added = known | more, bool(more)
+    return sorted(known - {root})
+
+
 def command_of(process: int) -> str:
     try:
         return Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode()[:200]

@@ -19,7 +19,7 @@ import pytest
 import torch
 import yaml
 from tests.faults.conftest import FULL
-from tests.faults.running import Running, litter, lives, members
+from tests.faults.running import Running, below, litter, lives, members
 
 import weightloom as wl
 from weightloom.fitting import initial_flats
@@ -212,7 +212,7 @@ def test_a_download_that_is_interrupted_or_killed_leaves_nothing(ground, tmp_pat
     for number in (signal.SIGINT, signal.SIGTERM):
         with start("fetch", ground, tmp_path) as run:
             assert run.until(lambda run=run: list(run.temporary.rglob("half-a-package.tgz")))
-            sleepers = clients_below(run.process.pid)
+            sleepers = below(run.process.pid)
             assert len(sleepers) >= 2
             run.signal(number, group=False)
             run.end()
@@ -221,7 +221,7 @@ def test_a_download_that_is_interrupted_or_killed_leaves_nothing(ground, tmp_pat
             assert not [pid for pid in sleepers if lives(pid)], "the client goes on"
     with start("fetch", ground, tmp_path) as run:
         assert run.until(lambda: list(run.temporary.rglob("half-a-package.tgz")))
-        sleepers = clients_below(run.process.pid)
+        sleepers = below(run.process.pid)
         run.signal(signal.SIGKILL, group=False)
         run.process.wait()
         for pid in sleepers:
@@ -234,22 +234,6 @@ def test_a_download_that_is_interrupted_or_killed_leaves_nothing(ground, tmp_pat
         run.signal()
         run.end()
         check(run, tmp_path)
-
-
-def clients_below(process: int) -> list[int]:
-    """Processes that ``process`` has started, in sessions of their own too."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
-    found, added = {process}, True
-    while added:
-        more = {pid for pid, parent in parents.items() if parent in found} - found
-        found, added = found | more, bool(more)
-    return sorted(found - {process})
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
