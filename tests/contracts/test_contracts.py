@@ -46,7 +46,7 @@ from weightloom.generators.noisy import NoisyCheckpoint
 from weightloom.generators.random_init import RandomInit
 from weightloom.generators.static_hypernetwork import StaticHypernetwork, StaticHypernetworkConfig
 from weightloom.generators.words import Words, words_validity
-from weightloom.generators.words_part import WordsConfig, answer_with_examples
+from weightloom.generators.words_part import WordsConfig
 from weightloom.tasks import SupportSet, parse_task
 from weightloom.tokenizers import WeightTokenizer, architecture_key, load_tokenizer, tokenizers
 from weightloom.weights import WeightStatistics, layout_of
@@ -692,7 +692,9 @@ def words_error(model: Words, spec: ArchitectureSpec, without: tuple[str, ...]) 
     loss = F.cross_entropy(features @ written.rows.T + written.biases, labels)
     if part.norms:
         loss = loss + part.statistics_loss(written.statistics, measured)
-    logits = answer_with_examples(part, written, support[:, :3], support[:, 3:].flatten(0, 1))
+    statistics, rows, biases = part.see(written, support[:, :3])
+    features, _ = part.run(written.trunk, support[:, 3:].flatten(0, 1), statistics)
+    logits = features @ rows.T + biases
     loss = loss + F.cross_entropy(logits, torch.arange(3).repeat_interleave(2))
     return (
         loss if sentence is None else loss - model.turns(sentence[None], ["three digits, upside down"])[0, 2]

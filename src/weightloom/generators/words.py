@@ -107,8 +107,7 @@ class Words(nn.Module, Generator):
         labels = torch.arange(support.num_classes, device=images.device).repeat_interleave(shown.shape[1])
         losses = []
         for name in names:
-            features, _ = part.run(written.trunk, undone(images, name), written.statistics)
-            logits = features @ written.rows.T + written.biases
+            logits = part.answer(written, undone(images, name))
             losses.append(F.cross_entropy(logits, labels, reduction="none"))
         loss = torch.stack(losses)  # (16, C*S)
         best = int(loss.mean(1).argmin())
@@ -133,29 +132,32 @@ class Words(nn.Module, Generator):
         features = self.expected.features(names, vectors, sentence)
         return float(self.expected(number, features, len(names)))
 
-    def class_names(self, request: Request) -> tuple[tuple[str, ...], str]:
-        """The names of the request's classes, and where they are from.
+    def class_names(self, request: Request) -> dict[str, Any]:
+        """What the report says of the names: which they are, where they are from, and others in the sentence.
 
         Raises:
-            InputError: nothing names them.
+            InputError: nothing names the classes.
         """
-        if request.classes is not None:
-            listed = None if request.instruction is None else names_in(request.instruction)
-            return request.classes, "listed in the instruction" if listed == request.classes else "given"
-        if request.support is not None:
-            return check_names(request.support.class_names), "of the examples"
         listed = None if request.instruction is None else names_in(request.instruction)
-        if listed is None:
+        if request.classes is not None:
+            names = request.classes
+            source = "listed in the instruction" if listed == names else "given"
+        elif request.support is not None:
+            names, source = check_names(request.support.class_names), "of the examples"
+        elif listed is None:
             raise InputError(
                 f"generator {self.name} makes a network from the names of its classes; give them as "
                 "--classes 'cat, dog, truck' (classes=[...]), or list them in the instruction"
             )
-        if len(listed) != request.architecture.classes:
+        else:  # a list that fits has become the request's classes
             raise InputError(
                 f"the instruction lists {len(listed)} classes ({shown_names(listed)}), but the architecture "
                 f"has {request.architecture.classes}"
             )
-        return listed, "listed in the instruction"
+        said: dict[str, Any] = {"class_names": list(names), "names_from": source}
+        if listed is not None and not {readable(n) for n in names} <= {readable(n) for n in listed}:
+            said["instruction_lists"] = list(listed)
+        return said
 
     @torch.no_grad()
     def sample_flats(self, request: Request) -> tuple[Tensor, list[dict[str, Any]]]:
@@ -165,12 +167,9 @@ class Words(nn.Module, Generator):
             InputError: nothing names the classes.
             DataUnavailableError: the sentence encoder is not installed.
         """
-        names, source = self.class_names(request)
+        said = self.class_names(request)
+        names = tuple(said["class_names"])
         device = next(self.parameters()).device
-        said: dict[str, Any] = {"class_names": list(names), "names_from": source}
-        listed = None if request.instruction is None else names_in(request.instruction)
-        if listed is not None and not {readable(n) for n in names} <= {readable(n) for n in listed}:
-            said["instruction_lists"] = list(listed)
         # In alphabetical order, and back at the end: sums do not depend on the order that was given.
         order = sorted(range(len(names)), key=lambda place: (names[place].casefold(), names[place]))
         vectors = encode_names([names[place] for place in order]).to(device)
@@ -201,7 +200,8 @@ class Words(nn.Module, Generator):
         for number, generator in enumerate(sample_generators(request)):
             shape = (len(part.layers), self.config.codes)
             if number:
-                written = part.write(vectors, sentence, temperature * torch.randn(shape, generator=generator))
+                noise = temperature * torch.randn(shape, generator=generator).to(device)
+                written = part.write(vectors, sentence, noise)
             flat, head = self._network(request, part, written, support, back)
             flats.append(flat if turn == "id" else turned(request.architecture, flat, turn))
             reports.append({**said, "head": head, "transform": turn})
@@ -213,13 +213,8 @@ class Words(nn.Module, Generator):
         """(P,) with its rows in the order of the request, and how the head was made."""
         statistics, rows, biases, head = written.statistics, written.rows, written.biases, "from the names"
         if support is not None:
-            classes, shots = support.images.shape[:2]
-            worth = part.weigh(shots, classes)
-            examples = support.images.flatten(0, 1)  # (C, S, ...) -> (C*S, ...)
-            if request.batch_norm == "support" and part.norms:
-                statistics = part.blend(written, examples, worth[3])
-            features, _ = part.run(written.trunk, examples, statistics)
-            rows, biases = part.with_examples(written, features.unflatten(0, (classes, shots)), worth)
+            measure = request.batch_norm == "support"
+            statistics, rows, biases = part.see(written, support.images, measure=measure)
             head = "from the names and the examples"
         state = {**written.trunk, **statistics}
         layout = layout_of(request.architecture)

@@ -51,7 +51,7 @@ class ExpectedAccuracy(nn.Module):
         if sentence is not None:
             about = about + sentence @ self.sentences.T
         about = torch.softmax(_SHARPNESS * about, 0)
-        plain = torch.tensor([1.0, count, share, count * share, float(alike)])
+        plain = vectors.new_tensor([1.0, count, share, count * share, float(alike)])
         return torch.cat([plain, about, about * count, about * share])
 
     def forward(self, part: int, features: Tensor, classes: int) -> Tensor:

@@ -127,10 +127,7 @@ class WordsPart(nn.Module):
             )
             self.mixed = nn.Linear(count * codes, hidden)
             self.row = nn.Sequential(
-                nn.Linear(2 * hidden, 2 * hidden),
-                nn.GELU(),
-                nn.Identity(),
-                nn.Linear(2 * hidden, self.features + 1),
+                nn.Linear(2 * hidden, 2 * hidden), nn.GELU(), nn.Linear(2 * hidden, self.features + 1)
             )
             self.sharpness = nn.Parameter(torch.zeros(()))
             widths = sum(slot.numel for slot in self.norms)
@@ -249,6 +246,11 @@ class WordsPart(nn.Module):
         used = {f"body.{name}": value for name, value in measured.items() if value.is_floating_point()}
         return features, used
 
+    def answer(self, written: Written, images: Tensor) -> Tensor:
+        """Logits (B, C) of the network that the words say, on images (B, ...)."""
+        features, _ = self.run(written.trunk, images, written.statistics)
+        return features @ written.rows.T + written.biases
+
     def statistics_loss(self, predicted: dict[str, Tensor], measured: dict[str, Tensor]) -> Tensor:
         """How far predicted running statistics are from those measured, in units of the spread."""
         loss = torch.zeros(())
@@ -287,6 +289,21 @@ class WordsPart(nn.Module):
             )
         return blended
 
+    def see(
+        self, written: Written, support: Tensor, *, measure: bool = True
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Running statistics, rows (C, H) and biases (C,) once examples (C, S, ...) have been seen.
+
+        Without ``measure`` the statistics stay those that the words predict.
+        """
+        classes, shots = support.shape[:2]
+        worth = self.weigh(shots, classes)
+        examples = support.flatten(0, 1)  # (C, S, ...) -> (C*S, ...)
+        statistics = self.blend(written, examples, worth[3]) if measure else written.statistics
+        features, _ = self.run(written.trunk, examples, statistics)
+        rows, biases = self.with_examples(written, features.unflatten(0, (classes, shots)), worth)
+        return statistics, rows, biases
+
     def with_examples(self, written: Written, features: Tensor, worth: Tensor) -> tuple[Tensor, Tensor]:
         """Rows (C, H) and biases (C,) after features (C, S, H) of examples have been seen.
 
@@ -313,18 +330,6 @@ class WordsPart(nn.Module):
         rows = worth[0] * written.rows + change
         biases = worth[0] * written.biases + 0.3 * moved[-1] - change @ middle
         return rows, biases
-
-
-def answer_with_examples(part: WordsPart, written: Written, support: Tensor, queries: Tensor) -> Tensor:
-    """Logits (B, C) of queries (B, ...) after examples (C, S, ...)."""
-    classes, shots = support.shape[:2]
-    worth = part.weigh(shots, classes)
-    examples = support.flatten(0, 1)  # (C, S, ...) -> (C*S, ...)
-    statistics = part.blend(written, examples, worth[3]) if part.norms else {}
-    features, _ = part.run(written.trunk, torch.cat([examples, queries]), statistics)
-    known, asked = features.split([len(examples), len(queries)])
-    rows, biases = part.with_examples(written, known.unflatten(0, (classes, shots)), worth)
-    return asked @ rows.T + biases
 
 
 def _he(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ Sources: learning through the made network, Ha et al. (arXiv 1609.09106), equati
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from weightloom.conditioning.names import encode_names
 from weightloom.errors import SpecError
 from weightloom.generators.load import save_generator
 from weightloom.generators.words import Words, words_validity
-from weightloom.generators.words_part import WordsConfig, WordsPart, answer_with_examples
+from weightloom.generators.words_part import WordsConfig, WordsPart
 from weightloom.generators.words_turns import letters
 from weightloom.io import read_yaml
 from weightloom.seeding import numpy_generator, seed_for, torch_generator
@@ -166,7 +166,9 @@ class EvidenceObjective(WordsObjective):
         images = pictures.draw(classes, shots + queries, generator)
         with torch.no_grad():
             written = self.part.write(names, sentence)
-        logits = answer_with_examples(self.part, written, images[:, :shots], images[:, shots:].flatten(0, 1))
+        statistics, rows, biases = self.part.see(written, images[:, :shots])
+        features, _ = self.part.run(written.trunk, images[:, shots:].flatten(0, 1), statistics)
+        logits = features @ rows.T + biases
         labels = torch.arange(len(classes)).repeat_interleave(queries)
         right = float((logits.argmax(1) == labels).float().mean())
         return F.cross_entropy(logits, labels), {f"{shots}_shots": right}
@@ -176,37 +178,33 @@ class EvidenceObjective(WordsObjective):
 def probe_words(
     part: WordsPart, sources: Sequence[Pictures], salt: str, *, draws: int = 30, images: int = 1000
 ) -> dict[str, float]:
-    """Accuracy from words alone: on whole known datasets, and five-way on names kept for choices."""
+    """Accuracy from words alone on test pictures: of whole known datasets, and five-way of names that
+    training has and of names kept for choices.
+    """
     part.eval()
     known = known_stems(tuple(p.source for p in sources))
     found: dict[str, float] = {}
+
+    def right(task: DatasetTask, sentence: Tensor) -> float:
+        data = task.data("test")
+        order = torch.randperm(len(data), generator=torch_generator("probe", str(task)))[:images]
+        batch, labels = data.batch(order)
+        answers = part.answer(part.write(encode_names(task.class_names), sentence), batch)
+        return float((answers.argmax(1) == labels).float().mean())
+
     for pictures in sources:
         source, task = pictures.source, pictures.task
-        whole = task.data("test")
         if not source.names:
-            order = torch.randperm(len(whole), generator=torch_generator("probe", str(task)))[:images]
-            batch, labels = whole.batch(order)
-            written = part.write(encode_names(task.class_names), pictures.sentences[0])
-            features, _ = part.run(written.trunk, batch, written.statistics)
-            right = ((features @ written.rows.T + written.biases).argmax(1) == labels).float().mean()
-            found[f"whole_{source.dataset}"] = float(right)
+            found[f"whole_{source.dataset}"] = right(task, pictures.sentences[0])
             continue
         for split in ("train", "choices"):
             pool = names_of_split(source.dataset, split, salt, known)
             generator = numpy_generator("probe", source.dataset, split)
-            total = 0.0
+            reached = []
             for _ in range(draws):
-                classes = tuple(int(c) for c in generator.choice(pool, 5, replace=False))
-                drawn = DatasetTask(
-                    dataset=source.dataset, classes=classes, size=task.size, channels=task.channels
-                )
-                batch, labels = drawn.data("test").all()
-                written = part.write(encode_names(drawn.class_names), pictures.sentences[0])
-                features, _ = part.run(written.trunk, batch, written.statistics)
-                total += float(
-                    ((features @ written.rows.T + written.biases).argmax(1) == labels).float().mean()
-                )
-            found[f"five_{split}_{source.dataset}"] = total / draws
+                classes = tuple(int(label) for label in generator.choice(pool, 5, replace=False))
+                reached.append(right(replace(task, classes=classes), pictures.sentences[0]))
+            found[f"five_{split}_{source.dataset}"] = sum(reached) / draws
     part.train()
     return found
 

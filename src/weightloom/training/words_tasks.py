@@ -123,12 +123,13 @@ class Pictures:
             size = upper if kind > 0.6 else int(torch.randint(2, upper + 1, (), generator=generator))
             chosen = torch.randperm(count, generator=generator)[:size].tolist()
             classes = [self.labels[place] for place in chosen]
-            held = any(
+            if self.source.names or size == self.task.num_classes:
+                return classes
+            if not any(
                 sampler.holds_out_subset(self.source.dataset, classes)
                 or sampler.holds_out_order(self.source.dataset, classes)
                 for sampler in self._samplers
-            )
-            if self.source.names or not held or size == self.task.num_classes:
+            ):
                 return classes
 
     def draw(self, classes: list[int], each: int, generator: torch.Generator) -> Tensor:
