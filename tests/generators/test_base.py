@@ -177,7 +177,7 @@ def test_validity_says_what_can_be_done(resolved):
         validity.check(resolved().__class__(depth=1, width=4, classes=3, input=(3, 16, 16)))
     with pytest.raises(
         UnsupportedRequestError,
-        match=r"it makes: cnn\(depth=1,width=4\) for 1x8x8; mlp\(depth=2,width=32\) for 1x8x8$",
+        match=r"it makes: cnn\(depth=1,width=4\); mlp\(depth=2,width=32\)$",
     ):
         validity.check(resolved("cnn(depth=2,width=4)"))
     with pytest.raises(UnsupportedRequestError, match="2 to 4 classes, not 5"):

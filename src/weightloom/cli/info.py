@@ -223,7 +223,6 @@ def _task(text: str) -> Answer:
 
 
 def _generator(name: str | Path) -> Answer:
-    from weightloom.generators.base import ANY_ARCHITECTURE
     from weightloom.generators.load import load_generator
 
     model = load_generator(name)
@@ -253,10 +252,7 @@ def _generator(name: str | Path) -> Answer:
         say(f"{d['name']}: a generator ({d['method']})", style="bold")
         facts(
             [
-                (
-                    "makes",
-                    "; ".join(a if a == ANY_ARCHITECTURE else short_text(a) for a in d["architectures"]),
-                ),
+                ("makes", "; ".join(validity.listed())),
                 ("any size of", ", ".join(_any_size(text) for text in d["any_size_of"]) or None),
                 ("for images", " x ".join(map(str, d["input"]))),
                 ("classes", f"{d['classes'][0]} to {d['classes'][1]}"),

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from weightloom import __version__
 from weightloom.architectures import ArchitectureSpec, parse_architecture
+from weightloom.architectures.wording import short_text
 from weightloom.conditioning.names import check_names, names_in, shown_names
 from weightloom.conditioning.text import check_instruction
 from weightloom.defaults import with_plain_defaults
@@ -181,13 +182,21 @@ class Validity:
         """
         if spec.input is not None:
             return spec.input
-        wanted = str(replace(spec, classes=None, input=None))
-        known = (
-            [parse_architecture(key).input for key in self.architectures if _without_input(key) == wanted]
-            if self.architectures != (ANY_ARCHITECTURE,)
-            else []
-        )
+        if self.architectures == (ANY_ARCHITECTURE,):
+            return self.input
+        specs = [parse_architecture(key) for key in self.architectures]
+        wanted = replace(spec, classes=None)
+        known = [own.input for own in specs if replace(own, classes=None, input=None) == wanted]
         return known[0] if len(known) == 1 and known[0] is not None else self.input
+
+    def listed(self) -> list[str]:
+        """What is made, in words, with the size of the pictures where that differs."""
+        if self.architectures == (ANY_ARCHITECTURE,):
+            return [ANY_ARCHITECTURE]
+        specs = [parse_architecture(key) for key in self.architectures]
+        several = len({spec.input for spec in specs}) > 1
+        size = [f" for {'x'.join(map(str, s.input))}" if several and s.input else "" for s in specs]
+        return [short_text(spec) + text for spec, text in zip(specs, size, strict=True)]
 
     def check(self, spec: ArchitectureSpec) -> None:
         """Raise :class:`UnsupportedRequestError`, saying what can be done, unless ``spec`` fits."""
@@ -197,8 +206,7 @@ class Validity:
             raise UnsupportedRequestError(f"this generator makes networks for {wanted} images, not {got}")
         if self.architectures != (ANY_ARCHITECTURE,) and key not in self.architectures:
             raise UnsupportedRequestError(
-                f"this generator was not trained for {_in_full(spec)}; it makes: "
-                + "; ".join(_spelled(a) for a in self.architectures)
+                f"this generator was not trained for {_in_full(spec)}; it makes: " + "; ".join(self.listed())
             )
         classes = spec.classes or 0
         if not self.min_classes <= classes <= self.max_classes:
@@ -476,17 +484,3 @@ def merge_reports(count: int, common: Mapping[str, Any]) -> list[dict[str, Any]]
 def _in_full(spec: ArchitectureSpec) -> str:
     """With what was left to the defaults: it may be that which does not fit."""
     return replace(spec, input=None, classes=None).full_text()
-
-
-def _spelled(key: str) -> str:
-    """An architecture with its depth and width, whatever their defaults, and what is unusual."""
-    spec = parse_architecture(key)
-    sizes = [f"{name}={getattr(spec, name)}" for name in ("depth", "width") if hasattr(spec, name)]
-    rest = [part for part in str(replace(spec, input=None)).rstrip(")").partition("(")[2].split(",") if part]
-    unusual = [part for part in rest if part.partition("=")[0] not in ("depth", "width")]
-    size = "" if spec.input is None else f" for {'x'.join(map(str, spec.input))}"
-    return f"{spec.family}({','.join([*sizes, *unusual])}){size}"
-
-
-def _without_input(key: str) -> str:
-    return str(replace(parse_architecture(key), input=None))
