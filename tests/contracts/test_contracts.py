@@ -692,10 +692,11 @@ def words_error(model: Words, spec: ArchitectureSpec, without: tuple[str, ...]) 
     loss = F.cross_entropy(features @ written.rows.T + written.biases, labels)
     if part.norms:
         loss = loss + part.statistics_loss(written.statistics, measured)
-    statistics, rows, biases = part.see(written, support[:, :3])
-    features, _ = part.run(written.trunk, support[:, 3:].flatten(0, 1), statistics)
-    logits = features @ rows.T + biases
-    loss = loss + F.cross_entropy(logits, torch.arange(3).repeat_interleave(2))
+    seer, asked = model.seer(spec), support[:, 3:].flatten(0, 1)
+    for names in (encode_names(["three", "one", "seven"]), None):
+        made = seer.make(names, sentence, support[:, :3])
+        network, _ = seer.see(made, support[:, :3], others=asked)
+        loss = loss + F.cross_entropy(seer.answer(network, asked), torch.arange(3).repeat_interleave(2))
     return (
         loss if sentence is None else loss - model.turns(sentence[None], ["three digits, upside down"])[0, 2]
     )

@@ -184,17 +184,23 @@ def test_no_part_of_the_bundled_one_can_be_zeroed_without_changing_an_answer(bun
 
         def answers(spec=spec, support=support):
             options = {"instruction": "Handwritten digits, upside down"}
+            named = replace(support, class_names=("violin", "lighthouse", "broccoli"))
+            nameless = replace(support, class_names=("qwrtp", "zorp", "blick"))
+            unlabelled = support.images.flatten(0, 1)
             return [
                 bundled.generate(spec, classes=["cat", "dog", "truck"], **options).flat,
                 bundled.generate(spec, classes=["cat", "dog", "truck"]).flat,
-                bundled.generate(spec, support=support, **options).flat,
+                bundled.generate(spec, support=named, **options).flat,
+                bundled.generate(spec, support=named, unlabelled=unlabelled).flat,
+                bundled.generate(spec, support=nameless).flat,
             ]
 
         before = answers()
-        part = bundled.part(spec.resolve(classes=3))
-        pieces = {name.split(".")[0] for name, _ in part.named_parameters()} | {"turns"}
-        for piece in sorted(pieces):
-            module = bundled.turns if piece == "turns" else getattr(part, piece)
+        part, seer = bundled.part(spec.resolve(classes=3)), bundled.seer(spec.resolve(classes=3))
+        pieces = [(own, name) for own in (part, seer) for name, _ in own.named_children()]
+        pieces += [(own, name) for own in (part, seer) for name, _ in own.named_parameters(recurse=False)]
+        for own, piece in [*pieces, (bundled, "turns")]:
+            module = getattr(own, piece)
             parameters = [module] if isinstance(module, torch.nn.Parameter) else list(module.parameters())
             kept = [parameter.detach().clone() for parameter in parameters]
             with torch.no_grad():
@@ -233,9 +239,9 @@ def test_examples_of_classes_that_no_word_names_turn_nothing(bundled, shots):
 
 
 def test_a_ridge_by_examples_and_by_features_is_the_same(model):
-    part = model.part(parse_architecture(KEYS[1]).resolve(classes=3))
+    part = model.seer(parse_architecture(KEYS[1]).resolve(classes=3))
     generator = torch.Generator().manual_seed(1)
-    written = part.write(torch.randn(3, 768, generator=generator), None)
+    written = part.make(torch.randn(3, 768, generator=generator), None, None)
     features = torch.randn(3, 3, 8, generator=generator)
     worth = torch.tensor([0.5, 3.0, 0.1, 4.0])
     few = part.with_examples(written, features, worth)  # 9 examples, 9 features

@@ -38,8 +38,14 @@ RECIPE = {
         "turned_sentences": 4,
         "expected_tasks": 20,
     },
-    "parts": [{"architecture": "cnn(depth=2,width=8)", "size": 8, "loop": {**LOOP, "steps": 240}}],
-    "evidence": {**LOOP, "steps": 10},
+    "parts": [
+        {
+            "architecture": "cnn(depth=2,width=8)",
+            "size": 8,
+            "loop": {**LOOP, "steps": 240},
+            "examples": {**LOOP, "steps": 60},
+        }
+    ],
     "turns": {**LOOP, "steps": 40},
 }
 
@@ -73,13 +79,14 @@ def test_it_learns_from_words_alone_and_comes_back(tmp_path):
 
 
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(tmp_path):
-    short = {"parts": [{**RECIPE["parts"][0], "loop": {**LOOP, "steps": 50}}]}
+    loops = {"loop": {**LOOP, "steps": 50}, "examples": {**LOOP, "steps": 10}}
+    short = {"parts": [{**RECIPE["parts"][0], **loops}]}
     whole = train_recipe(write(tmp_path, **short), None, tmp_path / "whole")
 
     class Stop(Exception):
         pass
 
-    for where, at in (("cnn 1 from words", 30), ("cnn 1 with examples", 7), ("turns in words", 30)):
+    for where, at in (("cnn 1 from words", 30), ("cnn 1 from examples", 7), ("turns in words", 30)):
 
         def stop(what, done, total, where=where, at=at):
             if what == where and done == at:
@@ -101,10 +108,21 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(tmp_path):
         {"sources": [{"dataset": "digits"}, {"dataset": "digits"}]},
         {"sources": [{"dataset": "digitz"}]},
         {"config": {"order": "backwards"}},
+        {"config": {"view": "everything"}},
+        {"config": {"looked": 0}},
+        {"objective": {"shots": [-1]}},
         {"config": {"nonsense": 1}},
         {"objective": {"nonsense": 1}},
-        {"parts": [{"architecture": "cnn(depth=0)", "size": 8, "loop": {"steps": 1}}]},
-        {"parts": [{"architecture": "mlp(depth=0)", "size": 8, "loop": {"steps": 1}}]},
+        {
+            "parts": [
+                {"architecture": "cnn(depth=0)", "size": 8, "loop": {"steps": 1}, "examples": {"steps": 1}}
+            ]
+        },
+        {
+            "parts": [
+                {"architecture": "mlp(depth=0)", "size": 8, "loop": {"steps": 1}, "examples": {"steps": 1}}
+            ]
+        },
     ],
 )
 def test_recipes_that_make_no_sense(tmp_path, changes):

@@ -62,6 +62,15 @@ def generate(
     task: TaskName = None,
     data: DataFolder = None,
     skip_broken: SkipBroken = False,
+    unlabelled: Annotated[
+        Path | None,
+        typer.Option(
+            "--unlabelled",
+            metavar="FOLDER",
+            help="More pictures of the same classes, in any folders, whose classes are not known: they are "
+            "used beside the examples.",
+        ),
+    ] = None,
     arch: Annotated[
         str, typer.Option("--arch", metavar="SPEC", help="The architecture, such as 'cnn(depth=3,width=16)'.")
     ] = "cnn(depth=3,width=16)",
@@ -128,6 +137,7 @@ def generate(
         weightloom generate "Tell apart pictures of clothing" --task fashion-mnist \
             --arch 'resnet(depth=8,width=8)' --samples 8 --out clothing.safetensors
         weightloom generate --data photos/ --arch 'cnn(depth=5,width=24)' --plot photos.png
+        weightloom generate --data photos/ --shots 1 --unlabelled camera-roll/
     """
     started = time.perf_counter()
     out = check_out(out, (".safetensors",), "--out")
@@ -136,6 +146,8 @@ def generate(
         raise InputError("--plot draws fine-tuning on real images, so it needs --task or --data")
     if explain and task is None and data is None:
         raise InputError("--explain measures on real images, so it needs --task or --data")
+    if unlabelled is not None and task is None and data is None:
+        raise InputError("--unlabelled gives more pictures beside examples, so it needs --task or --data")
     check_shots(shots)
     if not 1 <= steps <= MEASURES[-1]:
         raise InputError(f"--steps must be from 1 to {MEASURES[-1]:,}, not {steps}")
@@ -170,6 +182,7 @@ def generate(
     target = load_task(task, data, shape, skip_broken)
     support = None if target is None else target.support(shots, seed)
     folder_report = data_report(target)
+    others = None if unlabelled is None else _unlabelled(unlabelled, target, shape, skip_broken)
 
     with working("generating"):
         made = model.generate_many(
@@ -177,6 +190,7 @@ def generate(
             instruction=instruction,
             classes=names,
             support=support,
+            unlabelled=others,
             num_samples=samples if samples is not None else _samples(model, support),
             seed=seed,
             sampling=sampling,
@@ -276,6 +290,15 @@ def generate(
             note("one network without examples is the likeliest: --seed and --temperature change nothing")
         if len(made) > 1 and not model.draws:
             note(f"{model.name} draws nothing: its samples are all alike")
+
+
+def _unlabelled(folder: Path, target: Task | None, shape: tuple[int, int, int], skip_broken: bool) -> Tensor:
+    """(U, channels, height, width): the pictures of ``--unlabelled``, read as the examples are."""
+    from weightloom.tasks import FolderTask
+    from weightloom.tasks.folder import unlabelled_pictures
+
+    like = target if isinstance(target, FolderTask) else None
+    return unlabelled_pictures(folder, like, shape[1], shape[0], skip_broken=skip_broken)
 
 
 def _samples(model: Generator, support: SupportSet | None) -> int:

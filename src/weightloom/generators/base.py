@@ -76,6 +76,8 @@ class Request:
     instruction: str | None = None
     classes: tuple[str, ...] | None = None
     support: SupportSet | None = None
+    unlabelled: Tensor | None = None
+    """(U, channels, height, width): pictures of the task whose classes are not known."""
     num_samples: int = 1
     seed: int = 0
     sampling: Sampling = field(default_factory=Sampling)
@@ -226,6 +228,8 @@ class Generator(ABC):
     """Whether an instruction may change what is made."""
     reads_names: ClassVar[bool] = False
     """Whether the names of the classes may change what is made."""
+    reads_unlabelled: ClassVar[bool] = False
+    """Whether pictures of the task without labels may change what is made."""
     makes_statistics: ClassVar[bool] = False
     """Whether it settles batch-norm statistics itself, with examples too."""
     heeds: ClassVar[frozenset[str]] = frozenset()
@@ -245,6 +249,7 @@ class Generator(ABC):
         instruction: str | None = None,
         classes: Sequence[str] | None = None,
         support: SupportSet | None = None,
+        unlabelled: Tensor | None = None,
         num_samples: int = 1,
         seed: int = 0,
         sampling: Sampling | None = None,
@@ -254,6 +259,8 @@ class Generator(ABC):
 
         ``classes`` are the names of the classes, in the order of the network's outputs. Left out, they are
         those of the support set, or those that the instruction lists ("tell cats from dogs").
+        ``unlabelled`` (U, channels, height, width) are pictures of the same classes beside the support set
+        whose labels are not known.
         ``batch_norm``: where there is a support set, ``"support"`` measures the batch-norm statistics anew
         on its images (labels are not used), ``"generated"`` keeps them as generated; the report says which.
         ``seed`` is a whole number of any sign and size, of Python, numpy or torch.
@@ -262,11 +269,12 @@ class Generator(ABC):
             UnsupportedRequestError: the architecture, its input or its class count is outside what the
                 generator is valid for, or the machine has not the memory for it.
             InputError: an instruction that is empty or too long, a support set of another class count or with
-                images that no network can read, a seed or a number of samples that is no whole number.
+                images that no network can read, a seed or a number of samples that is no whole number;
+                pictures without labels that the generator does not use, or that no network can read.
         """
         spec, names = self.named(architecture, instruction, classes, support)
         request = self.check(spec, instruction, support, num_samples, seed, sampling, batch_norm)
-        request = replace(request, classes=names)
+        request = replace(request, classes=names, unlabelled=self.check_unlabelled(unlabelled, request))
         start = time.perf_counter()
         flats, reports = self.sample_flats(request)
         has_statistics = any(slot.is_buffer for slot in layout_of(request.architecture).slots)
@@ -400,6 +408,30 @@ class Generator(ABC):
             seed=check_seed(seed),
             sampling=sampling or Sampling(),
         )
+
+    def check_unlabelled(self, images: Tensor | None, request: Request) -> Tensor | None:
+        """Pictures without labels as ``request`` can use them, (U, channels, height, width).
+
+        Raises:
+            InputError: they are of another shape or kind, or nothing would be done with them.
+        """
+        if images is None:
+            return None
+        if not self.reads_unlabelled:
+            raise InputError(f"generator {self.name} does nothing with pictures without labels")
+        if request.support is None:
+            raise InputError("pictures without labels are used beside examples; give some of each class too")
+        images = checked_images(images, "the pictures without labels", request.architecture.input)
+        if images.dim() != 4:
+            raise InputError(
+                f"the pictures without labels are (U, channels, height, width), not {tuple(images.shape)}"
+            )
+        if images.device != request.support.images.device:
+            raise InputError(
+                f"the pictures without labels are on {images.device}, the examples on "
+                f"{request.support.images.device}; move one of them with .to()"
+            )
+        return images.detach()
 
 
 class Baseline(Generator):

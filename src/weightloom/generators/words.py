@@ -1,6 +1,7 @@
 """Networks from class names, with or without a sentence and examples.
 
-For every architecture that it makes it has one learned part (:mod:`weightloom.generators.words_part`).
+For every architecture that it makes it has one learned part for words alone
+(:mod:`weightloom.generators.words_part`) and one for examples (:mod:`weightloom.generators.examples_part`).
 Classes are a set: another order of the names gives the same network with its outputs in that order, bit for
 bit. The sentence, and the examples where there are any, also say how the pictures are turned: the network is
 written for pictures as they are, and turned as they are. Knows nothing of how it is trained.
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,6 +32,7 @@ from weightloom.conditioning.names import (
     shown_names,
 )
 from weightloom.errors import CheckpointError, InputError, SpecError, WeightloomError
+from weightloom.fitting import interval_of
 from weightloom.generators.base import (
     Generator,
     Request,
@@ -38,6 +40,7 @@ from weightloom.generators.base import (
     generators,
     sample_generators,
 )
+from weightloom.generators.examples_part import ExamplesPart
 from weightloom.generators.words_expected import ExpectedAccuracy
 from weightloom.generators.words_part import WordsConfig, WordsPart, Written
 from weightloom.generators.words_turns import TurnReader, without_names
@@ -59,6 +62,32 @@ def words_validity(keys: tuple[str, ...], tasks: tuple[str, ...]) -> Validity:
     return Validity(architectures=keys, input=first, min_classes=2, max_classes=MAX_NAMES, tasks=tasks)
 
 
+KNOWN = 0.6
+"""Share of the loss of guessing below which words alone are clearly right about one example a class."""
+
+AHEAD = 0.95
+"""Share of the loss with examples below which words alone are better than words and examples."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the part for examples is told.
+
+    Attributes:
+        names: (C, D) vectors, or None where no name has a word that is known.
+        sentence: (E,) vector, or None.
+        support: (C, S, ...) examples, upright.
+        unlabelled: (U, ...) pictures without labels, or None.
+        measure: whether batch-norm statistics are measured on the pictures.
+    """
+
+    names: Tensor | None
+    sentence: Tensor | None
+    support: Tensor
+    unlabelled: Tensor | None
+    measure: bool
+
+
 @generators.register("words")
 class Words(nn.Module, Generator):
     """One part for each architecture of ``validity``, in its order.
@@ -74,6 +103,7 @@ class Words(nn.Module, Generator):
     kind: ClassVar[str] = "words"
     reads_words: ClassVar[bool] = True
     reads_names: ClassVar[bool] = True
+    reads_unlabelled: ClassVar[bool] = True
     makes_statistics: ClassVar[bool] = True
     heeds: ClassVar[frozenset[str]] = frozenset({"temperature"})
 
@@ -84,6 +114,10 @@ class Words(nn.Module, Generator):
         self.config, self.validity, self.name = config, validity, name
         self.parts = nn.ModuleList(
             WordsPart(config, parse_architecture(key).resolve(classes=2), seed=seed)
+            for key in validity.architectures
+        )
+        self.seers = nn.ModuleList(
+            ExamplesPart(config, parse_architecture(key).resolve(classes=2), seed=seed)
             for key in validity.architectures
         )
         self.turns = TurnReader(seed=seed)
@@ -118,17 +152,27 @@ class Words(nn.Module, Generator):
             names[best] if clear and float(loss[best].mean()) < 0.8 * math.log(support.num_classes) else "id"
         )
 
+    def number(self, spec: ArchitectureSpec) -> int:
+        """The place of the parts that make ``spec``."""
+        return self.validity.architectures.index(str(replace(spec, classes=None)))
+
     def part(self, spec: ArchitectureSpec) -> WordsPart:
-        """The part that makes ``spec``."""
-        found = self.parts[self.validity.architectures.index(str(replace(spec, classes=None)))]
+        """The part that makes ``spec`` from words alone."""
+        found = self.parts[self.number(spec)]
         assert isinstance(found, WordsPart)
+        return found
+
+    def seer(self, spec: ArchitectureSpec) -> ExamplesPart:
+        """The part that makes ``spec`` from examples."""
+        found = self.seers[self.number(spec)]
+        assert isinstance(found, ExamplesPart)
         return found
 
     def expect(
         self, spec: ArchitectureSpec, names: Sequence[str], vectors: Tensor, sentence: Tensor | None
     ) -> float:
         """The accuracy to expect of the network of ``spec`` that is made from names, without examples."""
-        number = self.validity.architectures.index(str(replace(spec, classes=None)))
+        number = self.number(spec)
         features = self.expected.features(names, vectors, sentence)
         return float(self.expected(number, features, len(names)))
 
@@ -177,8 +221,10 @@ class Words(nn.Module, Generator):
         if request.instruction is not None:
             sentence = encode_text([request.instruction])[0].to(device)
         support = request.support
+        known = True
         if self.expected.vocabulary:
             said["unknown_names"] = self.expected.unknown(names)
+            known = len(said["unknown_names"]) < len(names)
             if support is None:
                 said["expected_accuracy"] = self.expect(
                     request.architecture, [names[place] for place in order], vectors, sentence
@@ -192,44 +238,105 @@ class Words(nn.Module, Generator):
         request = replace(request, support=support, classes=names)
         if request.architecture.family in FAMILIES:
             turn = self.find_turn(request, sentence, part, written)
+        seen = first = None
         if support is not None:
-            support = replace(support, images=undone(support.images, turn))
+            others = None if request.unlabelled is None else undone(request.unlabelled, turn)
+            seen = Seen(
+                vectors if known else None, sentence, undone(support.images, turn), others,
+                request.batch_norm == "support",
+            )  # fmt: skip
+            first = self._unless_known(request.architecture, seen, written)
         back = torch.argsort(torch.tensor(order))
         flats, reports = [], []
         temperature = request.sampling.temperature
         for number, generator in enumerate(sample_generators(request)):
-            shape = (len(part.layers), self.config.codes)
+            noise = None
             if number:
+                shape = (len(part.layers), self.config.codes)
                 noise = temperature * torch.randn(shape, generator=generator).to(device)
-                written = part.write(vectors, sentence, noise)
-            flat, head = self._network(request, part, written, support, back)
+            if seen is None or first is None:
+                network = written if noise is None else part.write(vectors, sentence, noise)
+                own = {"head": "from the names", "batch_norm": "generated" if part.norms else "none"}
+            elif noise is None:
+                network, own = first
+            else:
+                network, own = self._from_examples(request.architecture, seen, noise)
+            flat = self._network(request.architecture, network, back)
             flats.append(flat if turn == "id" else turned(request.architecture, flat, turn))
-            reports.append({**said, "head": head, "transform": turn})
+            reports.append({**said, **own, "transform": turn})
         return torch.stack(flats), reports
 
-    def _network(
-        self, request: Request, part: WordsPart, written: Written, support: SupportSet | None, back: Tensor
-    ) -> tuple[Tensor, str]:
-        """(P,) with its rows in the order of the request, and how the head was made."""
-        statistics, rows, biases, head = written.statistics, written.rows, written.biases, "from the names"
-        if support is not None:
-            measure = request.batch_norm == "support"
-            statistics, rows, biases = part.see(written, support.images, measure=measure)
-            head = "from the names and the examples"
-        state = {**written.trunk, **statistics}
-        layout = layout_of(request.architecture)
+    def _unless_known(
+        self,
+        spec: ArchitectureSpec,
+        seen: Seen,
+        written: Written,
+    ) -> tuple[Written, dict[str, Any]] | None:
+        """The network from names and examples; None where the network ``written`` from words alone does
+        better.
+
+        The network from words is judged by all examples, the other by each when it is left out: neither has
+        seen the example that it is judged by. One example a class cannot be left out; then the words have to
+        be clearly right.
+        """
+        classes, shots = seen.support.shape[:2]
+        if seen.names is None:
+            return self._from_examples(spec, seen, None)
+        loss = _loss(self.part(spec).answer(written, seen.support.flatten(0, 1)), shots)
+        if shots == 1 and loss < KNOWN * math.log(classes):
+            return None
+        network, said = self._from_examples(spec, seen, None)
+        return None if shots > 1 and loss < AHEAD * said["support_loss"] else (network, said)
+
+    def _from_examples(
+        self,
+        spec: ArchitectureSpec,
+        seen: Seen,
+        noise: Tensor | None,
+    ) -> tuple[Written, dict[str, Any]]:
+        """The network that names and examples say, and what the report says of it.
+
+        Where a class has more examples than one, the scores on them are of each when it is left out.
+        """
+        seer, (classes, shots) = self.seer(spec), seen.support.shape[:2]
+        written = seer.make(seen.names, seen.sentence, seen.support, noise)
+        network, left_out = seer.see(written, seen.support, measure=seen.measure, others=seen.unlabelled)
+        parts = ["the names"] if seen.names is not None else []
+        parts += ["the examples"] if seen.unlabelled is None else ["the examples", "pictures without labels"]
+        said: dict[str, Any] = {"head": f"from {' and '.join(parts)}"}
+        if seen.unlabelled is not None:
+            said["unlabelled"] = len(seen.unlabelled)
+        if shots > 1:
+            labels = torch.arange(classes, device=left_out.device).repeat_interleave(shots)
+            right = float((left_out.argmax(1) == labels).float().mean())
+            said["support_loss"] = _loss(left_out, shots)
+            said["support_accuracy"] = right
+            said["support_interval"] = interval_of(right, len(labels))
+            said["support_scores"] = "of each example when it is left out"
+        return network, said
+
+    def _network(self, spec: ArchitectureSpec, written: Written, back: Tensor) -> Tensor:
+        """(P,) with its rows in the order ``back`` of the request."""
+        state = {**written.trunk, **written.statistics}
+        layout = layout_of(spec)
         own = next(layer for layer in layout.layers if layer.kind == "head")
-        state[own.slots[0].name], state[own.slots[1].name] = rows[back], biases[back]
-        return layout.flatten(state), head
+        state[own.slots[0].name], state[own.slots[1].name] = written.rows[back], written.biases[back]
+        return layout.flatten(state)
 
     # ------------------------------------------------------------------ files
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``config.json`` and ``model.safetensors``. Raises CheckpointError."""
+        """Write ``config.json``, ``model.safetensors`` and, for examples, ``examples.safetensors``.
+
+        Raises:
+            CheckpointError: a file cannot be written.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = narrowed(self.state_dict())
-        save_tensors(folder / "model.safetensors", tensors, {"kind": self.kind})
+        for file, seers in (("model", False), ("examples", True)):
+            own = {name: value for name, value in tensors.items() if name.startswith("seers.") == seers}
+            save_tensors(folder / f"{file}.safetensors", own, {"kind": self.kind})
         settings = {"name": self.name, "config": asdict(self.config), "validity": asdict(self.validity)}
         words = sorted(self.expected.vocabulary)
         write_json(folder / "config.json", {"kind": self.kind, **settings, "vocabulary": words})
@@ -240,6 +347,7 @@ class Words(nn.Module, Generator):
         folder = Path(folder)
         config = read_json(folder / "config.json")
         tensors, _ = load_tensors(folder / "model.safetensors")
+        tensors |= load_tensors(folder / "examples.safetensors")[0]
         try:
             validity = Validity.from_json(config["validity"])
             model = cls(WordsConfig(**config["config"]), validity, name=str(config["name"]))
@@ -254,3 +362,11 @@ class Words(nn.Module, Generator):
         }
         load_strictly(model, held, folder / "model.safetensors")
         return model.eval()
+
+
+def _loss(logits: Tensor, shots: int) -> float:
+    """Mean cross-entropy of logits (C*S, C) of ``shots`` S examples of each class, in the order of the
+    classes.
+    """
+    labels = torch.arange(logits.shape[1], device=logits.device).repeat_interleave(shots)
+    return float(F.cross_entropy(logits, labels))

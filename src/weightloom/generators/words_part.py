@@ -3,22 +3,19 @@
 Every class name becomes a token; the tokens are a set. Their mean, with the sentence, is the context of a
 prior that writes sixteen quantised codes for each layer of the trunk, layer after layer; a dictionary turns
 a layer's codes into its weights. The row of the head for a class follows from the class's token and the
-context, and so do the running statistics of batch norms, so that no image is needed. Where there are
-examples, a ridge regression on the trunk's features moves the rows, as far as it has been learned that so
-many examples are worth.
+context, and so do the running statistics of batch norms, so that no image is needed.
 
 Knows nothing of files, requests or training. Shapes: C classes, T layers, R codes a layer, H features of the
-trunk, D width of a text vector, B images, S examples a class.
+trunk, D width of a text vector, B images.
 Sources: instruction-guided autoregressive generation, IGPG (arXiv 2504.02012), section 3; finite scalar
 quantisation, Mentzer et al. (arXiv 2309.15505), section 3.1; rows of a head from class descriptions, T2M-HN
-(arXiv 2210.15182); ridge heads, Bertinetto et al. (arXiv 1805.08136), section 3.
+(arXiv 2210.15182).
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -33,23 +30,40 @@ from weightloom.fitting.population import fold_batch_norms
 from weightloom.seeding import seed_for
 from weightloom.weights import Slot, layout_of
 
+View = Literal["nothing", "one-pass", "unadapted", "codes", "activations"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class WordsConfig:
-    """Sizes. ``order`` says whether a layer's codes see those of the layers before."""
+    """Sizes. ``order`` says whether a layer's codes see those of the layers before.
+
+    ``view`` is what the prior knows of examples when it writes a layer, where there are some:
+
+    - ``nothing``: there are no codes, the trunk is the same for every task;
+    - ``one-pass``: names and encoded examples; all layers at once;
+    - ``unadapted``: the same, and the examples' activations in the trunk without codes;
+    - ``codes``: layer after layer, the codes before;
+    - ``activations``: layer after layer, the codes before and the examples' activations in what is written.
+    """
 
     hidden: int = 256
     codes: int = 16
     levels: int = 9
     order: Literal["autoregressive", "one-pass"] = "autoregressive"
+    view: View = "activations"
+    looked: int = 5
+    """Examples a class that the prior looks at; all count for head and statistics."""
 
     def __post_init__(self) -> None:
-        for name, least, most in (("hidden", 8, 4096), ("codes", 1, 256), ("levels", 2, 257)):
+        limits = (("hidden", 8, 4096), ("codes", 1, 256), ("levels", 2, 257), ("looked", 1, 1000))
+        for name, least, most in limits:
             value = getattr(self, name)
             if type(value) is not int or not least <= value <= most:
                 raise SpecError(f"{name} must be a whole number from {least} to {most}, not {value!r}")
         if self.order not in ("autoregressive", "one-pass"):
             raise SpecError(f"order is 'autoregressive' or 'one-pass', not {self.order!r}")
+        if self.view not in get_args(View):
+            raise SpecError(f"view is one of {', '.join(get_args(View))}, not {self.view!r}")
 
 
 @dataclass(frozen=True)
@@ -62,6 +76,11 @@ class TrunkLayer:
     def size(self) -> int:
         """Values."""
         return sum(slot.numel for slot in self.slots)
+
+    def cut(self, values: Tensor) -> dict[str, Tensor]:
+        """The layer's tensors by name from its values (P,)."""
+        parts = values.split([slot.numel for slot in self.slots])
+        return {slot.name: part.view(slot.shape) for slot, part in zip(self.slots, parts, strict=True)}
 
 
 def trunk_layers(spec: ArchitectureSpec) -> tuple[TrunkLayer, ...]:
@@ -138,12 +157,6 @@ class WordsPart(nn.Module):
                 if widths
                 else None
             )
-            self.evidence = nn.Sequential(nn.Linear(3, 32), nn.GELU(), nn.Linear(32, 4))
-        last = self.evidence[-1]
-        assert isinstance(last, nn.Linear)
-        nn.init.zeros_(last.weight)
-        with torch.no_grad():
-            last.bias.copy_(torch.tensor([1.5, 3.0, -2.0, 1.0]))
 
     # ---------------------------------------------------------------------------------- words
 
@@ -176,9 +189,7 @@ class WordsPart(nn.Module):
         """The trunk's parameters by their names in the network, from codes (T, R)."""
         state: dict[str, Tensor] = {}
         for layer, base, atoms, code in zip(self.layers, self.base, self.atoms, codes, strict=True):
-            parts = (base + code @ atoms).split([slot.numel for slot in layer.slots])
-            for slot, part in zip(layer.slots, parts, strict=True):
-                state[slot.name] = part.view(slot.shape)
+            state |= layer.cut(base + code @ atoms)
         return state
 
     def write(
@@ -262,74 +273,6 @@ class WordsPart(nn.Module):
             loss = loss + F.smooth_l1_loss(shift, torch.zeros_like(shift))
             loss = loss + F.smooth_l1_loss(scale, torch.zeros_like(scale))
         return loss
-
-    # ------------------------------------------------------------------------------- examples
-
-    def weigh(self, shots: int, classes: int) -> Tensor:
-        """(4,) what words and examples are worth: of the rows from words, of the labels, the ridge's
-        penalty, and the images that the predicted statistics count for.
-        """
-        known = torch.tensor([math.log(shots), math.log(classes), math.log(shots * classes)]) / 3
-        raw = self.evidence(known.to(self.place.device))
-        return torch.stack([torch.sigmoid(raw[0]), F.softplus(raw[1]), (2 * raw[2]).exp(), 4 * raw[3].exp()])
-
-    def blend(self, written: Written, images: Tensor, worth: Tensor) -> dict[str, Tensor]:
-        """Running statistics of predicted and measured ones, by what each is worth."""
-        with torch.no_grad():
-            _, measured = self.run(written.trunk, images, None)
-        share = len(images) / (len(images) + worth)
-        blended: dict[str, Tensor] = {}
-        for slot in self.norms:
-            variance = slot.name.removesuffix("mean") + "var"
-            mean, said = measured[slot.name], written.statistics[slot.name]
-            middle = share * mean + (1 - share) * said
-            blended[slot.name] = middle
-            blended[variance] = share * (measured[variance] + (mean - middle) ** 2) + (1 - share) * (
-                written.statistics[variance] + (said - middle) ** 2
-            )
-        return blended
-
-    def see(
-        self, written: Written, support: Tensor, *, measure: bool = True
-    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Running statistics, rows (C, H) and biases (C,) once examples (C, S, ...) have been seen.
-
-        Without ``measure`` the statistics stay those that the words predict.
-        """
-        classes, shots = support.shape[:2]
-        worth = self.weigh(shots, classes)
-        examples = support.flatten(0, 1)  # (C, S, ...) -> (C*S, ...)
-        statistics = self.blend(written, examples, worth[3]) if measure else written.statistics
-        features, _ = self.run(written.trunk, examples, statistics)
-        rows, biases = self.with_examples(written, features.unflatten(0, (classes, shots)), worth)
-        return statistics, rows, biases
-
-    def with_examples(self, written: Written, features: Tensor, worth: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows (C, H) and biases (C,) after features (C, S, H) of examples have been seen.
-
-        The rows from words answer first; a ridge regression answers for what they leave unexplained of the
-        labels.
-        """
-        classes, shots, width = features.shape
-        flat = features.flatten(0, 1)  # (C, S, H) -> (C*S, H)
-        middle = flat.mean(0)
-        size = (flat - middle).square().mean().sqrt() * width**0.5 + 1e-4
-        design = torch.cat([(flat - middle) / size, flat.new_full((len(flat), 1), 0.3)], 1)  # (C*S, H + 1)
-        said = flat @ written.rows.T + written.biases
-        said = said - said.mean(1, keepdim=True)
-        labels = torch.arange(classes, device=flat.device).repeat_interleave(shots)
-        wanted = worth[1] * (F.one_hot(labels, classes).to(flat.dtype) - 1 / classes) - worth[0] * said
-        # The same solution by examples or by features, whichever are fewer.
-        if len(flat) <= design.shape[1]:
-            kernel = design @ design.T + worth[2] * torch.eye(len(flat), device=flat.device)
-            moved = design.T @ torch.linalg.solve(kernel, wanted)  # (H + 1, C)
-        else:
-            gram = design.T @ design + worth[2] * torch.eye(design.shape[1], device=flat.device)
-            moved = torch.linalg.solve(gram, design.T @ wanted)  # (H + 1, C)
-        change = moved[:-1].T / size  # (C, H)
-        rows = worth[0] * written.rows + change
-        biases = worth[0] * written.biases + 0.3 * moved[-1] - change @ middle
-        return rows, biases
 
 
 def _he(state: dict[str, Tensor]) -> dict[str, Tensor]:

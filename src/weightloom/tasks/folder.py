@@ -22,14 +22,14 @@ from weightloom.defaults import with_plain_defaults
 from weightloom.errors import BrokenPicturesError, InputError, printable
 from weightloom.tasks.data import TaskData
 from weightloom.tasks.depth import ValueRanges
-from weightloom.tasks.listing import list_folder
+from weightloom.tasks.listing import find_pictures, list_folder
 from weightloom.tasks.pictures import PictureSet, read_picture, read_pictures
 from weightloom.tasks.store import SPLITS
 from weightloom.tasks.task import DEFAULT_CHANNELS, DEFAULT_SIZE, Task, check_shape
 from weightloom.tasks.transforms import parse_transform
 from weightloom.tasks.words import Subject
 
-__all__ = ["FolderTask", "read_picture", "split_by_digest", "split_data"]
+__all__ = ["FolderTask", "read_picture", "split_by_digest", "split_data", "unlabelled_pictures"]
 
 _MOST_NAMED = 20
 """Groups of pictures that a report names; it counts all."""
@@ -234,6 +234,31 @@ class FolderTask(Task):
     def _split(self) -> dict[str, TaskData]:
         read = self._read
         return split_data(read.pictures.pixels, read.labels, read.test, self.transform, self.channels)
+
+
+@with_plain_defaults
+def unlabelled_pictures(
+    path: str | Path, like: FolderTask | None, size: int, channels: int, *, skip_broken: bool = False
+) -> torch.Tensor:
+    """(U, channels, size, size): all pictures in a folder and below it, whatever its folders mean.
+
+    ``like`` is the folder of examples: what is deeper than bytes is read as there.
+
+    Raises:
+        InputError: no such folder, or no picture in it.
+        BrokenPicturesError: some cannot be read; it names all of them.
+    """
+    path = Path(path).expanduser()
+    files, _ = find_pictures(path)
+    if not files:
+        raise InputError(f"{path}: there is no picture in this folder")
+    ranges = None if like is None else like.ranges
+    found = read_pictures(
+        files, size, channels, ranges=ranges, skip_broken=skip_broken, where=printable(str(path))
+    )
+    none = [0] * len(found.kept)
+    data = split_data(found.pixels, none, [False] * len(none), "id", channels)["train"]
+    return data.all()[0]
 
 
 def split_data(

@@ -249,13 +249,14 @@ class WordsPartRecipe(Recipe):
     architecture: str
     size: Annotated[int, Field(ge=4, le=256)] = 16
     loop: LoopRecipe
+    examples: LoopRecipe
 
 
 class WordsRecipe(Recipe):
     """A generator of networks from class names and a sentence, trained on named pictures; it needs no zoo.
 
-    Under ``salt`` names, subsets and orders are held out. ``evidence`` is the training of what examples are
-    worth, ``turns`` that of which turn a sentence speaks of.
+    Under ``salt`` names, subsets and orders are held out. A part's ``loop`` is its training from words, its
+    ``examples`` that from examples; ``turns`` is the training of which turn a sentence speaks of.
     """
 
     kind: Literal["generator"]
@@ -268,7 +269,6 @@ class WordsRecipe(Recipe):
     config: dict[str, Any] = Field(default_factory=dict)
     objective: dict[str, Any] = Field(default_factory=dict)
     parts: Annotated[list[WordsPartRecipe], Field(min_length=1)]
-    evidence: LoopRecipe
     turns: LoopRecipe
 
 

@@ -3,8 +3,8 @@ time.
 
 A step takes one task: classes of one source of pictures, in words. The part writes a network for it, and the
 loss is that network's on pictures of the task. Nothing else is needed: no checkpoint, no teacher. Towards
-the end the batch norms use the statistics that words predict. A second, short training learns what examples
-are worth.
+the end the batch norms use the statistics that words predict. A second training, which begins where the first
+ended, learns from examples.
 
 Shapes: C classes, B images of a step, S examples a class, D width of a text vector.
 Sources: learning through the made network, Ha et al. (arXiv 1609.09106), equation 3; episodes, Vinyals et al.
@@ -14,7 +14,7 @@ Sources: learning through the made network, Ha et al. (arXiv 1609.09106), equati
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +27,23 @@ from weightloom.conditioning import encode_text
 from weightloom.conditioning.lexicon import lexicon_names
 from weightloom.conditioning.names import encode_names
 from weightloom.errors import SpecError
+from weightloom.generators.examples_part import ExamplesPart
 from weightloom.generators.load import save_generator
 from weightloom.generators.words import Words, words_validity
 from weightloom.generators.words_part import WordsConfig, WordsPart
 from weightloom.generators.words_turns import letters
 from weightloom.io import read_yaml
-from weightloom.seeding import numpy_generator, seed_for, torch_generator
+from weightloom.seeding import numpy_generator, torch_generator
 from weightloom.tasks import DatasetTask
 from weightloom.tasks.store import datasets
 from weightloom.tasks.transforms import transform_names
 from weightloom.tasks.words import Subject, instructions
 from weightloom.training.loop import Progress, run_loop
-from weightloom.training.parallel import WHOLE, Part
 from weightloom.training.recipe import UNDECISIVE, WordsPartRecipe, WordsRecipe
 from weightloom.training.stages import claim, round_parameters
 from weightloom.training.trainers import trainers
 from weightloom.training.words_expected import fit_expectations
+from weightloom.training.words_objectives import ExamplesObjective, WordsObjective, WordsObjectiveSettings
 from weightloom.training.words_tasks import (
     Pictures,
     PictureSource,
@@ -51,127 +52,6 @@ from weightloom.training.words_tasks import (
     names_of_split,
     open_sources,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class WordsObjectiveSettings:
-    """Sizes of a step and what is left out of it at random."""
-
-    batch: int = 256
-    most_classes: int = 40
-    told_sentence: float = 0.8
-    name_noise: float = 0.02
-    code_noise: float = 0.1
-    predicted_statistics: float = 0.25
-    """In the last so large share of the steps every other one uses the statistics that words predict."""
-    statistics_weight: float = 0.1
-    shots: tuple[int, ...] = (1, 2, 4, 8, 16)
-    most_examples: int = 256
-    expected_tasks: int = 200
-    """Tasks for each architecture that the expected accuracy is fitted on."""
-    sentences: int = 64
-    """Instructions that each source is spoken of in."""
-    turned_sentences: int = 32
-    """Instructions about each pair of dataset and turn; five times as many about pictures as they are."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "shots", tuple(self.shots) if isinstance(self.shots, list) else self.shots)
-        counts = ("batch", "most_classes", "most_examples", "expected_tasks", "sentences", "turned_sentences")
-        for name in counts:
-            value = getattr(self, name)
-            if type(value) is not int or not 2 <= value <= 1_000_000:
-                raise SpecError(f"{name} must be a whole number from 2, not {value!r}")
-        good = isinstance(self.shots, tuple) and self.shots
-        if not good or any(type(shot) is not int or shot < 1 for shot in self.shots):
-            raise SpecError(f"shots must be numbers of examples from 1, not {self.shots!r}")
-        for name in (
-            "told_sentence",
-            "name_noise",
-            "code_noise",
-            "predicted_statistics",
-            "statistics_weight",
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0 <= value <= 10:
-                raise SpecError(f"{name} must be a number from 0 to 10, not {value!r}")
-
-
-class WordsObjective:
-    """Loss of one step on words alone; everything that it draws comes from the address (seed, step)."""
-
-    def __init__(
-        self,
-        part: WordsPart,
-        sources: Sequence[Pictures],
-        settings: WordsObjectiveSettings,
-        *,
-        steps: int,
-        seed: int,
-    ) -> None:
-        self.part, self.sources, self.settings = part, list(sources), settings
-        self.steps, self.seed = steps, seed
-        weights = torch.tensor([pictures.source.weight for pictures in self.sources], dtype=torch.float64)
-        self._shares = weights / weights.sum()
-
-    @property
-    def items(self) -> int:
-        """One task a step."""
-        return 1
-
-    def draw(self, generator: torch.Generator) -> tuple[Pictures, list[int], Tensor, Tensor | None]:
-        """A source, classes of it, vectors of their names, and a sentence's vector or none."""
-        settings = self.settings
-        pictures = self.sources[int(torch.multinomial(self._shares, 1, generator=generator))]
-        classes = pictures.draw_classes(generator, settings.most_classes)
-        names = pictures.draw_names(classes, generator)
-        names = names + settings.name_noise * torch.randn(names.shape, generator=generator)
-        chosen = pictures.sentences[int(torch.randint(len(pictures.sentences), (), generator=generator))]
-        told = float(torch.rand((), generator=generator)) < settings.told_sentence
-        return pictures, classes, names, chosen if told else None
-
-    def __call__(self, step: int, part: Part = WHOLE) -> tuple[Tensor, dict[str, float]]:
-        settings = self.settings
-        generator = torch_generator("words", self.seed, step)
-        pictures, classes, names, sentence = self.draw(generator)
-        images = pictures.draw(classes, max(2, settings.batch // len(classes)), generator)
-        labels = torch.arange(len(classes)).repeat_interleave(images.shape[1])
-        noise = torch.randn((len(self.part.layers), self.part.config.codes), generator=generator)
-        with torch.random.fork_rng(devices=[]):  # of the dropout in the rows
-            torch.manual_seed(seed_for("words", self.seed, step))
-            written = self.part.write(names, sentence, settings.code_noise * noise, dropout=0.1)
-        late = step >= (1 - settings.predicted_statistics) * self.steps and step % 2 == 1
-        batch = images.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        # What words predict of the statistics is learned from what is measured, not through the loss.
-        predicted = {name: value.detach() for name, value in written.statistics.items()}
-        features, measured = self.part.run(written.trunk, batch, predicted if late else None)
-        logits = features @ written.rows.T + written.biases
-        loss = F.cross_entropy(logits, labels)
-        if not late and self.part.norms:
-            loss = loss + settings.statistics_weight * self.part.statistics_loss(written.statistics, measured)
-        right = float((logits.argmax(1) == labels).float().mean())
-        return loss, {f"{pictures.source.dataset}_accuracy": right}
-
-
-class EvidenceObjective(WordsObjective):
-    """Loss of one step with examples; only what examples are worth is learned."""
-
-    def __call__(self, step: int, part: Part = WHOLE) -> tuple[Tensor, dict[str, float]]:
-        settings = self.settings
-        generator = torch_generator("evidence", self.seed, step)
-        pictures, classes, names, sentence = self.draw(generator)
-        limit = max(1, settings.most_examples // len(classes))
-        shots = settings.shots[int(torch.randint(len(settings.shots), (), generator=generator))]
-        shots = min(shots, limit)
-        queries = max(2, settings.batch // len(classes))
-        images = pictures.draw(classes, shots + queries, generator)
-        with torch.no_grad():
-            written = self.part.write(names, sentence)
-        statistics, rows, biases = self.part.see(written, images[:, :shots])
-        features, _ = self.part.run(written.trunk, images[:, shots:].flatten(0, 1), statistics)
-        logits = features @ rows.T + biases
-        labels = torch.arange(len(classes)).repeat_interleave(queries)
-        right = float((logits.argmax(1) == labels).float().mean())
-        return F.cross_entropy(logits, labels), {f"{shots}_shots": right}
 
 
 @torch.no_grad()
@@ -234,7 +114,7 @@ def train_words(recipe: WordsRecipe, out: Path, progress: Progress) -> Words:
         for one in recipe.parts
     ]
     pictures: dict[int, list[Pictures]] = {}
-    parts: dict[str, WordsPart] = {}
+    parts: dict[str, tuple[WordsPart, ExamplesPart]] = {}
     for number, (spec, one) in enumerate(zip(specs, recipe.parts, strict=True)):
         part = WordsPart(config, spec.resolve(classes=2), seed=recipe.seed)
         work = out / "work" / f"part-{number}"
@@ -243,12 +123,16 @@ def train_words(recipe: WordsRecipe, out: Path, progress: Progress) -> Words:
             pictures[one.size] = open_sources(
                 sources, recipe.salt, one.size, recipe.channels, settings.sentences
             )
-        _train_part(part, f"{spec.family} {number + 1}", recipe, one, pictures[one.size], work, progress)
-        parts[str(spec)] = part
+        what, opened = f"{spec.family} {number + 1}", pictures[one.size]
+        _train_part(part, what, recipe, one, opened, work, progress)
+        seer = ExamplesPart(config, spec.resolve(classes=2), seed=recipe.seed)
+        _train_seer(seer, part, what, recipe, one, opened, work, progress)
+        parts[str(spec)] = part, seer
     validity = words_validity(tuple(parts), tuple(source.dataset for source in sources))
     model = Words(config, validity, name=recipe.name)
-    for number, part in enumerate(parts.values()):
+    for number, (part, seer) in enumerate(parts.values()):
         model.parts[number].load_state_dict(part.state_dict())
+        model.seers[number].load_state_dict(seer.state_dict())
     train_turns(model, sources, recipe, out / "work" / "turns", progress)
     model.eval()
     fit_expectations(model, pictures, recipe.salt, settings.expected_tasks, progress)
@@ -265,13 +149,12 @@ def _train_part(
     work: Path,
     progress: Progress,
 ) -> None:
-    """What words say of one architecture, then what examples are worth to it."""
+    """What words say of one architecture."""
     settings = WordsObjectiveSettings(**recipe.objective)
 
     def probe(_: int) -> dict[str, float]:
         return probe_words(part, opened, recipe.salt)
 
-    _learn_only(part, lambda name: not name.startswith("evidence."))
     part.train()
     run_loop(
         f"{what} from words",
@@ -283,18 +166,32 @@ def _train_part(
         evaluate_every=max(1, one.loop.steps // 6),
         progress=progress,
     )
-    _learn_only(part, lambda name: name.startswith("evidence."))
-    part.eval()
+    round_parameters(part)
+
+
+def _train_seer(
+    seer: ExamplesPart,
+    part: WordsPart,
+    what: str,
+    recipe: WordsRecipe,
+    one: WordsPartRecipe,
+    opened: list[Pictures],
+    work: Path,
+    progress: Progress,
+) -> None:
+    """What examples say of one architecture; it begins as the part for words alone."""
+    settings = WordsObjectiveSettings(**recipe.objective)
+    seer.begin_as(part)
+    seer.train()
     run_loop(
-        f"{what} with examples",
-        part,
-        EvidenceObjective(part, opened, settings, steps=recipe.evidence.steps, seed=recipe.seed),
-        recipe.evidence.settings(),
-        folder=work / "evidence",
+        f"{what} from examples",
+        seer,
+        ExamplesObjective(seer, opened, settings, steps=one.examples.steps, seed=recipe.seed),
+        one.examples.settings(),
+        folder=work / "examples",
         progress=progress,
     )
-    part.requires_grad_(True)
-    round_parameters(part)
+    round_parameters(seer)
 
 
 def _learn_only(module: torch.nn.Module, learned: Callable[[str], bool]) -> None:
@@ -304,10 +201,11 @@ def _learn_only(module: torch.nn.Module, learned: Callable[[str], bool]) -> None
 
 def _origin(recipe: WordsRecipe, one: WordsPartRecipe) -> dict[str, Any]:
     """What the training of one part is of; how often it is logged and kept changes nothing."""
-    origin = recipe.model_dump(mode="json", exclude={"parts", "evidence", "turns", "name"})
+    origin = recipe.model_dump(mode="json", exclude={"parts", "turns", "name"})
     origin["part"] = one.model_dump(mode="json")
     for name in UNDECISIVE:
-        origin["part"]["loop"].pop(name, None)
+        for loop in ("loop", "examples"):
+            origin["part"][loop].pop(name, None)
     return origin
 
 
@@ -342,7 +240,7 @@ def train_turns(
     Half of the sentences name other things than the datasets' classes, drawn from the lexicon: mirrors,
     nights and arrows are no turns.
     """
-    claim(folder, {"recipe": recipe.model_dump(mode="json", exclude={"parts", "evidence", "name"})})
+    claim(folder, {"recipe": recipe.model_dump(mode="json", exclude={"parts", "name"})})
     texts: list[str] = []
     labels: list[tuple[int, int, int]] = []
     known, settings = known_stems(sources), WordsObjectiveSettings(**recipe.objective)

@@ -138,12 +138,27 @@ class Pictures:
         for label in classes:
             own = self._rows[label]
             rows.append(own[torch.randint(len(own), (each,), generator=generator)])
-        images, _ = self.data.batch(torch.cat(rows))
+        return self._moved(torch.cat(rows), generator).unflatten(0, (len(classes), each))
+
+    def draw_mixed(self, classes: list[int], count: int, generator: torch.Generator) -> Tensor:
+        """(count, channels, height, width): training pictures of the classes in random proportions."""
+        shares = -torch.rand(len(classes), generator=generator).clamp_min(1e-6).log()
+        places = torch.multinomial(shares, count, replacement=True, generator=generator).tolist()
+        drawn = torch.rand(count, generator=generator).tolist()
+        rows = []
+        for place, share in zip(places, drawn, strict=True):
+            own = self._rows[classes[place]]
+            rows.append(own[int(share * len(own))])
+        return self._moved(torch.stack(rows), generator)
+
+    def _moved(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """The pictures of rows (N,), moved a little."""
+        images, _ = self.data.batch(rows)
         if self._fine > 1:
             images = F.avg_pool2d(_outlined(images, self.source.outline, generator), self._fine)
         if self.source.shift or self.source.flip:
             images = move_pictures(images, self.source, generator)
-        return images.unflatten(0, (len(classes), each))
+        return images
 
     def draw_names(self, classes: list[int], generator: torch.Generator) -> Tensor:
         """(C, D): a wording of every name, drawn; the plain one in three of four."""
