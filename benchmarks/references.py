@@ -41,12 +41,22 @@ def fully_trained(spec: ArchitectureSpec, task: Task) -> float:
     return float(kept[key]["accuracy"])
 
 
-def train(spec: ArchitectureSpec, task: Task, steps: int) -> torch.nn.Module:
+def second_trained(spec: ArchitectureSpec, task: Task, images: torch.Tensor) -> float:
+    """The share of images that two fully trained networks of other seeds answer differently."""
+    resolved = spec.resolve(classes=task.num_classes, input=(task.channels, task.size, task.size))
+    steps = max(LEAST, EPOCHS * (len(task.data("train")) // BATCH))
+    networks = [train(resolved, task, steps, seed) for seed in (0, 1)]
+    with torch.no_grad():
+        answers = [torch.cat([net(part).argmax(1) for part in images.split(1000)]) for net in networks]
+    return float((answers[0] != answers[1]).float().mean())
+
+
+def train(spec: ArchitectureSpec, task: Task, steps: int, seed: int = 0) -> torch.nn.Module:
     """``spec`` after so many steps on all training images of ``task``, in eval mode."""
-    network, data = spec.initialise(0).train(), task.data("train")
+    network, data = spec.initialise(seed).train(), task.data("train")
     optimiser = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps + 1, pct_start=0.2)
-    generator = torch_generator("reference", str(task))
+    generator = torch_generator("reference", str(task), *([seed] if seed else []))
     rows = torch.empty(0, dtype=torch.long)
     for _ in range(steps):
         if len(rows) < min(BATCH, len(data)):

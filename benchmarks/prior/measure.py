@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from words.measure import pools
+from words.common import pools
 
 from weightloom.architectures import parse_architecture
 from weightloom.conditioning import encode_text

@@ -4,116 +4,35 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from references import fully_trained
+from words import with_examples
+from words.common import (
+    Config,
+    Rows,
+    drawn_names,
+    from_words,
+    generator,
+    images_of,
+    pools,
+    recipe,
+    resolved,
+    spread,
+    task_of,
+)
 
-from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.conditioning import encode_text
-from weightloom.fitting import accuracy, run_networks
-from weightloom.generators import Generator, Sampling
-from weightloom.generators.load import load_generator
+from weightloom.fitting import accuracy
 from weightloom.generators.words import Words
-from weightloom.seeding import numpy_generator, torch_generator
-from weightloom.tasks import DatasetTask, TaskSampler
+from weightloom.seeding import numpy_generator
+from weightloom.tasks import TaskSampler
 from weightloom.tasks.store import datasets
 from weightloom.tasks.transforms import transform_names
 from weightloom.tasks.words import misspell
-from weightloom.training.words_tasks import PictureSource, holds_out_pair, known_stems, names_of_split
-
-Config = dict[str, Any]
-Rows = list[dict[str, Any]]
-
-
-@cache
-def generator(name: str) -> Generator:
-    return load_generator(name)
-
-
-def recipe(config: Config) -> dict[str, Any]:
-    found = yaml.safe_load((Path(__file__).parents[2] / config["recipe"]).read_text(encoding="utf-8"))
-    assert isinstance(found, dict)
-    return found
-
-
-def resolved(config: Config, text: str) -> ArchitectureSpec:
-    spec = parse_architecture(text)
-    return spec.resolve(input=generator(config["generator"]).validity.input_for(spec))
-
-
-def task_of(
-    spec: ArchitectureSpec, dataset: str, classes: tuple[int, ...] = (), transform: str = "id"
-) -> DatasetTask:
-    assert spec.input is not None
-    return DatasetTask(
-        dataset=dataset, classes=classes, transform=transform, size=spec.input[1], channels=spec.input[0]
-    )
-
-
-def images_of(task: DatasetTask, config: Config) -> tuple[torch.Tensor, torch.Tensor]:
-    data = task.data("test")
-    order = torch.randperm(len(data), generator=torch_generator("benchmark", str(task)))[: config["images"]]
-    return data.batch(order)
-
-
-def from_words(
-    config: Config, spec: ArchitectureSpec, task: DatasetTask, instruction: str | None = None, **options: Any
-) -> float:
-    """Accuracy of the network made from the names of the task's classes and a sentence."""
-    if instruction is None:
-        instruction = task.instructions(1, seed=0)[0]
-    made = generator(config["generator"]).generate_many(
-        spec, instruction=instruction, classes=task.class_names, **options
-    )[0]
-    return float(accuracy(made.architecture, made.flat[None], *images_of(task, config))[0])
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Mean and standard deviation."""
-    return {
-        "mean": round(float(np.mean(values)), 4),
-        "sd": round(float(np.std(values, ddof=1)), 4) if len(values) > 1 else 0.0,
-    }
-
-
-def drawn_names(config: Config, spec: ArchitectureSpec, count: int, seed: int, index: int) -> DatasetTask:
-    """A QuickDraw task of names that training has seen."""
-    pool = pools(config)["quickdraw"]["train"]
-    chosen = numpy_generator("benchmark", "drawn", seed, index).choice(pool, count, replace=False)
-    return task_of(spec, "quickdraw", tuple(int(label) for label in chosen))
-
-
-@cache
-def _pools(path: str) -> dict[str, dict[str, list[int]]]:
-    held = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    sources = tuple(PictureSource(**source) for source in held["sources"])
-    known = known_stems(sources)
-    found = {
-        source.dataset: {
-            split: names_of_split(source.dataset, split, held["salt"], known) for split in ("train", "unseen")
-        }
-        for source in sources
-        if source.names
-    }
-
-    def joined(dataset: str, label: int) -> str:
-        return datasets.get(dataset).class_names[label].lower().replace(" ", "").rstrip("s")
-
-    # "water melon" has been seen where "watermelon" has.
-    seen = {joined(dataset, label) for dataset, splits in found.items() for label in splits["train"]}
-    for dataset, splits in found.items():
-        splits["unseen"] = [label for label in splits["unseen"] if joined(dataset, label) not in seen]
-    return found
-
-
-def pools(config: Config) -> dict[str, dict[str, list[int]]]:
-    return _pools(str(Path(__file__).parents[2] / config["recipe"]))
-
+from weightloom.training.words_tasks import holds_out_pair
 
 # ------------------------------------------------------------------------------------------ parts
 
@@ -301,61 +220,6 @@ def turns(config: Config) -> Rows:
     ]
 
 
-def _instead(support: Any, images: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-    """What a user would do instead with the same examples: an SVM and a logistic regression on pixels."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.svm import SVC
-
-    known, own = support.flat()
-    found = {}
-    for name, model in (("svm", SVC()), ("logistic", LogisticRegression(max_iter=200))):
-        model.fit(known.flatten(1).numpy(), own.numpy())
-        found[name] = float((model.predict(images.flatten(1).numpy()) == labels.numpy()).mean())
-    return found
-
-
-def examples(config: Config) -> Rows:
-    """Five-way tasks with examples: names never seen (QuickDraw), and CIFAR-10."""
-    rows: Rows = []
-    model, other = generator(config["generator"]), generator("igpg-tiny")
-    for text in config["architectures"][:1]:
-        spec = resolved(config, text)
-        for dataset, pool in (
-            ("quickdraw", pools(config)["quickdraw"]["unseen"]),
-            ("cifar10", list(range(10))),
-        ):
-            for shots in (1, 4, 16):
-                found: dict[str, list[list[float]]] = {}
-                for seed in config["seeds"]:
-                    draw = numpy_generator("benchmark", "examples", dataset, shots, seed)
-                    own: dict[str, list[float]] = {}
-                    for index in range(config["shot_draws"]):
-                        classes = tuple(int(label) for label in draw.choice(pool, 5, replace=False))
-                        task = task_of(spec, dataset, classes)
-                        support = task.support(shots, seed=1000 * seed + index)
-                        images, labels = images_of(task, {**config, "images": 500})
-                        sentence = task.instructions(1, seed=0)[0]
-                        made = {
-                            "names": model.generate_many(spec, instruction=sentence, support=support)[0],
-                            "igpg-tiny": other.generate(
-                                spec, instruction=sentence, support=support, num_samples=4
-                            ),
-                        }
-                        for name, sample in made.items():
-                            right = accuracy(sample.architecture, sample.flat[None], images, labels)[0]
-                            own.setdefault(name, []).append(float(right))
-                        own.setdefault("words alone", []).append(from_words(config, spec, task))
-                        for name, value in _instead(support, images, labels).items():
-                            own.setdefault(name, []).append(value)
-                    for name, values in own.items():
-                        found.setdefault(name, []).append(values)
-                row = {"architecture": text, "dataset": dataset, "shots": shots}
-                row |= {name: spread([float(np.mean(v)) for v in values]) for name, values in found.items()}
-                rows.append(row)
-                print(row, flush=True)
-    return rows
-
-
 def codes(config: Config) -> Rows:
     """What the prior's codes are worth: replaced by their mean over training tasks, and by another task's."""
     model = generator(config["generator"])
@@ -388,39 +252,6 @@ def codes(config: Config) -> Rows:
             del part.write_codes
         rows.append({"architecture": text, **{k: round(float(np.mean(v)), 4) for k, v in reached.items()}})
         print(rows[-1], flush=True)
-    return rows
-
-
-def draws(config: Config) -> Rows:
-    """How much two draws differ: the share of test pictures that they answer differently."""
-    rows: Rows = []
-    spec = resolved(config, config["architectures"][0])
-    for temperature in (0.1, 0.3, 0.6):
-        differ, drawn, greedy = [], [], []
-        for dataset in config["datasets"]:
-            task = task_of(spec, dataset)
-            images, labels = images_of(task, config)
-            made = generator(config["generator"]).generate_many(
-                spec,
-                instruction=task.instructions(1)[0],
-                classes=task.class_names,
-                num_samples=3,
-                sampling=Sampling(temperature=temperature),
-            )
-            flats = torch.stack([sample.flat for sample in made])
-            answers = run_networks(made[0].architecture, flats, images).argmax(-1)
-            differ.append(float((answers[1] != answers[2]).float().mean()))
-            right = (answers == labels).float().mean(1)
-            greedy.append(float(right[0]))
-            drawn.append(float(right[1:].mean()))
-        rows.append(
-            {
-                "temperature": temperature,
-                "differ": round(float(np.mean(differ)), 4),
-                "drawn": round(float(np.mean(drawn)), 4),
-                "greedy": round(float(np.mean(greedy)), 4),
-            }
-        )
     return rows
 
 
@@ -478,11 +309,13 @@ PARTS: dict[str, Callable[[Config], Rows]] = {
     "wordings": wordings,
     "turns": turns,
     "codes": codes,
-    "draws": draws,
+    "draws": with_examples.draws,
     "speed": speed,
     "expected": expected,
     "unseen": unseen,
-    "examples": examples,
+    "examples": with_examples.examples,
+    "trained": with_examples.trained,
+    "codes_with_examples": with_examples.codes,
 }
 
 

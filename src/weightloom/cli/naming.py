@@ -11,7 +11,8 @@ from weightloom.cli.inputs import plain_text
 if TYPE_CHECKING:
     from weightloom.architectures import ArchitectureSpec
 
-WITH_EXAMPLES, FROM_WORDS = "igpg-tiny", "words-small"
+FIRST, OTHER = "words-small", "igpg-tiny"
+"""The bundled generator that answers where it makes the architecture, and the one that answers otherwise."""
 
 Classes = Annotated[
     str | None,
@@ -26,8 +27,8 @@ GeneratorOrNone = Annotated[
     typer.Option(
         "--generator",
         metavar="NAME",
-        help=f"A bundled name, a local folder, or a hub id. Left out: {WITH_EXAMPLES} with examples, "
-        f"{FROM_WORDS} from words alone.",
+        help=f"A bundled name, a local folder, or a hub id. Left out: {FIRST}, or for examples of an "
+        f"architecture that it does not make, {OTHER}.",
     ),
 ]
 
@@ -49,25 +50,25 @@ def default_generator(
     Where classes are only listed in the sentence, the request is for words alone if it can be answered so.
     """
     if examples:
-        return WITH_EXAMPLES
+        return FIRST if _makes(spec, spec.classes or 2) else OTHER
     if names is not None:
-        return FROM_WORDS
+        return FIRST
     if instruction is None:
-        return WITH_EXAMPLES
+        return OTHER
     from weightloom.conditioning.names import names_in
 
     listed = names_in(instruction)
-    return FROM_WORDS if listed is not None and _makes(spec, len(listed)) else WITH_EXAMPLES
+    return FIRST if listed is not None and _makes(spec, len(listed)) else OTHER
 
 
 def _makes(spec: ArchitectureSpec, classes: int) -> bool:
-    """Whether the generator from words makes ``spec`` with so many classes; only its config is read."""
+    """Whether the first generator makes ``spec`` with so many classes; only its config is read."""
     from weightloom.errors import InputError
     from weightloom.generators import Validity
     from weightloom.generators.load import BUNDLED
     from weightloom.io import read_json
 
-    validity = Validity.from_json(read_json(BUNDLED / FROM_WORDS / "config.json")["validity"])
+    validity = Validity.from_json(read_json(BUNDLED / FIRST / "config.json")["validity"])
     if spec.classes not in (None, classes):
         return False
     try:

@@ -37,15 +37,24 @@ ENCODED = 64
 ROUNDS = 4
 """Times that pictures without labels are answered and the head is made anew."""
 
+PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+NAMES = (1.0, 0.3, 0.0)
+"""What the learned penalty and the learned worth of the names are multiplied by, whichever is best."""
+
+CLEAR = 0.9
+"""Share of the loss with what was learned below which something else is clearly better."""
+
 _SIDE = 16
 
 
 class ExamplesPart(WordsPart):
     """See the module. ``spec`` is resolved; its number of classes does not matter."""
 
-    def __init__(self, config: WordsConfig, spec: ArchitectureSpec, *, seed: int = 0) -> None:
+    def __init__(
+        self, config: WordsConfig, spec: ArchitectureSpec, *, narrowest: int = 0, seed: int = 0
+    ) -> None:
         order: Any = "autoregressive" if config.view in ("codes", "activations") else "one-pass"
-        super().__init__(replace(config, order=order), spec, seed=seed)
+        super().__init__(replace(config, order=order), spec, narrowest=narrowest, seed=seed)
         hidden = config.hidden
         assert spec.input is not None
         body = self._trunk[0]
@@ -64,9 +73,9 @@ class ExamplesPart(WordsPart):
                 )  # fmt: skip
                 self.seen = nn.Linear(2 * ENCODED, hidden)
             if config.view in ("activations", "unadapted"):
+                self._channels = [_reaching(body, layer) for layer in self.layers]
                 self.pooled = nn.ModuleList(
-                    nn.Sequential(nn.Linear(3 * _reaching(body, layer), 96), nn.GELU())
-                    for layer in self.layers
+                    nn.Sequential(nn.Linear(3 * count, 96), nn.GELU()) for count in self._channels
                 )
                 self.viewed = nn.ModuleList(nn.Linear(96, hidden) for _ in self.layers)
             self.unlabelled = nn.Sequential(nn.Linear(5, 32), nn.GELU(), nn.Linear(32, 5))
@@ -106,7 +115,7 @@ class ExamplesPart(WordsPart):
             features = self.encoder(images).flatten(2).mean(2).unflatten(0, support.shape[:2])  # (C, S, 64)
             tokens = tokens + self.seen(torch.cat([features.mean(1), features.std(1, correction=0)], 1))
         said = self.no_sentence if sentence is None else self.sentence(sentence)
-        return tokens, tokens.mean(0) + said
+        return tokens, tokens.mean(0) + said + self.sized()
 
     def make(
         self,
@@ -131,19 +140,19 @@ class ExamplesPart(WordsPart):
             codes, trunk = self._write_trunk(context, support, noise)
         told = context + self.mixed(codes.flatten())
         if names is None:
-            rows = context.new_zeros(len(tokens), self.features + 1)
+            rows = context.new_zeros(len(tokens), self._widest_features + 1)
         else:
             inner = self.row[:2](torch.cat([tokens, told.expand_as(tokens)], 1))
             if dropout:
                 inner = F.dropout(inner, dropout)
             rows = self.row[2:](inner) * self.sharpness.exp()  # (C, H + 1)
         statistics = self._predict_statistics(torch.cat([context, codes.flatten()]).detach())
-        return Written(codes, trunk, statistics, rows[:, :-1], rows[:, -1])
+        return Written(codes, trunk, statistics, *self.split_rows(rows))
 
     def _bases(self) -> dict[str, Tensor]:
         state: dict[str, Tensor] = {}
         for layer, base in zip(self.layers, self.base, strict=True):
-            state |= layer.cut(base)
+            state |= self.fitted(layer.cut(base))
         return state
 
     def _write_trunk(
@@ -170,7 +179,7 @@ class ExamplesPart(WordsPart):
                 code = (code + noise[number]).clamp(-1, 1)
             found[number] = last = self._quantise(code)
             layer = self.layers[number]
-            trunk.update(layer.cut(self.base[number] + found[number] @ self.atoms[number]))
+            trunk.update(self.fitted(layer.cut(self.base[number] + found[number] @ self.atoms[number])))
 
         if support is not None and view == "unadapted":
             bases = self._bases()
@@ -203,7 +212,9 @@ class ExamplesPart(WordsPart):
         spread = means.std((0, 1), correction=0) + 1e-2
         own = (means.mean(1) - overall) / spread  # (C, ch)
         size = spots.square().mean((0, 2)).sqrt()
-        seen = torch.cat([own, overall.expand_as(own), size.expand_as(own)], 1)  # (C, 3*ch)
+        missing = self._channels[number] - own.shape[1]  # of the widest network
+        parts = [own, overall.expand_as(own), size.expand_as(own)]
+        seen = torch.cat([F.pad(part, (0, missing)) for part in parts], 1)  # (C, 3*ch)
         return self.viewed[number](self.pooled[number](seen).mean(0))
 
     def _walk(self, support: Tensor, write: Callable[[int, Tensor], dict[str, Tensor]]) -> None:
@@ -295,28 +306,51 @@ class ExamplesPart(WordsPart):
         wanted = worth[1] * (F.one_hot(labels, classes).to(flat.dtype) - 1 / classes) - worth[0] * said
         return design, wanted, middle, size
 
-    def left_out(self, written: Written, features: Tensor) -> Tensor:
-        """(C*S, C) logits of examples with features (C, S, H), each by the head that was made without it.
+    def chosen(self, written: Written, features: Tensor) -> tuple[Tensor, Tensor]:
+        """What names and examples are worth, (4,) as :meth:`weigh`'s, and logits (C*S, C) of the examples,
+        each by the head that was made without it.
+
+        The worth of the names and the penalty that were learned are right for pictures like those of
+        training. For others they are multiplied by what answers the left-out examples of features (C, S, H)
+        best. One example a class cannot be left out.
 
         Source: leave-one-out residuals of ridge regression, Hastie et al., "The Elements of Statistical
         Learning", equation 7.64.
         """
         classes, shots = features.shape[:2]
-        worth = self.weigh(shots, classes, self.agreement(written, features))
-        design, wanted, _, _ = self._regression(written, features, worth)
-        kernel = design @ design.T + worth[2] * torch.eye(len(design), device=design.device)
-        inverse = torch.linalg.inv(kernel)
-        answers = wanted - inverse @ wanted / inverse.diagonal()[:, None]
-        said = features.flatten(0, 1) @ written.rows.T + written.biases
-        return answers + worth[0] * said
+        learned = self.weigh(shots, classes, self.agreement(written, features))
+        design, _, _, _ = self._regression(written, features, learned)
+        spectrum, vectors = torch.linalg.eigh(design @ design.T)
+        labels = torch.arange(classes, device=features.device).repeat_interleave(shots)
+        said = features.flatten(0, 1) @ written.rows.T + written.biases  # (C*S, C)
+        middle = said.mean(1, keepdim=True)
+        wanted = learned[1] * (F.one_hot(labels, classes).to(said.dtype) - 1 / classes)
+        best: tuple[float, Tensor, Tensor] | None = None
+        for penalty in PENALTIES if shots > 1 else (1.0,):
+            inverse = vectors @ ((spectrum.clamp_min(0) + penalty * learned[2])[:, None] ** -1 * vectors.T)
+            shown = (inverse @ torch.cat([wanted, said - middle], 1)) / inverse.diagonal()[:, None]
+            for names in NAMES if shots > 1 and written.rows.any() else (1.0,):
+                worth = learned * learned.new_tensor([names, 1.0, penalty, 1.0])
+                # The targets, less what is left of them where they are left out, and the names' own answer.
+                answers = wanted - shown[:, :classes] + worth[0] * (shown[:, classes:] + middle)
+                loss = float(F.cross_entropy(answers, labels))
+                if names == penalty == 1.0:
+                    loss *= CLEAR
+                if best is None or loss < best[0]:
+                    best = (loss, worth, answers)
+        assert best is not None
+        return best[1], best[2]
 
-    def head(self, written: Written, features: Tensor, others: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def head(
+        self, written: Written, features: Tensor, others: Tensor | None = None, worth: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Rows (C, H) and biases (C,) from features (C, S, H) of examples, the rows of the names, and
         features (U, H) of pictures without labels.
         """
         classes, shots = features.shape[:2]
         agreement = self.agreement(written, features)
-        worth = self.weigh(shots, classes, agreement)
+        if worth is None:
+            worth = self.weigh(shots, classes, agreement)
         rows, biases = self.with_examples(written, features, worth)
         if others is None:
             return rows, biases
@@ -340,7 +374,7 @@ class ExamplesPart(WordsPart):
         self, written: Written, support: Tensor, *, measure: bool = True, others: Tensor | None = None
     ) -> tuple[Written, Tensor]:
         """The network once examples (C, S, ...) have been seen, and pictures without labels (U, ...); and
-        logits (C*S, C) of the examples by :meth:`left_out`.
+        logits (C*S, C) of the examples by :meth:`chosen`.
 
         Without ``measure`` the statistics stay those that are predicted.
         """
@@ -353,8 +387,9 @@ class ExamplesPart(WordsPart):
             statistics = self.blend(written, images, self.weigh(shots, classes, support.new_zeros(2))[3])
         features, _ = self.run(written.trunk, images, statistics)
         seen = features[: classes * shots].unflatten(0, (classes, shots))  # (C*S, H) -> (C, S, H)
-        rows, biases = self.head(written, seen, None if others is None else features[classes * shots :])
-        held_out = self.left_out(written, seen)
+        worth, held_out = self.chosen(written, seen)
+        without = None if others is None else features[classes * shots :]
+        rows, biases = self.head(written, seen, without, worth)
         return replace(written, statistics=statistics, rows=rows, biases=biases), held_out
 
 

@@ -40,7 +40,7 @@ from weightloom.generators.base import (
     generators,
     sample_generators,
 )
-from weightloom.generators.examples_part import ExamplesPart
+from weightloom.generators.examples_part import CLEAR, ExamplesPart
 from weightloom.generators.words_expected import ExpectedAccuracy
 from weightloom.generators.words_part import WordsConfig, WordsPart, Written
 from weightloom.generators.words_turns import TurnReader, without_names
@@ -55,11 +55,20 @@ MOST_SHOWN = 512
 """Examples that the turn is looked for in."""
 
 
-def words_validity(keys: tuple[str, ...], tasks: tuple[str, ...]) -> Validity:
+def words_validity(
+    keys: tuple[str, ...], tasks: tuple[str, ...], narrowest: tuple[int, ...] = ()
+) -> Validity:
     """What parts for the architectures ``keys`` (with their input, without classes) can be asked for."""
     first = parse_architecture(keys[0]).input
     assert first is not None
-    return Validity(architectures=keys, input=first, min_classes=2, max_classes=MAX_NAMES, tasks=tasks)
+    return Validity(
+        architectures=keys,
+        input=first,
+        min_classes=2,
+        max_classes=MAX_NAMES,
+        tasks=tasks,
+        narrowest=narrowest if any(narrowest) else (),
+    )
 
 
 KNOWN = 0.6
@@ -112,14 +121,11 @@ class Words(nn.Module, Generator):
     ) -> None:
         super().__init__()
         self.config, self.validity, self.name = config, validity, name
-        self.parts = nn.ModuleList(
-            WordsPart(config, parse_architecture(key).resolve(classes=2), seed=seed)
-            for key in validity.architectures
-        )
-        self.seers = nn.ModuleList(
-            ExamplesPart(config, parse_architecture(key).resolve(classes=2), seed=seed)
-            for key in validity.architectures
-        )
+        widest = [parse_architecture(key).resolve(classes=2) for key in validity.architectures]
+        least = validity.narrowest or (0,) * len(widest)
+        made = list(zip(widest, least, strict=True))
+        self.parts = nn.ModuleList(WordsPart(config, s, narrowest=n, seed=seed) for s, n in made)
+        self.seers = nn.ModuleList(ExamplesPart(config, s, narrowest=n, seed=seed) for s, n in made)
         self.turns = TurnReader(seed=seed)
         self.expected = ExpectedAccuracy(len(self.parts), len(validity.tasks))
 
@@ -154,19 +160,21 @@ class Words(nn.Module, Generator):
 
     def number(self, spec: ArchitectureSpec) -> int:
         """The place of the parts that make ``spec``."""
-        return self.validity.architectures.index(str(replace(spec, classes=None)))
+        place = self.validity.place(spec)
+        assert place is not None
+        return place
 
     def part(self, spec: ArchitectureSpec) -> WordsPart:
         """The part that makes ``spec`` from words alone."""
         found = self.parts[self.number(spec)]
         assert isinstance(found, WordsPart)
-        return found
+        return found.at(spec)
 
     def seer(self, spec: ArchitectureSpec) -> ExamplesPart:
         """The part that makes ``spec`` from examples."""
         found = self.seers[self.number(spec)]
         assert isinstance(found, ExamplesPart)
-        return found
+        return found.at(spec)
 
     def expect(
         self, spec: ArchitectureSpec, names: Sequence[str], vectors: Tensor, sentence: Tensor | None
@@ -245,7 +253,7 @@ class Words(nn.Module, Generator):
                 vectors if known else None, sentence, undone(support.images, turn), others,
                 request.batch_norm == "support",
             )  # fmt: skip
-            first = self._unless_known(request.architecture, seen, written)
+            first, seen = self._best(request.architecture, seen, written)
         back = torch.argsort(torch.tensor(order))
         flats, reports = [], []
         temperature = request.sampling.temperature
@@ -266,27 +274,31 @@ class Words(nn.Module, Generator):
             reports.append({**said, **own, "transform": turn})
         return torch.stack(flats), reports
 
-    def _unless_known(
-        self,
-        spec: ArchitectureSpec,
-        seen: Seen,
-        written: Written,
-    ) -> tuple[Written, dict[str, Any]] | None:
-        """The network from names and examples; None where the network ``written`` from words alone does
-        better.
+    def _best(
+        self, spec: ArchitectureSpec, seen: Seen, written: Written
+    ) -> tuple[tuple[Written, dict[str, Any]] | None, Seen]:
+        """The network from names and examples, or from the examples alone, whichever answers each example
+        better when it is left out, and what it has seen; None where the network ``written`` from words alone
+        does better still.
 
-        The network from words is judged by all examples, the other by each when it is left out: neither has
-        seen the example that it is judged by. One example a class cannot be left out; then the words have to
-        be clearly right.
+        The network from words is judged by all examples: it has seen none of them. One example a class cannot
+        be left out; then words are believed where they are clearly right, and names are always told.
         """
-        classes, shots = seen.support.shape[:2]
         if seen.names is None:
-            return self._from_examples(spec, seen, None)
+            return self._from_examples(spec, seen, None), seen
+        classes, shots = seen.support.shape[:2]
         loss = _loss(self.part(spec).answer(written, seen.support.flatten(0, 1)), shots)
         if shots == 1 and loss < KNOWN * math.log(classes):
-            return None
-        network, said = self._from_examples(spec, seen, None)
-        return None if shots > 1 and loss < AHEAD * said["support_loss"] else (network, said)
+            return None, seen
+        best, told = self._from_examples(spec, seen, None), seen
+        if shots > 1:
+            nameless = replace(seen, names=None, sentence=None)
+            other = self._from_examples(spec, nameless, None)
+            if other[1]["support_loss"] < CLEAR * best[1]["support_loss"]:
+                best, told = other, nameless
+            if loss < AHEAD * best[1]["support_loss"]:
+                return None, seen
+        return best, told
 
     def _from_examples(
         self,

@@ -1,0 +1,294 @@
+"""Networks from class names and examples: what the prior sees, what counts how much, pictures without labels,
+and many widths from one part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from weightloom.architectures import parse_architecture
+from weightloom.errors import InputError, SpecError, UnsupportedRequestError
+from weightloom.generators import Validity
+from weightloom.generators.examples_part import ExamplesPart, gaussian_head
+from weightloom.generators.load import load_generator, save_generator
+from weightloom.generators.words import Words, words_validity
+from weightloom.generators.words_part import WordsConfig, WordsPart, Written
+from weightloom.tasks import SupportSet, parse_task
+from weightloom.weights import layout_of
+
+pytestmark = pytest.mark.usefixtures("text_encoder")
+
+SPECS = ("cnn(depth=3,width=6)", "mlp(depth=2,width=8)", "resnet(depth=8,width=4)", "cnn(depth=4,width=5)")
+VIEWS = ("nothing", "one-pass", "unadapted", "codes", "activations")
+
+
+def spec_of(text, classes=3):
+    return parse_architecture(text).resolve(classes=classes, input=(1, 16, 16))
+
+
+def shaken(module):
+    """With parameters that are all other than zero."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        for parameter in module.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return module.eval()
+
+
+def part_of(text="cnn(depth=3,width=6)", view="activations", **options):
+    return shaken(ExamplesPart(WordsConfig(hidden=16, codes=4, view=view), spec_of(text), **options))
+
+
+def pictures(*shape, seed=1):
+    return torch.randn(*shape, 1, 16, 16, generator=torch.Generator().manual_seed(seed)).clamp(-1, 1)
+
+
+def vectors(count=3, seed=2):
+    return torch.randn(count, 768, generator=torch.Generator().manual_seed(seed)) / 20
+
+
+@pytest.mark.parametrize("text", SPECS)
+@pytest.mark.parametrize("view", VIEWS)
+def test_every_view_makes_a_whole_network_and_leaves_the_trunk_as_it_was(text, view):
+    part = part_of(text, view)
+    body = part._trunk[0]
+    before = {name: value.shape for name, value in body.state_dict().items()}
+    written = part.make(vectors(), None, pictures(3, 2))
+    wanted = {s.name: s.shape for s in layout_of(part.spec).slots if s.name.startswith("body.")}
+    made = {**written.trunk, **written.statistics}
+    missing = {name for name in wanted if name not in made}
+    assert all(name.endswith("num_batches_tracked") for name in missing)
+    assert all(made[name].shape == shape for name, shape in wanted.items() if name in made)
+    assert {name: value.shape for name, value in body.state_dict().items()} == before
+    assert not any(module._forward_pre_hooks for module in body.modules())
+
+
+def test_the_trunk_is_whole_again_after_a_fault_on_the_way():
+    part = part_of()
+    before = part._trunk[0].state_dict().keys()
+    with pytest.raises(RuntimeError):
+        part.make(vectors(), None, torch.zeros(3, 2, 7, 16, 16))
+    assert part._trunk[0].state_dict().keys() == before
+    assert part.make(vectors(), None, pictures(3, 2)).codes.shape == (3, 4)
+
+
+@pytest.mark.parametrize("view", ["one-pass", "codes", "unadapted", "activations"])
+def test_only_a_view_of_activations_sees_examples_but_through_the_encoder(view):
+    part = part_of(view=view)
+    with torch.no_grad():
+        part.seen.weight.zero_()
+        part.seen.bias.zero_()
+        for layer in getattr(part, "viewed", ()):  # codes are rounded: make what is seen count
+            layer.weight.mul_(50)
+    a, b = (part.make(vectors(), None, pictures(3, 2, seed=seed)).codes for seed in (3, 4))
+    assert torch.equal(a, b) == (view in ("one-pass", "codes"))
+
+
+def test_a_layer_is_written_in_view_of_what_the_layers_before_it_do():
+    """Other weights of the first layer, with the same codes, change the codes of the second."""
+    part, shown = part_of(), pictures(3, 2)
+    before = part.make(vectors(), None, shown).codes
+    with torch.no_grad():
+        part.base[0].add_(torch.randn(part.base[0].shape, generator=torch.Generator().manual_seed(5)))
+    after = part.make(vectors(), None, shown).codes
+    assert torch.equal(before[0], after[0]) and not torch.equal(before[1:], after[1:])
+    blind = part_of(view="codes")
+    before = blind.make(vectors(), None, shown).codes
+    with torch.no_grad():
+        blind.base[0].add_(1.0)
+    assert torch.equal(before, blind.make(vectors(), None, shown).codes)
+
+
+def test_left_out_answers_are_those_of_regressions_without_the_example():
+    part = part_of("mlp(depth=2,width=8)")
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(3, 4, 8, generator=generator)
+    written = part.make(vectors(), None, pictures(3, 4))
+    with torch.no_grad():
+        worth, answers = part.chosen(written, features)
+        design, wanted, _, _ = part._regression(written, features, worth)
+        said = features.flatten(0, 1) @ written.rows.T + written.biases
+        for row in range(12):
+            rest = [place for place in range(12) if place != row]
+            gram = design[rest].T @ design[rest] + worth[2] * torch.eye(9)
+            moved = torch.linalg.solve(gram, design[rest].T @ wanted[rest])
+            own = design[row] @ moved + worth[0] * said[row]
+            assert torch.allclose(own, answers[row], atol=2e-3), row
+
+
+def test_names_that_examples_deny_are_not_believed():
+    part = part_of("mlp(depth=2,width=8)")
+    noise = 0.4 * torch.randn(3, 6, 8, generator=torch.Generator().manual_seed(1))
+    features = F.one_hot(torch.arange(3), 8).float()[:, None] + noise
+    right = 9 * F.one_hot(torch.arange(3), 8).float()
+    written = part.make(vectors(), None, None)
+    wrong = replace(written, rows=right.roll(1, 0), biases=torch.zeros(3))
+    with torch.no_grad():
+        learned = part.weigh(6, 3, part.agreement(wrong, features))
+        worth, answers = part.chosen(wrong, features)
+    assert worth[0] < learned[0]
+    assert (answers.argmax(1) == torch.arange(3).repeat_interleave(6)).float().mean() > 0.8
+
+
+def test_a_head_from_shares_is_the_linear_discriminant_of_whole_ones():
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(30, 4, generator=generator) + torch.arange(3.0).repeat_interleave(10)[:, None]
+    shares = F.one_hot(torch.arange(3).repeat_interleave(10), 3).float()
+    rows, biases = gaussian_head(features, shares, torch.tensor(0.0))
+    means = features.unflatten(0, (3, 10)).mean(1)
+    inner = (features.unflatten(0, (3, 10)) - means[:, None]).flatten(0, 1)
+    within = inner.T @ inner / 30
+    within = within + 1e-3 * within.diagonal().mean() * torch.eye(4)
+    inverse = torch.linalg.inv(within)
+    distance = torch.stack([((features - mean) @ inverse * (features - mean)).sum(1) for mean in means], 1)
+    logits = features @ rows.T + biases
+    gaps = (logits - logits[:, :1]) - (distance[:, :1] - distance) / 2
+    assert gaps.abs().max() < 1e-3
+
+
+def test_pictures_without_labels_move_the_head_to_where_the_classes_are():
+    """One odd example a class: the clusters of the others say where the border runs."""
+    part = part_of("mlp(depth=2,width=8)")
+    with torch.no_grad():  # unlabelled pictures alone count
+        part.unlabelled[-1].weight.zero_()
+        part.unlabelled[-1].bias.copy_(torch.tensor([1.0, 1.0, -2.0, 4.0, 6.0]))
+    generator = torch.Generator().manual_seed(1)
+    centres = torch.zeros(2, 8)
+    centres[0, 0], centres[1, 0] = -2.0, 2.0
+    seen = centres[:, None].clone()
+    seen[0, 0, 0], seen[1, 0, 0] = -0.4, 3.5  # the middle of the two is at 1.55
+    others = (centres[:, None] + 0.4 * torch.randn(2, 60, 8, generator=generator)).flatten(0, 1)
+    nothing = Written(torch.zeros(2, 4), {}, {}, torch.zeros(2, 8), torch.zeros(2))
+    point = torch.zeros(1, 8)
+    point[0, 0] = 1.0
+    with torch.no_grad():
+        for rows, biases, answer in ((*part.head(nothing, seen), 0), (*part.head(nothing, seen, others), 1)):
+            assert int((point @ rows.T + biases).argmax()) == answer
+
+
+def test_it_begins_as_the_part_for_words():
+    words = shaken(WordsPart(WordsConfig(hidden=16, codes=4), spec_of("cnn(depth=3,width=6)")))
+    part = part_of()
+    part.begin_as(words)
+    own, other = part.make(vectors(), None, None), words.write(vectors(), None)
+    assert torch.equal(own.codes, other.codes) and torch.equal(own.rows, other.rows)
+
+
+# ------------------------------------------------------------------------------------------ widths
+
+KEYS = (
+    "cnn(depth=2,width=8,input=1x8x8)",
+    "resnet(depth=8,width=6,input=1x8x8)",
+    "mlp(depth=1,width=8,input=1x8x8)",
+)
+
+
+@pytest.fixture(scope="module")
+def elastic():
+    return shaken(
+        Words(WordsConfig(hidden=16, codes=4), words_validity(KEYS, ("digits",), (4, 3, 0)), name="elastic")
+    )
+
+
+@pytest.mark.parametrize("text", ["cnn(depth=2,width=4)", "cnn(depth=2,width=7)", "resnet(depth=8,width=5)"])
+@pytest.mark.parametrize("shots", [0, 3])
+def test_narrower_networks_take_the_first_channels(elastic, text, shots):
+    names = ["apple", "cat", "zebra"]
+    images = pictures(3, 3)[..., :8, :8]
+    given = {"support": SupportSet(images=images, class_names=tuple(names))} if shots else {"classes": names}
+    sample = elastic.generate(text, **given)
+    assert sample.architecture.width == parse_architecture(text).width
+    assert sample.module(images[0]).shape == (3, 3)
+    other = elastic.generate(text, **given)
+    assert torch.equal(sample.flat, other.flat)
+
+
+def test_a_narrow_network_of_the_same_codes_is_a_part_of_the_wide_one(elastic):
+    spec = parse_architecture(KEYS[0]).resolve(classes=3)
+    wide, narrow = elastic.part(spec), elastic.part(replace(spec, width=4))
+    codes = torch.zeros(2, 4)
+    large, small = wide.decode(codes), narrow.decode(codes)
+    for name, value in small.items():
+        own = large[name][tuple(slice(count) for count in value.shape)]
+        assert torch.allclose(
+            F.normalize(own.flatten(), dim=0), F.normalize(value.flatten(), dim=0), atol=1e-6
+        )
+    assert [p.data_ptr() for p in wide.parameters()] == [p.data_ptr() for p in narrow.parameters()]
+
+
+@pytest.mark.parametrize(
+    "text", ["cnn(depth=2,width=3)", "cnn(depth=2,width=9)", "mlp(depth=1,width=4)", "cnn(depth=3,width=8)"]
+)
+def test_other_widths_and_depths_are_refused_with_what_is_made(elastic, text):
+    with pytest.raises(UnsupportedRequestError, match="or any width from 4"):
+        elastic.generate(text, classes=["cat", "dog"])
+
+
+def test_widths_come_back_from_a_file(elastic, tmp_path):
+    save_generator(elastic, tmp_path / "saved")
+    again = load_generator(tmp_path / "saved")
+    a, b = (m.generate("cnn(depth=2,width=5)", classes=["cat", "dog"]).flat for m in (elastic, again))
+    assert torch.allclose(a, b, atol=1e-2) and again.validity.narrowest == (4, 3, 0)
+
+
+@pytest.mark.parametrize("narrowest", [(1,), (1, 2, -1), (1, 2, 2.5), (True, 1, 1)])
+def test_narrowest_widths_that_make_no_sense(narrowest):
+    with pytest.raises(SpecError):
+        Validity(architectures=KEYS, input=(1, 8, 8), min_classes=2, max_classes=3, narrowest=narrowest)
+
+
+# ------------------------------------------------------------------------------------ the bundled one
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    return load_generator("words-small")
+
+
+def support_of(text, shots, seed=0):
+    return parse_task(text).resized(16, 3).support(shots, seed)
+
+
+def test_words_that_know_the_task_answer_and_words_that_do_not_are_left_out(bundled):
+    arch = "cnn(depth=3,width=16)"
+    known = bundled.generate(arch, instruction="Handwritten digits", support=support_of("digits[0,1,4]", 1))
+    assert known.report["head"] in ("from the names", "from the names and the examples")
+    odd = replace(support_of("digits[0,1,4]", 8), class_names=("wug", "blick", "dax"))
+    report = bundled.generate(arch, support=odd).report
+    assert report["head"] == "from the examples"
+    assert report["support_scores"] == "of each example when it is left out"
+    assert 0.5 < report["support_accuracy"] <= 1
+    swapped = replace(support_of("digits[0,1,4]", 16), class_names=("violin", "lighthouse", "broccoli"))
+    images, labels = parse_task("digits[0,1,4]").resized(16, 3).data("test").all()
+    module = bundled.generate(arch, support=swapped).module
+    with torch.no_grad():
+        right = float((module(images).argmax(1) == labels).float().mean())
+    assert right > 0.9
+
+
+def test_pictures_without_labels_are_used_and_checked(bundled):
+    arch, support = "cnn(depth=3,width=16)", support_of("digits[0,1,4]", 1, seed=3)
+    support = replace(support, class_names=("wug", "blick", "dax"))
+    more = parse_task("digits[0,1,4]").resized(16, 3).data("train").all()[0][:60]
+    plain = bundled.generate(arch, support=support)
+    sample = bundled.generate(arch, support=support, unlabelled=more)
+    assert not torch.equal(plain.flat, sample.flat)
+    assert sample.report["unlabelled"] == 60 and "without labels" in sample.report["head"]
+    for wrong, words in (
+        (more[:, :1], "images of 3x16x16"),
+        (more.double(), "float32"),
+        (more[:0], "are none"),
+        (more[None], "U, channels, height, width"),
+        ([more], "one tensor"),
+        (more * 100, r"\[-1, 1\]"),
+    ):
+        with pytest.raises(InputError, match=words):
+            bundled.generate(arch, support=support, unlabelled=wrong)
+    with pytest.raises(InputError, match="beside examples"):
+        bundled.generate(arch, classes=["cat", "dog"], unlabelled=more)
+    with pytest.raises(InputError, match="does nothing with pictures without labels"):
+        load_generator("igpg-tiny").generate(arch, support=support, unlabelled=more)
