@@ -57,8 +57,8 @@ CIFAR-10, the same for every arm. The bundled parts begin as parts for words alo
             )
         )
         parts.append(
-            "Mean and sd over three trainings. Activations in the layers written, over the others, points, 95 % "
-            "interval over tasks:"
+            "Mean and sd over three trainings. Activations in the layers written, over the others, points, "
+            "95 % interval over tasks:"
         )
         gains = []
         for arm, text in list(ARMS.items())[:-1]:

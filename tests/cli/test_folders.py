@@ -175,3 +175,28 @@ def test_info_says_what_black_and_white_are(call, tmp_path):
     assert found["data"]["ranges"] == {"sixteen": [0, 4095]} and found["data"]["grey"]
     assert "grey-scale" in found["description"]
     assert "0 and 4095 (16 bits)" in call("info", tmp_path).out
+
+
+def test_pictures_without_labels_lie_in_any_folders(call, photos, tmp_path):
+    more = tmp_path / "camera"
+    (more / "deep").mkdir(parents=True)
+    for number, file in enumerate(sorted(photos.glob("*/*.png"))):
+        shutil.copy(file, (more / "deep" if number % 2 else more) / f"{number}.png")
+    count = len([*more.rglob("*.png")])
+    common = ("generate", "--data", photos, "--shots", "1", "--samples", "1")
+    plain = call(*common, "--out", tmp_path / "plain.safetensors", "--json").json
+    found = call(*common, "--unlabelled", more, "--out", tmp_path / "more.safetensors", "--json").json
+    assert plain["unlabelled"] is None and found["unlabelled"] == count
+    assert (tmp_path / "plain.safetensors").read_bytes() != (tmp_path / "more.safetensors").read_bytes()
+    assert f"pictures without labels  {count}" in call(*common, "--unlabelled", more).out
+    assert "needs --task or --data" in call(
+        "generate", "--classes", "cat, dog", "--unlabelled", more
+    ).sentence(2)
+    assert "no such folder of images" in call(*common, "--unlabelled", tmp_path / "none").sentence(2)
+    (tmp_path / "empty").mkdir()
+    assert "no picture in this folder" in call(*common, "--unlabelled", tmp_path / "empty").sentence(2)
+    refused = call(*common, "--unlabelled", more, "--generator", "igpg-tiny").sentence(2)
+    assert "does nothing with pictures without labels" in refused
+    (more / "broken.png").write_bytes(b"broken")
+    assert "1 of" in call(*common, "--unlabelled", more).sentence(2)
+    assert call(*common, "--unlabelled", more, "--skip-broken", "--json").json["unlabelled"] == count

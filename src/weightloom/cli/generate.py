@@ -53,8 +53,11 @@ SAMPLE_FACTS = ("support_accuracy", "support_interval", "support_images", "suppo
 """Of a sample's report, what is told of each sample."""
 
 
-_OF_WORDS = ("class_names", "unknown_names", "transform", "expected_accuracy", "instruction_lists")
-"""What the report of a network from words says of them."""
+_OF_WORDS = (
+    "class_names", "unknown_names", "transform", "expected_accuracy", "instruction_lists", "unlabelled",
+    "support_scores",
+)  # fmt: skip
+"""What the report of a network from words says of them, and of the pictures beside them."""
 
 
 def generate(
@@ -162,8 +165,9 @@ def generate(
         instruction = check_instruction(plain_text(instruction, "instruction"))
     names, spec = given_names(classes), parse_architecture(plain_text(arch, "architecture"))
     if generator is None:
-        examples = task is not None or data is not None
-        generator = default_generator(names, instruction, spec, examples=examples)
+        generator = default_generator(
+            names, instruction, spec, examples=task is not None or data is not None, dataset=_dataset(task)
+        )
     folder = Path(plain_text(generator, "generator")).expanduser()
     if is_consolidated(folder):
         if task is not None or data is not None or plot is not None:
@@ -292,6 +296,15 @@ def generate(
             note(f"{model.name} draws nothing: its samples are all alike")
 
 
+def _dataset(task: str | None) -> str | None:
+    """The dataset of ``--task``; None without one."""
+    if task is None:
+        return None
+    from weightloom.tasks import parse_task
+
+    return parse_task(plain_text(task, "task")).dataset
+
+
 def _unlabelled(folder: Path, target: Task | None, shape: tuple[int, int, int], skip_broken: bool) -> Tensor:
     """(U, channels, height, width): the pictures of ``--unlabelled``, read as the examples are."""
     from weightloom.tasks import FolderTask
@@ -386,6 +399,7 @@ def _show(result: dict[str, Any], task: Task | None) -> None:
             *data_facts(result["data"]),
             ("starts from", result["first_guess"]),
             ("last layer", result["head"]),
+            ("pictures without labels", result["unlabelled"]),
             ("batch-norm statistics", norms if norms != "none" else None),
             ("pictures taken as", "they are" if result["transform"] == "id" else result["transform"]),
             ("accuracy to expect", _expected(result["expected_accuracy"])),
@@ -407,27 +421,30 @@ def _show(result: dict[str, Any], task: Task | None) -> None:
     say()
     best = result["best"]["sample"]
     rows = []
+    compared = any(sample["novelty"] is not None for sample in result["samples"])
     for i, sample in enumerate(result["samples"]):
         far = sample["novelty"]
+        near = (_distance(far), None if far is None else far.get("nearest_task") or far.get("nearest"))
         rows.append(
             (
                 f"{i + 1}{' *' if i == best else ''}",
                 measured(sample["support_accuracy"], sample["support_images"]),
                 measured(sample["accuracy"], sample["num_images"]),
-                _distance(far),
-                None if far is None else far.get("nearest_task") or far.get("nearest"),
+                *(near if compared else ()),
             )
         )
-    columns = ["sample", "on the examples", "on test images", "novelty", "nearest checkpoint's task"]
+    columns = ["sample", "on the examples", "on test images"]
+    columns += ["novelty", "nearest checkpoint's task"] if compared else []
     table(columns, rows, numbers=columns[1:4])
     if task is None:
         note("* the first one: without --task or --data there are no examples to choose by")
         lines = []
     else:
         say(
-            f"* lowest loss on the {result['samples'][0]['support_images']:,} examples; "
-            f"novelty 1 = the zoo's own spacing; {result['test_images']:,} test images; "
-            "in brackets: 95 % intervals"
+            f"* lowest loss on the {result['samples'][0]['support_images']:,} examples"
+            + (f", {result['support_scores']}; " if result["support_scores"] else "; ")
+            + ("novelty 1 = the zoo's own spacing; " if compared else "")
+            + f"{result['test_images']:,} test images; in brackets: 95 % intervals"
         )
         say()
         against = result["baselines"]

@@ -10,6 +10,7 @@ from weightloom.cli.inputs import plain_text
 
 if TYPE_CHECKING:
     from weightloom.architectures import ArchitectureSpec
+    from weightloom.generators import Validity
 
 FIRST, OTHER = "words-small", "igpg-tiny"
 """The bundled generator that answers where it makes the architecture, and the one that answers otherwise."""
@@ -43,13 +44,21 @@ def given_names(classes: str | None) -> tuple[str, ...] | None:
 
 
 def default_generator(
-    names: tuple[str, ...] | None, instruction: str | None, spec: ArchitectureSpec, *, examples: bool
+    names: tuple[str, ...] | None,
+    instruction: str | None,
+    spec: ArchitectureSpec,
+    *,
+    examples: bool,
+    dataset: str | None = None,
 ) -> str:
     """Which bundled generator answers: it follows from what the request has.
 
     Where classes are only listed in the sentence, the request is for words alone if it can be answered so.
+    Examples of a ``dataset`` that only the other one has learned from are for the other one.
     """
     if examples:
+        if dataset in _validity(OTHER).tasks and dataset not in _validity(FIRST).tasks:
+            return OTHER
         return FIRST if _makes(spec, spec.classes or 2) else OTHER
     if names is not None:
         return FIRST
@@ -64,11 +73,8 @@ def default_generator(
 def _makes(spec: ArchitectureSpec, classes: int) -> bool:
     """Whether the first generator makes ``spec`` with so many classes; only its config is read."""
     from weightloom.errors import InputError
-    from weightloom.generators import Validity
-    from weightloom.generators.load import BUNDLED
-    from weightloom.io import read_json
 
-    validity = Validity.from_json(read_json(BUNDLED / FIRST / "config.json")["validity"])
+    validity = _validity(FIRST)
     if spec.classes not in (None, classes):
         return False
     try:
@@ -76,3 +82,12 @@ def _makes(spec: ArchitectureSpec, classes: int) -> bool:
     except InputError:
         return False
     return True
+
+
+def _validity(name: str) -> Validity:
+    """What a bundled generator can be asked for; only its config is read."""
+    from weightloom.generators import Validity
+    from weightloom.generators.load import BUNDLED
+    from weightloom.io import read_json
+
+    return Validity.from_json(read_json(BUNDLED / name / "config.json")["validity"])

@@ -333,7 +333,7 @@ class ExamplesPart(WordsPart):
                 worth = learned * learned.new_tensor([names, 1.0, penalty, 1.0])
                 # The targets, less what is left of them where they are left out, and the names' own answer.
                 answers = wanted - shown[:, :classes] + worth[0] * (shown[:, classes:] + middle)
-                loss = float(F.cross_entropy(answers, labels))
+                loss = float(F.cross_entropy(answers.detach(), labels))
                 if names == penalty == 1.0:
                     loss *= CLEAR
                 if best is None or loss < best[0]:

@@ -49,7 +49,7 @@ from weightloom.tasks.data import SupportSet
 from weightloom.tasks.transforms import transform_names
 from weightloom.tokenizers.base import load_strictly, narrowed
 from weightloom.weights import layout_of
-from weightloom.weights.turning import FAMILIES, turned, undone
+from weightloom.weights.turning import EXACT, FAMILIES, turned, turned_tensors, undone
 
 MOST_SHOWN = 512
 """Examples that the turn is looked for in."""
@@ -85,16 +85,20 @@ class Seen:
     Attributes:
         names: (C, D) vectors, or None where no name has a word that is known.
         sentence: (E,) vector, or None.
-        support: (C, S, ...) examples, upright.
-        unlabelled: (U, ...) pictures without labels, or None.
+        upright: (C, S, ...) examples as they were before they were turned; the prior looks at them.
+        support: (C, S, ...) examples as head and statistics are made for them.
+        unlabelled: (U, ...) pictures without labels like these, or None.
         measure: whether batch-norm statistics are measured on the pictures.
+        turn: how the trunk is turned before it sees them.
     """
 
     names: Tensor | None
     sentence: Tensor | None
+    upright: Tensor
     support: Tensor
     unlabelled: Tensor | None
     measure: bool
+    turn: str
 
 
 @generators.register("words")
@@ -248,11 +252,21 @@ class Words(nn.Module, Generator):
             turn = self.find_turn(request, sentence, part, written)
         seen = first = None
         if support is not None:
-            others = None if request.unlabelled is None else undone(request.unlabelled, turn)
+            # Where a turned network is not the same, head and statistics are made for the pictures as they are.
+            exact = request.architecture.family in EXACT
+            others = request.unlabelled
+            if exact and others is not None:
+                others = undone(others, turn)
+            upright = undone(support.images, turn)
             seen = Seen(
-                vectors if known else None, sentence, undone(support.images, turn), others,
-                request.batch_norm == "support",
-            )  # fmt: skip
+                names=vectors if known else None,
+                sentence=sentence,
+                upright=upright,
+                support=upright if exact else support.images,
+                unlabelled=others,
+                measure=request.batch_norm == "support",
+                turn="id" if exact else turn,
+            )
             first, seen = self._best(request.architecture, seen, written)
         back = torch.argsort(torch.tensor(order))
         flats, reports = [], []
@@ -270,7 +284,8 @@ class Words(nn.Module, Generator):
             else:
                 network, own = self._from_examples(request.architecture, seen, noise)
             flat = self._network(request.architecture, network, back)
-            flats.append(flat if turn == "id" else turned(request.architecture, flat, turn))
+            left = turn if seen is None or first is None or seen.turn == "id" else "id"
+            flats.append(flat if left == "id" else turned(request.architecture, flat, left))
             reports.append({**said, **own, "transform": turn})
         return torch.stack(flats), reports
 
@@ -287,6 +302,7 @@ class Words(nn.Module, Generator):
         if seen.names is None:
             return self._from_examples(spec, seen, None), seen
         classes, shots = seen.support.shape[:2]
+        written = replace(written, trunk=turned_tensors(spec, written.trunk, seen.turn))
         loss = _loss(self.part(spec).answer(written, seen.support.flatten(0, 1)), shots)
         if shots == 1 and loss < KNOWN * math.log(classes):
             return None, seen
@@ -311,7 +327,8 @@ class Words(nn.Module, Generator):
         Where a class has more examples than one, the scores on them are of each when it is left out.
         """
         seer, (classes, shots) = self.seer(spec), seen.support.shape[:2]
-        written = seer.make(seen.names, seen.sentence, seen.support, noise)
+        written = seer.make(seen.names, seen.sentence, seen.upright, noise)
+        written = replace(written, trunk=turned_tensors(spec, written.trunk, seen.turn))
         network, left_out = seer.see(written, seen.support, measure=seen.measure, others=seen.unlabelled)
         parts = ["the names"] if seen.names is not None else []
         parts += ["the examples"] if seen.unlabelled is None else ["the examples", "pictures without labels"]

@@ -13,6 +13,8 @@ Source: equivariance of convolutions to turns, Cohen and Welling, "Group equivar
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,8 @@ from weightloom.errors import UnsupportedRequestError
 from weightloom.weights.layout import layout_of
 
 FAMILIES = ("cnn", "mlp", "resnet")
+EXACT = ("cnn", "mlp")
+"""Of these, those whose networks answer alike after a turn of any kind."""
 
 
 def turned(spec: ArchitectureSpec, flat: Tensor, transform: str) -> Tensor:
@@ -46,15 +50,25 @@ def turned(spec: ArchitectureSpec, flat: Tensor, transform: str) -> Tensor:
     if transform == "id":
         return flat.clone()
     layout = layout_of(spec)
+    return layout.flatten(turned_tensors(spec, layout.unflatten(flat), transform))
+
+
+def turned_tensors(spec: ArchitectureSpec, state: Mapping[str, Tensor], transform: str) -> dict[str, Tensor]:
+    """The same of tensors by name, all of a network's or only some."""
+    if transform == "id":
+        return dict(state)
+    layout = layout_of(spec)
     assert spec.input is not None
     channels, high, wide = spec.input
-    state = layout.unflatten(flat)
+    found = dict(state)
     weights = [
         s for s in layout.slots if not s.is_buffer and len(s.shape) in (2, 4) and s.name.endswith("weight")
     ]
     first = weights[0]
     for slot in weights:
-        value = state[slot.name]
+        if slot.name not in found:
+            continue
+        value = found[slot.name]
         maps = None
         if len(slot.shape) == 4:
             maps = value
@@ -68,8 +82,8 @@ def turned(spec: ArchitectureSpec, flat: Tensor, transform: str) -> Tensor:
             value = _turn(maps, transform).reshape(slot.shape)
         if slot is first and "invert" in transform:
             value = -value
-        state[slot.name] = value
-    return layout.flatten(state)
+        found[slot.name] = value
+    return found
 
 
 def undone(images: Tensor, transform: str) -> Tensor:
