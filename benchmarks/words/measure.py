@@ -146,7 +146,8 @@ def unseen(config: Config) -> Rows:
                 reached = []
                 for _ in range(config["name_draws"]):
                     classes = tuple(int(label) for label in draw.choice(pool, ways, replace=False))
-                    reached.append(from_words(config, spec, task_of(spec, dataset, classes)))
+                    task = task_of(spec, dataset, classes)
+                    reached.append(from_words({**config, "images": config["draw_images"]}, spec, task))
                 error = float(np.std(reached, ddof=1)) / len(reached) ** 0.5
                 rows.append(
                     {

@@ -11,13 +11,11 @@ import torch
 import torch.nn.functional as F
 
 from weightloom.architectures import parse_architecture
-from weightloom.errors import InputError, SpecError, UnsupportedRequestError
-from weightloom.generators import Validity
+from weightloom.errors import InputError
 from weightloom.generators.examples_part import ExamplesPart, gaussian_head
-from weightloom.generators.load import load_generator, save_generator
-from weightloom.generators.words import Words, words_validity
+from weightloom.generators.load import load_generator
 from weightloom.generators.words_part import WordsConfig, WordsPart, Written
-from weightloom.tasks import SupportSet, parse_task
+from weightloom.tasks import parse_task
 from weightloom.weights import layout_of
 
 pytestmark = pytest.mark.usefixtures("text_encoder")
@@ -176,69 +174,6 @@ def test_it_begins_as_the_part_for_words():
     part.begin_as(words)
     own, other = part.make(vectors(), None, None), words.write(vectors(), None)
     assert torch.equal(own.codes, other.codes) and torch.equal(own.rows, other.rows)
-
-
-# ------------------------------------------------------------------------------------------ widths
-
-KEYS = (
-    "cnn(depth=2,width=8,input=1x8x8)",
-    "resnet(depth=8,width=6,input=1x8x8)",
-    "mlp(depth=1,width=8,input=1x8x8)",
-)
-
-
-@pytest.fixture(scope="module")
-def elastic():
-    return shaken(
-        Words(WordsConfig(hidden=16, codes=4), words_validity(KEYS, ("digits",), (4, 3, 0)), name="elastic")
-    )
-
-
-@pytest.mark.parametrize("text", ["cnn(depth=2,width=4)", "cnn(depth=2,width=7)", "resnet(depth=8,width=5)"])
-@pytest.mark.parametrize("shots", [0, 3])
-def test_narrower_networks_take_the_first_channels(elastic, text, shots):
-    names = ["apple", "cat", "zebra"]
-    images = pictures(3, 3)[..., :8, :8]
-    given = {"support": SupportSet(images=images, class_names=tuple(names))} if shots else {"classes": names}
-    sample = elastic.generate(text, **given)
-    assert sample.architecture.width == parse_architecture(text).width
-    assert sample.module(images[0]).shape == (3, 3)
-    other = elastic.generate(text, **given)
-    assert torch.equal(sample.flat, other.flat)
-
-
-def test_a_narrow_network_of_the_same_codes_is_a_part_of_the_wide_one(elastic):
-    spec = parse_architecture(KEYS[0]).resolve(classes=3)
-    wide, narrow = elastic.part(spec), elastic.part(replace(spec, width=4))
-    codes = torch.zeros(2, 4)
-    large, small = wide.decode(codes), narrow.decode(codes)
-    for name, value in small.items():
-        own = large[name][tuple(slice(count) for count in value.shape)]
-        assert torch.allclose(
-            F.normalize(own.flatten(), dim=0), F.normalize(value.flatten(), dim=0), atol=1e-6
-        )
-    assert [p.data_ptr() for p in wide.parameters()] == [p.data_ptr() for p in narrow.parameters()]
-
-
-@pytest.mark.parametrize(
-    "text", ["cnn(depth=2,width=3)", "cnn(depth=2,width=9)", "mlp(depth=1,width=4)", "cnn(depth=3,width=8)"]
-)
-def test_other_widths_and_depths_are_refused_with_what_is_made(elastic, text):
-    with pytest.raises(UnsupportedRequestError, match="or any width from 4"):
-        elastic.generate(text, classes=["cat", "dog"])
-
-
-def test_widths_come_back_from_a_file(elastic, tmp_path):
-    save_generator(elastic, tmp_path / "saved")
-    again = load_generator(tmp_path / "saved")
-    a, b = (m.generate("cnn(depth=2,width=5)", classes=["cat", "dog"]).flat for m in (elastic, again))
-    assert torch.allclose(a, b, atol=1e-2) and again.validity.narrowest == (4, 3, 0)
-
-
-@pytest.mark.parametrize("narrowest", [(1,), (1, 2, -1), (1, 2, 2.5), (True, 1, 1)])
-def test_narrowest_widths_that_make_no_sense(narrowest):
-    with pytest.raises(SpecError):
-        Validity(architectures=KEYS, input=(1, 8, 8), min_classes=2, max_classes=3, narrowest=narrowest)
 
 
 # ------------------------------------------------------------------------------------ the bundled one

@@ -142,8 +142,7 @@ class Sample:
 class Validity:
     """What a generator can be asked for.
 
-    ``architectures`` are spec texts without a class count, or :data:`ANY_ARCHITECTURE` alone. ``narrowest``
-    has for each of them the least width that is made of it too, 0 for its own alone; left out, all are 0.
+    ``architectures`` are spec texts without a class count, or :data:`ANY_ARCHITECTURE` alone.
     """
 
     architectures: tuple[str, ...]
@@ -151,7 +150,6 @@ class Validity:
     min_classes: int
     max_classes: int
     tasks: tuple[str, ...] = ()
-    narrowest: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """
@@ -166,11 +164,6 @@ class Validity:
             raise SpecError(
                 "the least classes must not be above the most; architectures and tasks must be text"
             )
-        least = self.narrowest
-        if least and (
-            len(least) != len(self.architectures) or any(type(n) is not int or n < 0 for n in least)
-        ):
-            raise SpecError("the narrowest widths must be a whole number from 0 for each architecture")
 
     @classmethod
     def from_json(cls, held: Mapping[str, Any]) -> Validity:
@@ -181,7 +174,7 @@ class Validity:
         """
         try:
             listed = {key: tuple(held[key]) for key in ("architectures", "input", "tasks")}
-            return cls(**{**held, **listed, "narrowest": tuple(held.get("narrowest", ()))})
+            return cls(**{**held, **listed})
         except (KeyError, TypeError) as error:
             raise SpecError(f"this says not what can be asked for ({error})") from None
 
@@ -193,25 +186,10 @@ class Validity:
             return spec.input
         if self.architectures == (ANY_ARCHITECTURE,):
             return self.input
-        known = {own.input for own, least in self._made() if _narrows(own, spec, least)}
-        return known.pop() or self.input if len(known) == 1 else self.input
-
-    def _made(self) -> list[tuple[ArchitectureSpec, int]]:
-        """What is made, with the least width of each."""
-        least = self.narrowest or (0,) * len(self.architectures)
-        return [
-            (parse_architecture(key), least) for key, least in zip(self.architectures, least, strict=True)
-        ]
-
-    def place(self, spec: ArchitectureSpec) -> int | None:
-        """Which of the architectures ``spec``, with its input, is or is a narrower one of; None for none."""
-        key = str(replace(spec, classes=None))
-        if key in self.architectures:
-            return self.architectures.index(key)
-        for number, (own, least) in enumerate(self._made()):
-            if own.input == spec.input and _narrows(own, spec, least):
-                return number
-        return None
+        specs = [parse_architecture(key) for key in self.architectures]
+        wanted = replace(spec, classes=None)
+        known = [own.input for own in specs if replace(own, classes=None, input=None) == wanted]
+        return known[0] if len(known) == 1 and known[0] is not None else self.input
 
     def listed(self) -> list[str]:
         """What is made, in words, with the size of the pictures where that differs."""
@@ -220,17 +198,15 @@ class Validity:
         specs = [parse_architecture(key) for key in self.architectures]
         several = len({spec.input for spec in specs}) > 1
         size = [f" for {'x'.join(map(str, s.input))}" if several and s.input else "" for s in specs]
-        least = [f" or any width from {n}" if n else "" for n in self.narrowest or (0,) * len(specs)]
-        return [short_text(spec) + a + b for spec, a, b in zip(specs, least, size, strict=True)]
+        return [short_text(spec) + text for spec, text in zip(specs, size, strict=True)]
 
     def check(self, spec: ArchitectureSpec) -> None:
         """Raise :class:`UnsupportedRequestError`, saying what can be done, unless ``spec`` fits."""
-        anything = self.architectures == (ANY_ARCHITECTURE,)
-        made = None if anything else self.place(spec)
-        if spec.input != self.input and made is None:
+        key = str(replace(spec, classes=None))
+        if spec.input != self.input and key not in self.architectures:
             wanted, got = ("x".join(map(str, shape or ())) for shape in (self.input, spec.input))
             raise UnsupportedRequestError(f"this generator makes networks for {wanted} images, not {got}")
-        if not anything and made is None:
+        if self.architectures != (ANY_ARCHITECTURE,) and key not in self.architectures:
             raise UnsupportedRequestError(
                 f"this generator was not trained for {_in_full(spec)}; it makes: " + "; ".join(self.listed())
             )
@@ -535,17 +511,6 @@ def sample_generators(request: Request) -> list[torch.Generator]:
 def merge_reports(count: int, common: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The same report for every sample."""
     return [dict(common) for _ in range(count)]
-
-
-def _narrows(own: ArchitectureSpec, spec: ArchitectureSpec, least: int) -> bool:
-    """Whether ``spec``, whatever its input and classes, is ``own`` or narrower, down to width ``least``."""
-    if type(own) is not type(spec):
-        return False
-    alike: dict[str, Any] = {"classes": None, "input": None}
-    width = getattr(spec, "width", None)
-    if least and isinstance(width, int) and least <= width <= own.width:  # type: ignore[attr-defined]
-        alike["width"] = width
-    return replace(own, **alike) == replace(spec, classes=None, input=None)
 
 
 def _in_full(spec: ArchitectureSpec) -> str:

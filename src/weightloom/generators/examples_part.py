@@ -50,11 +50,9 @@ _SIDE = 16
 class ExamplesPart(WordsPart):
     """See the module. ``spec`` is resolved; its number of classes does not matter."""
 
-    def __init__(
-        self, config: WordsConfig, spec: ArchitectureSpec, *, narrowest: int = 0, seed: int = 0
-    ) -> None:
+    def __init__(self, config: WordsConfig, spec: ArchitectureSpec, *, seed: int = 0) -> None:
         order: Any = "autoregressive" if config.view in ("codes", "activations") else "one-pass"
-        super().__init__(replace(config, order=order), spec, narrowest=narrowest, seed=seed)
+        super().__init__(replace(config, order=order), spec, seed=seed)
         hidden = config.hidden
         assert spec.input is not None
         body = self._trunk[0]
@@ -73,9 +71,9 @@ class ExamplesPart(WordsPart):
                 )  # fmt: skip
                 self.seen = nn.Linear(2 * ENCODED, hidden)
             if config.view in ("activations", "unadapted"):
-                self._channels = [_reaching(body, layer) for layer in self.layers]
                 self.pooled = nn.ModuleList(
-                    nn.Sequential(nn.Linear(3 * count, 96), nn.GELU()) for count in self._channels
+                    nn.Sequential(nn.Linear(3 * _reaching(body, layer), 96), nn.GELU())
+                    for layer in self.layers
                 )
                 self.viewed = nn.ModuleList(nn.Linear(96, hidden) for _ in self.layers)
             self.unlabelled = nn.Sequential(nn.Linear(5, 32), nn.GELU(), nn.Linear(32, 5))
@@ -115,7 +113,7 @@ class ExamplesPart(WordsPart):
             features = self.encoder(images).flatten(2).mean(2).unflatten(0, support.shape[:2])  # (C, S, 64)
             tokens = tokens + self.seen(torch.cat([features.mean(1), features.std(1, correction=0)], 1))
         said = self.no_sentence if sentence is None else self.sentence(sentence)
-        return tokens, tokens.mean(0) + said + self.sized()
+        return tokens, tokens.mean(0) + said
 
     def make(
         self,
@@ -140,19 +138,19 @@ class ExamplesPart(WordsPart):
             codes, trunk = self._write_trunk(context, support, noise)
         told = context + self.mixed(codes.flatten())
         if names is None:
-            rows = context.new_zeros(len(tokens), self._widest_features + 1)
+            rows = context.new_zeros(len(tokens), self.features + 1)
         else:
             inner = self.row[:2](torch.cat([tokens, told.expand_as(tokens)], 1))
             if dropout:
                 inner = F.dropout(inner, dropout)
             rows = self.row[2:](inner) * self.sharpness.exp()  # (C, H + 1)
         statistics = self._predict_statistics(torch.cat([context, codes.flatten()]).detach())
-        return Written(codes, trunk, statistics, *self.split_rows(rows))
+        return Written(codes, trunk, statistics, rows[:, :-1], rows[:, -1])
 
     def _bases(self) -> dict[str, Tensor]:
         state: dict[str, Tensor] = {}
         for layer, base in zip(self.layers, self.base, strict=True):
-            state |= self.fitted(layer.cut(base))
+            state |= layer.cut(base)
         return state
 
     def _write_trunk(
@@ -179,7 +177,7 @@ class ExamplesPart(WordsPart):
                 code = (code + noise[number]).clamp(-1, 1)
             found[number] = last = self._quantise(code)
             layer = self.layers[number]
-            trunk.update(self.fitted(layer.cut(self.base[number] + found[number] @ self.atoms[number])))
+            trunk.update(layer.cut(self.base[number] + found[number] @ self.atoms[number]))
 
         if support is not None and view == "unadapted":
             bases = self._bases()
@@ -212,9 +210,7 @@ class ExamplesPart(WordsPart):
         spread = means.std((0, 1), correction=0) + 1e-2
         own = (means.mean(1) - overall) / spread  # (C, ch)
         size = spots.square().mean((0, 2)).sqrt()
-        missing = self._channels[number] - own.shape[1]  # of the widest network
-        parts = [own, overall.expand_as(own), size.expand_as(own)]
-        seen = torch.cat([F.pad(part, (0, missing)) for part in parts], 1)  # (C, 3*ch)
+        seen = torch.cat([own, overall.expand_as(own), size.expand_as(own)], 1)  # (C, 3*ch)
         return self.viewed[number](self.pooled[number](seen).mean(0))
 
     def _walk(self, support: Tensor, write: Callable[[int, Tensor], dict[str, Tensor]]) -> None:

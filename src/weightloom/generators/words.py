@@ -55,20 +55,11 @@ MOST_SHOWN = 512
 """Examples that the turn is looked for in."""
 
 
-def words_validity(
-    keys: tuple[str, ...], tasks: tuple[str, ...], narrowest: tuple[int, ...] = ()
-) -> Validity:
+def words_validity(keys: tuple[str, ...], tasks: tuple[str, ...]) -> Validity:
     """What parts for the architectures ``keys`` (with their input, without classes) can be asked for."""
     first = parse_architecture(keys[0]).input
     assert first is not None
-    return Validity(
-        architectures=keys,
-        input=first,
-        min_classes=2,
-        max_classes=MAX_NAMES,
-        tasks=tasks,
-        narrowest=narrowest if any(narrowest) else (),
-    )
+    return Validity(architectures=keys, input=first, min_classes=2, max_classes=MAX_NAMES, tasks=tasks)
 
 
 KNOWN = 0.6
@@ -125,11 +116,9 @@ class Words(nn.Module, Generator):
     ) -> None:
         super().__init__()
         self.config, self.validity, self.name = config, validity, name
-        widest = [parse_architecture(key).resolve(classes=2) for key in validity.architectures]
-        least = validity.narrowest or (0,) * len(widest)
-        made = list(zip(widest, least, strict=True))
-        self.parts = nn.ModuleList(WordsPart(config, s, narrowest=n, seed=seed) for s, n in made)
-        self.seers = nn.ModuleList(ExamplesPart(config, s, narrowest=n, seed=seed) for s, n in made)
+        specs = [parse_architecture(key).resolve(classes=2) for key in validity.architectures]
+        self.parts = nn.ModuleList(WordsPart(config, spec, seed=seed) for spec in specs)
+        self.seers = nn.ModuleList(ExamplesPart(config, spec, seed=seed) for spec in specs)
         self.turns = TurnReader(seed=seed)
         self.expected = ExpectedAccuracy(len(self.parts), len(validity.tasks))
 
@@ -164,21 +153,19 @@ class Words(nn.Module, Generator):
 
     def number(self, spec: ArchitectureSpec) -> int:
         """The place of the parts that make ``spec``."""
-        place = self.validity.place(spec)
-        assert place is not None
-        return place
+        return self.validity.architectures.index(str(replace(spec, classes=None)))
 
     def part(self, spec: ArchitectureSpec) -> WordsPart:
         """The part that makes ``spec`` from words alone."""
         found = self.parts[self.number(spec)]
         assert isinstance(found, WordsPart)
-        return found.at(spec)
+        return found
 
     def seer(self, spec: ArchitectureSpec) -> ExamplesPart:
         """The part that makes ``spec`` from examples."""
         found = self.seers[self.number(spec)]
         assert isinstance(found, ExamplesPart)
-        return found.at(spec)
+        return found
 
     def expect(
         self, spec: ArchitectureSpec, names: Sequence[str], vectors: Tensor, sentence: Tensor | None
@@ -252,7 +239,7 @@ class Words(nn.Module, Generator):
             turn = self.find_turn(request, sentence, part, written)
         seen = first = None
         if support is not None:
-            # Where a turned network is not the same, head and statistics are made for the pictures as they are.
+            # Where turning is not exact, head and statistics are made for the pictures as they are.
             exact = request.architecture.family in EXACT
             others = request.unlabelled
             if exact and others is not None:

@@ -14,10 +14,8 @@ quantisation, Mentzer et al. (arXiv 2309.15505), section 3.1; rows of a head fro
 
 from __future__ import annotations
 
-import copy
-import math
-from dataclasses import dataclass, replace
-from typing import Literal, Self, get_args
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -113,23 +111,19 @@ class Written:
 
 
 class WordsPart(nn.Module):
-    """See the module. ``spec`` is resolved; its number of classes does not matter.
+    """See the module. ``spec`` is resolved; its number of classes does not matter."""
 
-    With ``narrowest`` it makes narrower networks too, down to that width: the dictionary is that of ``spec``,
-    of which they take the first channels, and the prior is told the width. Source: networks that share the
-    first channels of their layers, Yu et al. (arXiv 1812.08928), section 3.
-    """
-
-    def __init__(
-        self, config: WordsConfig, spec: ArchitectureSpec, *, narrowest: int = 0, seed: int = 0
-    ) -> None:
+    def __init__(self, config: WordsConfig, spec: ArchitectureSpec, *, seed: int = 0) -> None:
         super().__init__()
-        self.config, self.narrowest = config, narrowest
-        self.widest = spec
+        self.config = config
+        layout = layout_of(spec)
         self.layers = trunk_layers(spec)
-        self._aim(spec)
-        self._norm_sizes = [slot.numel for slot in self.norms]
-        self._widest_features = self.features
+        self.norms = tuple(s for s in layout.slots if s.name.endswith("running_mean"))
+        head = next(layer for layer in layout.layers if layer.kind == "head")
+        self.features = head.slots[0].shape[1]
+        with torch.device("meta"):
+            # A plain attribute of a tuple: the trunk's own tensors are never read, and are not the part's.
+            self._trunk = (spec.build().get_submodule("body"),)
         hidden, codes, count = config.hidden, config.codes, len(self.layers)
         if not count:
             raise SpecError(f"the trunk of {spec} has no layer to write")
@@ -155,9 +149,7 @@ class WordsPart(nn.Module):
                 nn.Linear(2 * hidden, 2 * hidden), nn.GELU(), nn.Linear(2 * hidden, self.features + 1)
             )
             self.sharpness = nn.Parameter(torch.zeros(()))
-            if narrowest:
-                self.narrowing = nn.Linear(2, hidden)
-            widths = sum(self._norm_sizes)
+            widths = sum(slot.numel for slot in self.norms)
             self.statistic = (
                 nn.Sequential(
                     nn.Linear(hidden + count * codes, hidden), nn.GELU(), nn.Linear(hidden, 2 * widths)
@@ -166,67 +158,13 @@ class WordsPart(nn.Module):
                 else None
             )
 
-    def _aim(self, spec: ArchitectureSpec) -> None:
-        """Make networks of ``spec`` from now on."""
-        self.spec = spec
-        layout = layout_of(spec)
-        self._shapes = {slot.name: slot.shape for slot in layout.slots}
-        self.norms = tuple(s for s in layout.slots if s.name.endswith("running_mean"))
-        head = next(layer for layer in layout.layers if layer.kind == "head")
-        self.features = head.slots[0].shape[1]
-        with torch.device("meta"):
-            # A plain attribute of a tuple: the trunk's own tensors are never read, and are not the part's.
-            self._trunk = (spec.build().get_submodule("body"),)
-
-    def at(self, spec: ArchitectureSpec) -> Self:
-        """This part as one that makes ``spec``, of its own width or a narrower one; parameters are shared."""
-        if replace(spec, classes=self.spec.classes) == self.spec:
-            return self
-        made = copy.copy(self)
-        made._aim(spec)
-        return made
-
-    def draw_width(self, generator: torch.Generator) -> Self:
-        """This part at a random width that it makes; nothing is drawn where it makes one alone."""
-        if not self.narrowest:
-            return self
-        most: int = self.widest.width  # type: ignore[attr-defined]
-        widths = [w for w in (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128) if self.narrowest <= w < most] + [
-            most
-        ]
-        width = widths[int(torch.randint(len(widths), (), generator=generator))]
-        return self.at(replace(self.widest, width=width))  # type: ignore[call-arg]
-
-    def fitted(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors of the widest network, by name, cut to this width: the first channels of each layer.
-
-        A sum over fewer channels is made as large as it was.
-        """
-        if self.spec is self.widest:
-            return tensors
-        cut: dict[str, Tensor] = {}
-        for name, value in tensors.items():
-            shape = self._shapes[name]
-            own = value[tuple(slice(count) for count in shape)]
-            if value.dim() > 1:
-                own = own * (value[0].numel() / own[0].numel()) ** 0.5
-            cut[name] = own.contiguous()
-        return cut
-
-    def sized(self) -> Tensor | float:
-        """(E,) what is told of the width."""
-        if not self.narrowest:
-            return 0.0
-        share = math.log2(self.spec.width / self.widest.width) / 2  # type: ignore[attr-defined]
-        return self.narrowing(self.place.new_tensor([share, share * share]))
-
     # ---------------------------------------------------------------------------------- words
 
     def tokens(self, names: Tensor, sentence: Tensor | None) -> tuple[Tensor, Tensor]:
         """Tokens (C, E) of name vectors (C, D), and the context (E,) with a sentence's vector or without."""
         tokens = self.name(names)
         said = self.no_sentence if sentence is None else self.sentence(sentence)
-        return tokens, tokens.mean(0) + said + self.sized()
+        return tokens, tokens.mean(0) + said
 
     def write_codes(self, context: Tensor, noise: Tensor | None = None) -> Tensor:
         """(T, R) quantised codes in [-1, 1]; ``noise`` (T, R) moves them before they are rounded."""
@@ -251,7 +189,7 @@ class WordsPart(nn.Module):
         """The trunk's parameters by their names in the network, from codes (T, R)."""
         state: dict[str, Tensor] = {}
         for layer, base, atoms, code in zip(self.layers, self.base, self.atoms, codes, strict=True):
-            state |= self.fitted(layer.cut(base + code @ atoms))
+            state |= layer.cut(base + code @ atoms)
         return state
 
     def write(
@@ -264,28 +202,23 @@ class WordsPart(nn.Module):
         inner = self.row[:2](torch.cat([tokens, told.expand_as(tokens)], 1))
         if dropout:
             inner = F.dropout(inner, dropout)
-        rows, biases = self.split_rows(self.row[2:](inner) * self.sharpness.exp())  # of (C, H + 1)
+        rows = self.row[2:](inner) * self.sharpness.exp()  # (C, H + 1)
         statistics = self._predict_statistics(torch.cat([context, codes.flatten()]).detach())
-        return Written(codes, self.decode(codes), statistics, rows, biases)
-
-    def split_rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows (C, H) of this width and biases (C,), from those of the widest network with their biases."""
-        larger = (self._widest_features / self.features) ** 0.5
-        return rows[:, : self.features] * larger, rows[:, -1]
+        return Written(codes, self.decode(codes), statistics, rows[:, :-1], rows[:, -1])
 
     def _predict_statistics(self, known: Tensor) -> dict[str, Tensor]:
         """Running means and variances by name, from the context and the codes; none without batch norms."""
         if self.statistic is None:
             return {}
         means, deviations = self.statistic(known).chunk(2)
-        sizes = self._norm_sizes
+        sizes = [slot.numel for slot in self.norms]
         statistics: dict[str, Tensor] = {}
         for slot, mean, deviation in zip(
             self.norms, means.split(sizes), deviations.split(sizes), strict=True
         ):
-            statistics[slot.name] = mean[: slot.numel]
+            statistics[slot.name] = mean
             variance = slot.name.removesuffix("mean") + "var"
-            statistics[variance] = (2 * deviation[: slot.numel].clamp(-8, 8)).exp()
+            statistics[variance] = (2 * deviation.clamp(-8, 8)).exp()
         return statistics
 
     # --------------------------------------------------------------------------------- images

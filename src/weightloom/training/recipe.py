@@ -248,8 +248,6 @@ class WordsPartRecipe(Recipe):
 
     architecture: str
     size: Annotated[int, Field(ge=4, le=256)] = 16
-    narrowest: Annotated[int, Field(ge=0, le=4096)] = 0
-    """The least width that is made too, of networks of the same family and depth; 0 for none."""
     loop: LoopRecipe
     examples: LoopRecipe
 

@@ -116,7 +116,7 @@ def train_words(recipe: WordsRecipe, out: Path, progress: Progress) -> Words:
     pictures: dict[int, list[Pictures]] = {}
     parts: dict[str, tuple[WordsPart, ExamplesPart]] = {}
     for number, (spec, one) in enumerate(zip(specs, recipe.parts, strict=True)):
-        part = WordsPart(config, spec.resolve(classes=2), narrowest=one.narrowest, seed=recipe.seed)
+        part = WordsPart(config, spec.resolve(classes=2), seed=recipe.seed)
         work = out / "work" / f"part-{number}"
         claim(work, _origin(recipe, one))
         if one.size not in pictures:
@@ -125,14 +125,10 @@ def train_words(recipe: WordsRecipe, out: Path, progress: Progress) -> Words:
             )
         what, opened = f"{spec.family} {number + 1}", pictures[one.size]
         _train_part(part, what, recipe, one, opened, work, progress)
-        seer = ExamplesPart(config, spec.resolve(classes=2), narrowest=one.narrowest, seed=recipe.seed)
+        seer = ExamplesPart(config, spec.resolve(classes=2), seed=recipe.seed)
         _train_seer(seer, part, what, recipe, one, opened, work, progress)
         parts[str(spec)] = part, seer
-    validity = words_validity(
-        tuple(parts),
-        tuple(source.dataset for source in sources),
-        tuple(one.narrowest for one in recipe.parts),
-    )
+    validity = words_validity(tuple(parts), tuple(source.dataset for source in sources))
     model = Words(config, validity, name=recipe.name)
     for number, (part, seer) in enumerate(parts.values()):
         model.parts[number].load_state_dict(part.state_dict())

@@ -124,19 +124,18 @@ class WordsObjective:
         images = pictures.draw(classes, max(2, settings.batch // len(classes)), generator)
         labels = torch.arange(len(classes)).repeat_interleave(images.shape[1])
         noise = torch.randn((len(self.part.layers), self.part.config.codes), generator=generator)
-        own = self.part.draw_width(generator)
         with torch.random.fork_rng(devices=[]):  # of the dropout in the rows
             torch.manual_seed(seed_for("words", self.seed, step))
-            written = own.write(names, sentence, settings.code_noise * noise, dropout=0.1)
+            written = self.part.write(names, sentence, settings.code_noise * noise, dropout=0.1)
         late = step >= (1 - settings.predicted_statistics) * self.steps and step % 2 == 1
         batch = images.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         # What words predict of the statistics is learned from what is measured, not through the loss.
         predicted = {name: value.detach() for name, value in written.statistics.items()}
-        features, measured = own.run(written.trunk, batch, predicted if late else None)
+        features, measured = self.part.run(written.trunk, batch, predicted if late else None)
         logits = features @ written.rows.T + written.biases
         loss = F.cross_entropy(logits, labels)
-        if not late and own.norms:
-            loss = loss + settings.statistics_weight * own.statistics_loss(written.statistics, measured)
+        if not late and self.part.norms:
+            loss = loss + settings.statistics_weight * self.part.statistics_loss(written.statistics, measured)
         right = float((logits.argmax(1) == labels).float().mean())
         return loss, {f"{pictures.source.dataset}_accuracy": right}
 
@@ -164,9 +163,8 @@ class ExamplesObjective(WordsObjective):
         return (1 - share) * names + share * drawn
 
     def __call__(self, step: int, part: Part = WHOLE) -> tuple[Tensor, dict[str, float]]:
-        settings = self.settings
+        settings, made = self.settings, self.examples
         generator = torch_generator("examples", self.seed, step)
-        made = self.examples.draw_width(generator)
         pictures, classes, names, sentence = self.draw(generator)
         limit = max(1, settings.most_examples // len(classes))
         shots = min(settings.shots[int(torch.randint(len(settings.shots), (), generator=generator))], limit)
