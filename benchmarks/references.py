@@ -51,11 +51,21 @@ def second_trained(spec: ArchitectureSpec, task: Task, images: torch.Tensor) -> 
     return float((answers[0] != answers[1]).float().mean())
 
 
-def train(spec: ArchitectureSpec, task: Task, steps: int, seed: int = 0) -> torch.nn.Module:
-    """``spec`` after so many steps on all training images of ``task``, in eval mode."""
-    network, data = spec.initialise(seed).train(), task.data("train")
-    optimiser = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps + 1, pct_start=0.2)
+def train(
+    spec: ArchitectureSpec,
+    task: Task,
+    steps: int,
+    seed: int = 0,
+    *,
+    start: torch.nn.Module | None = None,
+    rate: float = RATE,
+) -> torch.nn.Module:
+    """``spec``, or ``start`` (which is changed), after so many steps on all training images of ``task``, in
+    eval mode.
+    """
+    network, data = (start or spec.initialise(seed)).train(), task.data("train")
+    optimiser = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps + 1, pct_start=0.2)
     generator = torch_generator("reference", str(task), *([seed] if seed else []))
     rows = torch.empty(0, dtype=torch.long)
     for _ in range(steps):

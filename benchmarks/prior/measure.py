@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from weightloom.architectures import parse_architecture
 from weightloom.conditioning import encode_text
 from weightloom.conditioning.names import encode_names
 from weightloom.generators.examples_part import ExamplesPart
+from weightloom.generators.load import load_generator
+from weightloom.generators.words import Words
 from weightloom.generators.words_part import WordsConfig
 from weightloom.io import read_yaml
 from weightloom.seeding import numpy_generator, torch_generator
@@ -69,8 +71,8 @@ def part_of(config: Config, view: str, width: int, seed: int) -> ExamplesPart:
 class Posed:
     """A task as it is measured: names' vectors, a sentence, examples (C, 16, ...), test images and labels."""
 
-    names: Tensor
-    sentence: Tensor
+    names: Tensor | None
+    sentence: Tensor | None
     support: Tensor
     images: Tensor
     labels: Tensor
@@ -116,11 +118,13 @@ def _tuning_tasks(text: str) -> list[Posed]:
 
 def train(config: Config, view: str, width: int, seed: int, rate: float) -> ExamplesPart:
     """An arm, trained on words and examples together, 0 to 16 a class."""
-    part = part_of(config, view, width, seed)
+    return trained(config, part_of(config, view, width, seed), [0, 1, 2, 4, 8, 16], seed, rate)
+
+
+def trained(config: Config, part: ExamplesPart, shots: list[int], seed: int, rate: float) -> ExamplesPart:
+    """A part after the steps of the config."""
     held = recipe(config["recipe"])
-    settings = WordsObjectiveSettings(
-        **{**held.objective, "shots": [0, 1, 2, 4, 8, 16], "unlabelled_share": 0}
-    )
+    settings = WordsObjectiveSettings(**{**held.objective, "shots": shots, "unlabelled_share": 0})
     objective = ExamplesObjective(
         part, _opened(config["recipe"], config["size"]), settings, steps=config["steps"], seed=seed
     )
@@ -129,9 +133,7 @@ def train(config: Config, view: str, width: int, seed: int, rate: float) -> Exam
     )
     part.train()
     with tempfile.TemporaryDirectory() as folder:
-        run_loop(
-            f"{view} {width}", part, objective, loop, folder=Path(folder) / "run", progress=lambda *_: None
-        )
+        run_loop("arm", part, objective, loop, folder=Path(folder) / "run", progress=lambda *_: None)
     return part.eval()
 
 
@@ -143,12 +145,13 @@ def answered(part: ExamplesPart, task: Posed, shots: int, noise: Tensor | None =
         statistics, rows, biases, loss = written.statistics, written.rows, written.biases, 0.0
     else:
         support = task.support[:, :shots]
-        written = part.make(task.names, task.sentence, support, noise)
-        statistics, rows, biases = part.see(written, support)
-        features, _ = part.run(written.trunk, support.flatten(0, 1), statistics)
+        written, images = part.make(task.names, task.sentence, support, noise), support.flatten(0, 1)
+        statistics = part.blend(written, images, part.weigh(shots, len(support), torch.zeros(2))[3])
+        features, _ = part.run(written.trunk, images, statistics)
+        features = features.unflatten(0, support.shape[:2])  # (C*S, H) -> (C, S, H)
+        rows, biases = part.head(written, features)
         labels = torch.arange(len(support)).repeat_interleave(shots)
-        held_out = part.left_out(written, features.unflatten(0, support.shape[:2]))
-        loss = float(F.cross_entropy(held_out, labels))
+        loss = float(F.cross_entropy(part.chosen(written, features)[1], labels))
     features, _ = part.run(written.trunk, task.images, statistics)
     answers = (features @ rows.T + biases).argmax(1)
     return float((answers == task.labels).float().mean()), loss
@@ -222,24 +225,83 @@ def compare(config: Config, width: int) -> Rows:
             print(row, flush=True)
     for other in config["arms"][:-1]:
         for shots in config["shots"]:
-            # One difference a task: the mean over seeds; its interval is of the tasks.
-            gain = np.mean(kept[config["arms"][-1]][shots], 0) - np.mean(kept[other][shots], 0)
-            by_seed = [
-                100 * float((a - b).mean())
-                for a, b in zip(kept[config["arms"][-1]][shots], kept[other][shots], strict=True)
-            ]
-            half = 196 * float(gain.std(ddof=1)) / len(gain) ** 0.5
-            rows.append(
-                {"over": other, "width": width, "shots": shots, "gain": round(100 * float(gain.mean()), 2),
-                 "half": round(half, 2), "seeds": [round(value, 2) for value in by_seed]}
-            )  # fmt: skip
+            gain = gained(kept[config["arms"][-1]][shots], kept[other][shots])
+            rows.append({"over": other, "width": width, "shots": shots, **gain})
     return rows
+
+
+def begun_as(config: Config, view: Any, seed: int) -> ExamplesPart:
+    """An arm that begins as the bundled part for words alone, as the bundled parts for examples do."""
+    model = load_generator(config["begun"]["generator"])
+    assert isinstance(model, Words)
+    spec = parse_architecture(config["begun"]["architecture"])
+    spec = spec.resolve(input=model.validity.input_for(spec), classes=2)
+    words = model.part(spec)
+    part = ExamplesPart(replace(model.config, view=view), spec, seed=seed)
+    part.begin_as(words)
+    if view == "nothing":  # its one trunk begins as that of the mean codes of the known datasets
+        with torch.no_grad():
+            codes = []
+            for dataset in ("mnist", "fashion-mnist", "cifar10"):
+                task = DatasetTask(dataset=dataset, size=config["size"], channels=3)
+                codes.append(words.write(encode_names(task.class_names), None).codes)
+            for base, atoms, code in zip(part.base, words.atoms, torch.stack(codes).mean(0), strict=True):
+                base += code @ atoms
+    return part
+
+
+def begun(config: Config) -> Rows:
+    """Arms that begin as the part for words: with names and without, by kind of task."""
+    tasks, names = _tasks(json.dumps(config)), config["name_tasks"]
+    nameless = [replace(task, names=None, sentence=None) for task in tasks]
+    settings = {**config, "steps": config["begun"]["steps"]}
+    rows: Rows = []
+    kept: dict[tuple[str, str, int], list[np.ndarray[Any, Any]]] = {}
+    for view in config["arms"]:
+        for seed in config["seeds"]:
+            part = trained(
+                settings, begun_as(config, view, seed), [1, 2, 4, 8, 16], seed, config["begun"]["rate"]
+            )
+            for told, shown in (("names", tasks), ("no names", nameless)):
+                for shots in config["shots"][1:]:
+                    own = np.array([answered(part, task, shots)[0] for task in shown])
+                    kept.setdefault((view, told, shots), []).append(own)
+        for told in ("names", "no names"):
+            for shots in config["shots"][1:]:
+                runs = kept[view, told, shots]
+                by_seed = [100 * float(run.mean()) for run in runs]
+                row = {"arm": view, "told": told, "shots": shots}
+                row |= {
+                    "mean": round(float(np.mean(by_seed)), 2),
+                    "sd": round(float(np.std(by_seed, ddof=1)), 2),
+                }
+                row["names"] = round(100 * float(np.mean([run[:names].mean() for run in runs])), 2)
+                row["subsets"] = round(100 * float(np.mean([run[names:].mean() for run in runs])), 2)
+                rows.append(row)
+                print(row, flush=True)
+    last = config["arms"][-1]
+    for other in config["arms"][:-1]:
+        for told in ("names", "no names"):
+            for shots in config["shots"][1:]:
+                gain = gained(kept[last, told, shots], kept[other, told, shots])
+                rows.append({"over": other, "told": told, "shots": shots, **gain})
+    return rows
+
+
+def gained(own: list[np.ndarray[Any, Any]], other: list[np.ndarray[Any, Any]]) -> dict[str, Any]:
+    """Mean gain in points with its interval: one difference a task, of the means over seeds."""
+    gain = np.mean(own, 0) - np.mean(other, 0)
+    by_seed = [100 * float((a - b).mean()) for a, b in zip(own, other, strict=True)]
+    half = 196 * float(gain.std(ddof=1)) / len(gain) ** 0.5
+    seeds = [round(value, 2) for value in by_seed]
+    return {"gain": round(100 * float(gain.mean()), 2), "half": round(half, 2), "seeds": seeds}
 
 
 PARTS: dict[str, Callable[[Config], Rows]] = {
     "tuning": tuning,
     "width-4": lambda config: compare(config, 4),
     "width-16": lambda config: compare(config, 16),
+    "begun": begun,
     "width-8": lambda config: compare(config, 8),
 }
 

@@ -316,6 +316,8 @@ PARTS: dict[str, Callable[[Config], Rows]] = {
     "unseen": unseen,
     "examples": with_examples.examples,
     "trained": with_examples.trained,
+    "seen": with_examples.seen,
+    "cycles": with_examples.cycles,
     "codes_with_examples": with_examples.codes,
 }
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from references import fully_trained, second_trained
+from references import fully_trained, second_trained, train
 from words.common import (
     Config,
     Rows,
@@ -159,6 +159,69 @@ def trained(config: Config) -> Rows:
                 }
             )
             print(rows[-1], flush=True)
+    return rows
+
+
+def seen(config: Config) -> Rows:
+    """Known datasets and architectures with sixteen examples a class, against fully trained networks."""
+    rows: Rows = []
+    model = generator(config["generator"])
+    for text in config["architectures"]:
+        spec = resolved(config, text)
+        for dataset in config["datasets"]:
+            task = task_of(spec, dataset)
+            images, best = images_of(task, config), fully_trained(spec, task)
+            reached = []
+            for seed in config["seeds"]:
+                sentence = task.instructions(1, seed=seed)[0]
+                sample = model.generate(spec, instruction=sentence, support=task.support(16, seed))
+                reached.append(float(accuracy(sample.architecture, sample.flat[None], *images)[0]))
+            ratio = round(float(np.mean(reached)) / best, 4)
+            row = {"architecture": text, "task": dataset, **spread(reached), "trained": best, "ratio": ratio}
+            rows.append(row)
+            print(rows[-1], flush=True)
+    return rows
+
+
+def cycles(config: Config) -> Rows:
+    """The shortest training, one cycle, that reaches 99 % of the fully trained accuracy: from a generated
+    network and from a random one, each at the best of the rates.
+    """
+    rows: Rows = []
+    model, salt = generator(config["generator"]), recipe(config)["salt"]
+    spec = resolved(config, config["architectures"][0])
+    tasks = [("unseen task", TaskSampler([d], salt, "held-out-subset", (2, 9)).task(n).classes, d)
+             for n, d in enumerate(config["datasets"])]  # fmt: skip
+    pool = pools(config)["quickdraw"]["unseen"]
+    chosen = numpy_generator("benchmark", "trained", 0).choice(pool, 5, replace=False)
+    tasks.append(("unseen task", tuple(int(label) for label in chosen), "quickdraw"))
+    tasks.append(("unseen dataset", (), "digits"))
+    for kind, classes, dataset in tasks:
+        task = task_of(spec, dataset, classes)
+        own, (images, labels) = spec.resolve(classes=task.num_classes), task.data("test").all()
+        wanted = 0.99 * fully_trained(spec, task)
+        found: dict[str, int | None] = {}
+        for name in ("generated", "random"):
+            found[name] = None
+            for steps in config["cycle_steps"]:
+                reached = []
+                for rate in config["cycle_rates"]:
+                    start = None
+                    if name == "generated":
+                        start = model.generate(
+                            own, instruction=task.instructions(1, seed=0)[0], support=task.support(16, 0)
+                        ).module
+                    network = train(own, task, steps, start=start, rate=rate) if steps else start
+                    if network is None:
+                        continue
+                    with torch.no_grad():
+                        answers = torch.cat([network(part).argmax(1) for part in images.split(1000)])
+                    reached.append(float((answers == labels).float().mean()))
+                if reached and max(reached) >= wanted:
+                    found[name] = steps
+                    break
+        rows.append({"kind": kind, "task": str(task), "wanted": round(wanted, 4), **found})
+        print(rows[-1], flush=True)
     return rows
 
 

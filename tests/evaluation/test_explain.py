@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from weightloom.architectures import parse_architecture
 from weightloom.evaluation.explain import explain, nearest_checkpoints
+from weightloom.fitting import accuracy
 from weightloom.generators.layerwise import Layerwise, LayerwiseConfig, validity_of
 from weightloom.generators.load import load_generator
 from weightloom.generators.random_init import RandomInit
@@ -38,6 +41,25 @@ def test_examples_drive_a_layerwise_network(layerwise):
     assert set(found["removed"]) == {"nothing", "examples"}
     assert found["removed"]["nothing"] > found["removed"]["examples"] + 0.2
     assert found["nearest"] is None and found["starts_from"] == "layer by layer"
+
+
+def test_class_names_are_a_part_of_their_own(text_encoder):
+    task = parse_task("digits[3,1,7]@16c3")
+    images, labels = task.data("test").all()
+    spec = parse_architecture("cnn(depth=3,width=16)").resolve(classes=3, input=(3, 16, 16))
+    model = load_generator("words-small")
+    found = explain(model, spec, instruction="Digits", support=task.support(4), images=images, labels=labels)
+    assert set(found["removed"]) == {"nothing", "instruction", "examples", "class names"}
+    nameless = model.generate(spec, support=replace(task.support(4), class_names=("zzq0", "zzq1", "zzq2")),
+                              instruction="Digits")  # fmt: skip
+    assert found["removed"]["class names"] == pytest.approx(
+        float(accuracy(spec, nameless.flat[None], images, labels)[0])
+    )
+    alone = model.generate(spec, classes=task.class_names, instruction="Digits")
+    assert found["removed"]["examples"] == pytest.approx(
+        float(accuracy(spec, alone.flat[None], images, labels)[0])
+    )
+    assert not found["knows_checkpoints"]
 
 
 def test_attention_goes_to_named_parts_and_sums_to_one(layerwise):

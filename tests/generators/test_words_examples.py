@@ -56,7 +56,7 @@ def test_every_view_makes_a_whole_network_and_leaves_the_trunk_as_it_was(text, v
     body = part._trunk[0]
     before = {name: value.shape for name, value in body.state_dict().items()}
     written = part.make(vectors(), None, pictures(3, 2))
-    wanted = {s.name: s.shape for s in layout_of(part.spec).slots if s.name.startswith("body.")}
+    wanted = {s.name: s.shape for s in layout_of(spec_of(text)).slots if s.name.startswith("body.")}
     made = {**written.trunk, **written.statistics}
     missing = {name for name in wanted if name not in made}
     assert all(name.endswith("num_batches_tracked") for name in missing)

@@ -505,7 +505,7 @@ def _show_reasons(reasons: dict[str, Any]) -> None:
             [(n, percent(v), bar(v)) for n, v in shares],
             numbers=["share"],
         )
-    if not reasons["nearest"]:
+    if not reasons["nearest"] and reasons["knows_checkpoints"]:
         note("no training checkpoint has this architecture: none is near, and novelty has no unit")
     else:
         say()

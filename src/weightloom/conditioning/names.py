@@ -105,6 +105,11 @@ def shown_names(names: Sequence[str], most: int = 6) -> str:
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
+def no_names(count: int) -> tuple[str, ...]:
+    """As many names that say nothing: no generator and no dictionary knows a word of them."""
+    return tuple(f"zzq{number}" for number in range(count))
+
+
 def readable(name: str) -> str:
     """A class name in plain words, as the sentence encoder reads it best.
 

@@ -7,6 +7,7 @@ Shapes: P values of a network, T tokens, C classes, L blocks, H heads, S positio
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from weightloom.architectures import ArchitectureSpec
 from weightloom.conditioning import encode_text
+from weightloom.conditioning.names import no_names
 from weightloom.defaults import with_plain_defaults
 from weightloom.errors import WeightloomError
 from weightloom.fitting import accuracy, interval_of
@@ -55,17 +57,28 @@ def explain(
 
     Returns:
         ``removed``: accuracy of the whole request and of it without each part that it has, with their
-        ``intervals`` and ``num_images``; ``nearest``:
-        checkpoints by distance in latent space (the whole network's codes), nearest first, or None;
-        ``attention``: the share of the generated tokens' attention that goes to each part of the prefix (what
-        goes to the network's own tokens is left out; parts sum to 1), or None; ``starts_from``.
+        ``intervals`` and ``num_images`` (without the class names, they are names that no one knows);
+        ``knows_checkpoints``: whether the generator carries any; ``nearest``: checkpoints by distance in
+        latent space (the whole network's codes), nearest first, or None; ``attention``: the share of the
+        generated tokens' attention that goes to each part of the prefix (what goes to the network's own
+        tokens is left out; parts sum to 1), or None; ``starts_from``.
     """
-    parts = {"instruction": instruction, "examples": support}
+    parts: dict[str, Any] = {"instruction": instruction, "examples": support}
+    if model.reads_names and support is not None:
+        parts["class names"] = tuple(support.class_names)
 
     def reached(**kept: Any) -> float | None:
+        shown, names = kept["examples"], kept.get("class names")
+        if shown is not None and "class names" in parts and names is None:
+            shown = replace(shown, class_names=no_names(shown.num_classes))
         try:
             sample = model.generate_many(
-                spec, instruction=kept["instruction"], support=kept["examples"], seed=seed, sampling=sampling
+                spec,
+                instruction=kept["instruction"],
+                classes=names if shown is None else None,
+                support=shown,
+                seed=seed,
+                sampling=sampling,
             )[0]
         except WeightloomError:  # a generator that cannot do without this part
             return None
@@ -75,7 +88,7 @@ def explain(
     for name, value in parts.items():
         if value is not None:
             removed[name] = reached(**{**parts, name: None})
-    if all(value is not None for value in parts.values()):
+    if instruction is not None and support is not None and "class names" not in parts:
         removed["both"] = reached(instruction=None, examples=None)
     sample = model.generate_many(
         spec, instruction=instruction, support=support, seed=seed, sampling=sampling
@@ -84,6 +97,7 @@ def explain(
         "removed": removed,
         "intervals": {name: interval_of(value, len(labels)) for name, value in removed.items()},
         "num_images": len(labels),
+        "knows_checkpoints": getattr(model, "fingerprint", None) is not None,
         "nearest": nearest_checkpoints(model, spec, sample.flat),
         "attention": attention_over_prefix(model, spec, instruction, support, sample.report),
         "starts_from": sample.report.get("first_guess"),
