@@ -28,8 +28,8 @@ GeneratorOrNone = Annotated[
     typer.Option(
         "--generator",
         metavar="NAME",
-        help=f"A bundled name, a local folder, or a hub id. Left out: {FIRST}, or for examples of an "
-        f"architecture that it does not make, {OTHER}.",
+        help=f"A bundled name, a local folder, or a hub id. Left out: {FIRST}; or {OTHER}, for examples of an "
+        "architecture that the first one does not make, or of a dataset that only the second has learned from.",
     ),
 ]
 
@@ -54,12 +54,15 @@ def default_generator(
     """Which bundled generator answers: it follows from what the request has.
 
     Where classes are only listed in the sentence, the request is for words alone if it can be answered so.
-    Examples of a ``dataset`` that only the other one has learned from are for the other one.
+    Examples of a ``dataset`` that only the other one has learned from are for the other one, and so are all
+    examples where no sentence encoder is installed.
     """
+    from weightloom.conditioning.text import reads_text
+
     if examples:
         if dataset in _validity(OTHER).tasks and dataset not in _validity(FIRST).tasks:
             return OTHER
-        return FIRST if _makes(spec, spec.classes or 2) else OTHER
+        return FIRST if reads_text() and _makes(spec, spec.classes or 2) else OTHER
     if names is not None:
         return FIRST
     if instruction is None:
