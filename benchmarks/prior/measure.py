@@ -151,7 +151,7 @@ def answered(part: ExamplesPart, task: Posed, shots: int, noise: Tensor | None =
         features = features.unflatten(0, support.shape[:2])  # (C*S, H) -> (C, S, H)
         rows, biases = part.head(written, features)
         labels = torch.arange(len(support)).repeat_interleave(shots)
-        loss = float(F.cross_entropy(part.chosen(written, features)[1], labels))
+        loss = float(F.cross_entropy(part.fit(written, features).left_out, labels))
     features, _ = part.run(written.trunk, task.images, statistics)
     answers = (features @ rows.T + biases).argmax(1)
     return float((answers == task.labels).float().mean()), loss

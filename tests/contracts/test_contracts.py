@@ -695,8 +695,12 @@ def words_error(model: Words, spec: ArchitectureSpec, without: tuple[str, ...]) 
     seer, asked = model.seer(spec), support[:, 3:].flatten(0, 1)
     for names in (encode_names(["three", "one", "seven"]), None):
         made = seer.make(names, sentence, support[:, :3])
-        network, _ = seer.see(made, support[:, :3], others=asked)
-        loss = loss + F.cross_entropy(seer.answer(network, asked), torch.arange(3).repeat_interleave(2))
+        shown = torch.cat([support[:, :3].flatten(0, 1), asked])
+        statistics = seer.blend(made, shown, seer.weigh(3, 3, torch.zeros(2))[3])
+        features, _ = seer.run(made.trunk, shown, statistics)
+        rows, biases = seer.head(made, features[:9].unflatten(0, (3, 3)), features[9:])
+        logits = features[9:] @ rows.T + biases
+        loss = loss + F.cross_entropy(logits, torch.arange(3).repeat_interleave(2))
     return (
         loss if sentence is None else loss - model.turns(sentence[None], ["three digits, upside down"])[0, 2]
     )

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 
 from weightloom.architectures import parse_architecture
 from weightloom.errors import InputError
+from weightloom.fitting import discriminant, discriminant_left_out
+from weightloom.generators import examples_part
 from weightloom.generators.examples_part import ExamplesPart, gaussian_head
 from weightloom.generators.load import load_generator
 from weightloom.generators.words_part import WordsConfig, WordsPart, Written
@@ -101,21 +103,68 @@ def test_a_layer_is_written_in_view_of_what_the_layers_before_it_do():
     assert torch.equal(before, blind.make(vectors(), None, shown).codes)
 
 
-def test_left_out_answers_are_those_of_regressions_without_the_example():
+@pytest.mark.parametrize("family", ["regression", "discriminant"])
+def test_left_out_answers_are_those_of_heads_without_the_example(family, monkeypatch):
+    """The head that is chosen is made again by hand from the other examples."""
+    if family == "regression":
+        monkeypatch.setattr(examples_part, "SHRINKAGES", ())
+    else:
+        monkeypatch.setattr(examples_part, "CLEAR", 1e9)
+        monkeypatch.setattr(examples_part, "PENALTIES", (1.0,))
+        monkeypatch.setattr(examples_part, "NAMES", (1.0,))
     part = part_of("mlp(depth=2,width=8)")
-    generator = torch.Generator().manual_seed(1)
-    features = torch.randn(3, 4, 8, generator=generator)
+    features = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(1))
     written = part.make(vectors(), None, pictures(3, 4))
+    said = features.flatten(0, 1) @ written.rows.T + written.biases
     with torch.no_grad():
-        worth, answers = part.chosen(written, features)
-        design, wanted, _, _ = part._regression(written, features, worth)
-        said = features.flatten(0, 1) @ written.rows.T + written.biases
-        for row in range(12):
-            rest = [place for place in range(12) if place != row]
-            gram = design[rest].T @ design[rest] + worth[2] * torch.eye(9)
-            moved = torch.linalg.solve(gram, design[rest].T @ wanted[rest])
-            own = design[row] @ moved + worth[0] * said[row]
-            assert torch.allclose(own, answers[row], atol=2e-3), row
+        fit = part.fit(written, features)
+        logits = features.flatten(0, 1) @ fit.rows.T + fit.biases
+        if family == "regression":
+            worth = part.weigh(4, 3, part.agreement(written, features))
+            matched = []
+            for penalty in examples_part.PENALTIES:
+                for names in examples_part.NAMES:
+                    own = worth * torch.tensor([names, 1.0, penalty, 1.0])
+                    rows, biases = part.with_examples(written, features, own)
+                    if torch.allclose(features.flatten(0, 1) @ rows.T + biases, logits, atol=1e-4):
+                        matched.append(own)
+            (worth,) = matched
+            design, wanted, _, _ = part._regression(written, features, worth)
+            for row in range(12):
+                rest = [place for place in range(12) if place != row]
+                gram = design[rest].T @ design[rest] + worth[2] * torch.eye(9)
+                moved = torch.linalg.solve(gram, design[rest].T @ wanted[rest])
+                own = design[row] @ moved + worth[0] * said[row]
+                assert torch.allclose(own, fit.left_out[row], atol=2e-3), row
+        else:
+            found = [
+                (shrinkage, scale)
+                for shrinkage in examples_part.SHRINKAGES
+                for scale in examples_part.SCALES
+                if torch.allclose(
+                    scale * discriminant_left_out(features, shrinkage) + fit.names * said,
+                    fit.left_out,
+                    atol=1e-5,
+                )
+            ]
+            ((shrinkage, scale),) = found
+            rows, biases = discriminant(features, shrinkage)
+            assert torch.allclose(fit.rows, scale * rows + fit.names * written.rows, atol=1e-5)
+            assert torch.allclose(fit.biases, scale * biases + fit.names * written.biases, atol=1e-5)
+
+
+def test_a_left_out_discriminant_is_one_without_the_example():
+    x = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0)) + torch.arange(3.0)[:, None, None]
+    found, means = discriminant_left_out(x, 0.3), x.mean(1)
+    spread = ((x - means[:, None]).flatten(0, 1).square().sum(0) / 12).mean()
+    for number in range(15):
+        label, keep = number // 5, [place for place in range(5) if place != number % 5]
+        own = [x[label, keep] if k == label else x[k] for k in range(3)]
+        middles = torch.stack([part.mean(0) for part in own])
+        inner = torch.cat([part - middle for part, middle in zip(own, middles, strict=True)])
+        inverse = torch.linalg.inv(0.7 * inner.T @ inner / 12 + 0.3 * spread * torch.eye(4))
+        away = x.flatten(0, 1)[number] - middles
+        assert torch.allclose(found[number], -0.5 * (away @ inverse * away).sum(1), atol=1e-4)
 
 
 def test_names_that_examples_deny_are_not_believed():
@@ -127,9 +176,9 @@ def test_names_that_examples_deny_are_not_believed():
     wrong = replace(written, rows=right.roll(1, 0), biases=torch.zeros(3))
     with torch.no_grad():
         learned = part.weigh(6, 3, part.agreement(wrong, features))
-        worth, answers = part.chosen(wrong, features)
-    assert worth[0] < learned[0]
-    assert (answers.argmax(1) == torch.arange(3).repeat_interleave(6)).float().mean() > 0.8
+        fit = part.fit(wrong, features)
+    assert fit.names < learned[0]
+    assert (fit.left_out.argmax(1) == torch.arange(3).repeat_interleave(6)).float().mean() > 0.8
 
 
 def test_a_head_from_shares_is_the_linear_discriminant_of_whole_ones():

@@ -28,8 +28,8 @@ GeneratorOrNone = Annotated[
     typer.Option(
         "--generator",
         metavar="NAME",
-        help=f"A bundled name, a local folder, or a hub id. Left out: {FIRST}; or {OTHER}, for examples of an "
-        "architecture that the first one does not make, or of a dataset that only the second has learned from.",
+        help=f"A bundled name, a local folder, or a hub id. Left out: {FIRST}; or {OTHER}, for examples "
+        "of an architecture that the first does not make, or of a dataset that only it has learned from.",
     ),
 ]
 

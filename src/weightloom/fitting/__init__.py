@@ -1,6 +1,11 @@
 """Target networks on tasks: running, training and fine-tuning many at once."""
 
-from weightloom.fitting.closed_form import closed_form_network, discriminant, left_out
+from weightloom.fitting.closed_form import (
+    closed_form_network,
+    discriminant,
+    discriminant_left_out,
+    left_out,
+)
 from weightloom.fitting.finetune import Curve, finetune, steps_until
 from weightloom.fitting.interval import accuracy_interval, counted, interval_of
 from weightloom.fitting.population import (
@@ -21,6 +26,7 @@ __all__ = [
     "closed_form_network",
     "counted",
     "discriminant",
+    "discriminant_left_out",
     "finetune",
     "fit_population",
     "initial_flats",

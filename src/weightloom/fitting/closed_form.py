@@ -54,6 +54,41 @@ def discriminant(
     return weight, -0.5 * ((means + middle) * weight).sum(-1)
 
 
+@full_precision
+def discriminant_left_out(features: Tensor, shrinkage: float = SHRINKAGE) -> Tensor:
+    """(C*S, C) logits of examples with features (C, S, H), S at least 2, each by the discriminant of the
+    others.
+
+    Without an example its class's mean moves and the covariance loses one product, which its inverse follows
+    in closed form. How many examples the covariance is divided by, and its mean spread, are those of all.
+
+    Source: the inverse of a matrix plus one product, Sherman and Morrison (1950).
+
+    Example:
+        >>> x = torch.randn(2, 6, 3) + torch.tensor([[[4.0]], [[-4.0]]])
+        >>> discriminant_left_out(x).argmax(1).tolist()
+        [0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1]
+    """
+    classes, shots, width = features.shape
+    means = features.mean(1)  # (C, H)
+    flat = features.flatten(0, 1)  # (C, S, H) -> (C*S, H)
+    inner = (features - means[:, None]).flatten(0, 1)  # (C*S, H)
+    covariance = inner.T @ inner / (classes * (shots - 1))
+    spread = covariance.diagonal().mean().clamp_min(1e-6)
+    shrunk = (1 - shrinkage) * covariance + shrinkage * spread * torch.eye(width, device=flat.device)
+    inverse = torch.linalg.inv(shrunk)
+    away = flat[:, None] - means  # (C*S, C, H)
+    labels = torch.arange(classes, device=flat.device).repeat_interleave(shots)
+    rows = torch.arange(len(flat), device=flat.device)
+    away[rows, labels] *= shots / (shots - 1)  # from the mean of the others
+    turned = inner @ inverse  # (C*S, H)
+    share = (1 - shrinkage) / (classes * (shots - 1)) * shots / (shots - 1)
+    own = (turned * inner).sum(1)  # (C*S,)
+    across = torch.einsum("nch,nh->nc", away, turned)
+    distance = torch.einsum("nch,hk,nck->nc", away, inverse, away)
+    return -0.5 * (distance + share * across.square() / (1 - share * own).clamp_min(1e-3)[:, None])
+
+
 RIDGE = 0.3
 """Penalty of :func:`left_out`, in units of an example's mean squared length."""
 

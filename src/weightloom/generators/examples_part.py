@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from weightloom.architectures import ArchitectureSpec
 from weightloom.errors import SpecError
+from weightloom.fitting import discriminant, discriminant_left_out
 from weightloom.generators.words_part import TrunkLayer, WordsConfig, WordsPart, Written
 from weightloom.seeding import seed_for
 
@@ -41,10 +42,25 @@ PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 NAMES = (1.0, 0.3, 0.0)
 """What the learned penalty and the learned worth of the names are multiplied by, whichever is best."""
 
+SHRINKAGES, SCALES = (0.3, 0.6, 0.9), (0.1, 0.3, 1.0)
+"""Of linear discriminants that stand beside the regression: of their covariance, and of their answers."""
+
 CLEAR = 0.9
 """Share of the loss with what was learned below which something else is clearly better."""
 
 _SIDE = 16
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A head of examples: rows (C, H) and biases (C,), what the names' rows are worth in it, and logits (C*S,
+    C) of the examples, each by the head that was made without it.
+    """
+
+    rows: Tensor
+    biases: Tensor
+    names: Tensor
+    left_out: Tensor
 
 
 class ExamplesPart(WordsPart):
@@ -302,13 +318,14 @@ class ExamplesPart(WordsPart):
         wanted = worth[1] * (F.one_hot(labels, classes).to(flat.dtype) - 1 / classes) - worth[0] * said
         return design, wanted, middle, size
 
-    def chosen(self, written: Written, features: Tensor) -> tuple[Tensor, Tensor]:
-        """What names and examples are worth, (4,) as :meth:`weigh`'s, and logits (C*S, C) of the examples,
-        each by the head that was made without it.
+    def fit(self, written: Written, features: Tensor) -> Fit:
+        """The head of features (C, S, H) of examples and of the rows of the names, whichever answers left-out
+        examples best.
 
-        The worth of the names and the penalty that were learned are right for pictures like those of
-        training. For others they are multiplied by what answers the left-out examples of features (C, S, H)
-        best. One example a class cannot be left out.
+        The worth of the names and the penalty of the ridge regression that were learned are right for
+        pictures like those of training. For others they are multiplied by :data:`NAMES` and
+        :data:`PENALTIES`, and linear discriminants stand beside the regression. One example a class cannot be
+        left out: what was learned holds.
 
         Source: leave-one-out residuals of ridge regression, Hastie et al., "The Elements of Statistical
         Learning", equation 7.64.
@@ -321,33 +338,54 @@ class ExamplesPart(WordsPart):
         said = features.flatten(0, 1) @ written.rows.T + written.biases  # (C*S, C)
         middle = said.mean(1, keepdim=True)
         wanted = learned[1] * (F.one_hot(labels, classes).to(said.dtype) - 1 / classes)
-        best: tuple[float, Tensor, Tensor] | None = None
+        worths = NAMES if shots > 1 and written.rows.any() else (1.0,)
+        best = (math.inf, learned, 0.0, 0.0, said)
+
+        def offer(
+            names: float, answers: Tensor, penalty: float, shrinkage: float = 0.0, scale: float = 0.0
+        ) -> None:
+            nonlocal best
+            loss = float(F.cross_entropy(answers.detach(), labels))
+            if names == penalty == 1.0:
+                loss *= CLEAR
+            if loss < best[0]:
+                worth = learned * learned.new_tensor([names, 1.0, penalty or 1.0, 1.0])
+                best = (loss, worth, shrinkage, scale, answers)
+
         for penalty in PENALTIES if shots > 1 else (1.0,):
             inverse = vectors @ ((spectrum.clamp_min(0) + penalty * learned[2])[:, None] ** -1 * vectors.T)
             shown = (inverse @ torch.cat([wanted, said - middle], 1)) / inverse.diagonal()[:, None]
-            for names in NAMES if shots > 1 and written.rows.any() else (1.0,):
-                worth = learned * learned.new_tensor([names, 1.0, penalty, 1.0])
+            for names in worths:
                 # The targets, less what is left of them where they are left out, and the names' own answer.
-                answers = wanted - shown[:, :classes] + worth[0] * (shown[:, classes:] + middle)
-                loss = float(F.cross_entropy(answers.detach(), labels))
-                if names == penalty == 1.0:
-                    loss *= CLEAR
-                if best is None or loss < best[0]:
-                    best = (loss, worth, answers)
-        assert best is not None
-        return best[1], best[2]
+                own = wanted - shown[:, :classes] + names * learned[0] * (shown[:, classes:] + middle)
+                offer(names, own, penalty)
+        for shrinkage in SHRINKAGES if shots > 1 else ():
+            own = discriminant_left_out(features, shrinkage)
+            for scale in SCALES:
+                for names in worths:
+                    offer(names, scale * own + names * learned[0] * said, 0.0, shrinkage, scale)
+        _, worth, shrinkage, scale, answers = best
+        if not shrinkage:
+            return Fit(*self.with_examples(written, features, worth), worth[0], answers)
+        rows, biases = discriminant(features, shrinkage)
+        rows, biases = scale * rows + worth[0] * written.rows, scale * biases + worth[0] * written.biases
+        return Fit(rows, biases, worth[0], answers)
 
     def head(
-        self, written: Written, features: Tensor, others: Tensor | None = None, worth: Tensor | None = None
+        self, written: Written, features: Tensor, others: Tensor | None = None, fit: Fit | None = None
     ) -> tuple[Tensor, Tensor]:
         """Rows (C, H) and biases (C,) from features (C, S, H) of examples, the rows of the names, and
-        features (U, H) of pictures without labels.
+        features (U, H) of pictures without labels; ``fit`` is that of the examples, left out what was
+        learned.
         """
         classes, shots = features.shape[:2]
         agreement = self.agreement(written, features)
-        if worth is None:
+        if fit is None:
             worth = self.weigh(shots, classes, agreement)
-        rows, biases = self.with_examples(written, features, worth)
+            rows, biases = self.with_examples(written, features, worth)
+            names = worth[0]
+        else:
+            rows, biases, names = fit.rows, fit.biases, fit.names
         if others is None:
             return rows, biases
         raw = self.unlabelled(self._counted(shots, classes, agreement))
@@ -361,7 +399,7 @@ class ExamplesPart(WordsPart):
             guessed = (sharpness * (others @ new_rows.T + new_biases)).softmax(1)  # (U, C)
             given = torch.cat([answers.flatten(0, 1), count * guessed])  # (C*S + U, C)
             weight, bias = gaussian_head(together, given, shrinkage)
-            said, said_bias = worth[0] * written.rows, worth[0] * written.biases
+            said, said_bias = names * written.rows, names * written.biases
             new_rows = (1 - share) * rows + share * (said + scale * weight)
             new_biases = (1 - share) * biases + share * (said_bias + scale * bias)
         return new_rows, new_biases
@@ -370,7 +408,7 @@ class ExamplesPart(WordsPart):
         self, written: Written, support: Tensor, *, measure: bool = True, others: Tensor | None = None
     ) -> tuple[Written, Tensor]:
         """The network once examples (C, S, ...) have been seen, and pictures without labels (U, ...); and
-        logits (C*S, C) of the examples by :meth:`chosen`.
+        logits (C*S, C) of the examples by :meth:`fit`.
 
         Without ``measure`` the statistics stay those that are predicted.
         """
@@ -383,10 +421,10 @@ class ExamplesPart(WordsPart):
             statistics = self.blend(written, images, self.weigh(shots, classes, support.new_zeros(2))[3])
         features, _ = self.run(written.trunk, images, statistics)
         seen = features[: classes * shots].unflatten(0, (classes, shots))  # (C*S, H) -> (C, S, H)
-        worth, held_out = self.chosen(written, seen)
+        fit = self.fit(written, seen)
         without = None if others is None else features[classes * shots :]
-        rows, biases = self.head(written, seen, without, worth)
-        return replace(written, statistics=statistics, rows=rows, biases=biases), held_out
+        rows, biases = self.head(written, seen, without, fit)
+        return replace(written, statistics=statistics, rows=rows, biases=biases), fit.left_out
 
 
 def gaussian_head(features: Tensor, given: Tensor, shrinkage: Tensor) -> tuple[Tensor, Tensor]:
