@@ -24,7 +24,7 @@ from weightloom.cli.inputs import (
     plain_text,
     short_text,
 )
-from weightloom.cli.naming import Classes, GeneratorOrNone, default_generator, given_names
+from weightloom.cli.naming import Classes, GeneratorOrNone, default_generators, given_names
 from weightloom.cli.output import (
     bar,
     emit,
@@ -44,6 +44,7 @@ from weightloom.errors import InputError, WeightloomError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from weightloom.architectures import ArchitectureSpec
     from weightloom.cli.baselines import Baselines
     from weightloom.generators import Generator, Sample
     from weightloom.tasks import SupportSet, Task
@@ -164,9 +165,10 @@ def generate(
     if instruction is not None:
         instruction = check_instruction(plain_text(instruction, "instruction"))
     names, spec = given_names(classes), parse_architecture(plain_text(arch, "architecture"))
+    losses: dict[str, float] = {}
     if generator is None:
-        generator = default_generator(
-            names, instruction, spec, examples=task is not None or data is not None, dataset=_dataset(task)
+        generator, losses = _best_generator(
+            names, instruction, spec, task, data, unlabelled, shots=shots, seed=seed, skip_broken=skip_broken
         )
     folder = Path(plain_text(generator, "generator")).expanduser()
     if is_consolidated(folder):
@@ -252,6 +254,7 @@ def generate(
     result = {
         "generator": model.name,
         "instruction": instruction,
+        "generators_compared": losses or None,
         **{name: chosen.report.get(name) for name in _OF_WORDS},
         "architecture": resolved.full_text(),
         "task": None if target is None else str(target),
@@ -296,13 +299,41 @@ def generate(
             note(f"{model.name} draws nothing: its samples are all alike")
 
 
-def _dataset(task: str | None) -> str | None:
-    """The dataset of ``--task``; None without one."""
-    if task is None:
-        return None
-    from weightloom.tasks import parse_task
+def _best_generator(
+    names: tuple[str, ...] | None,
+    instruction: str | None,
+    spec: ArchitectureSpec,
+    task: str | None,
+    data: Path | None,
+    unlabelled: Path | None,
+    *,
+    shots: int,
+    seed: int,
+    skip_broken: bool,
+) -> tuple[str, dict[str, float]]:
+    """The bundled generator that answers, and the loss on left-out examples of each where several can.
 
-    return parse_task(plain_text(task, "task")).dataset
+    One network of each is made and judged; with one example a class, none can be left out, and the first
+    answers.
+    """
+    target = load_task(task, data, None, skip_broken)
+    count = None if target is None else target.num_classes
+    able = default_generators(names, instruction, spec, classes=count, more=unlabelled is not None)
+    if target is None or len(able) == 1 or shots == 1:
+        return able[0], {}
+    from weightloom.generators.choice import left_out_loss
+    from weightloom.generators.load import load_generator
+
+    losses: dict[str, float] = {}
+    with working("choosing a generator"):
+        for name in able:
+            model = load_generator(name)
+            own = load_task(task, data, model.validity.input_for(spec), skip_broken)
+            assert own is not None
+            support = own.support(shots, seed)
+            sample = model.generate_many(spec, instruction=instruction, support=support, seed=seed)[0]
+            losses[name] = round(left_out_loss(sample, support), 4)
+    return min(losses, key=lambda name: losses[name]), losses
 
 
 def _unlabelled(folder: Path, target: Task | None, shape: tuple[int, int, int], skip_broken: bool) -> Tensor:
@@ -393,6 +424,7 @@ def _show(result: dict[str, Any], task: Task | None) -> None:
     facts(
         [
             ("instruction", result["instruction"]),
+            ("loss on left-out examples", _losses(result["generators_compared"])),
             ("classes", None if result["class_names"] is None else shown_names(result["class_names"], 12)),
             ("architecture", result["architecture"]),
             ("task", None if task is None else f"{task}: {task.describe()}"),
@@ -505,7 +537,9 @@ def _show_reasons(reasons: dict[str, Any]) -> None:
             [(n, percent(v), bar(v)) for n, v in shares],
             numbers=["share"],
         )
-    if not reasons["nearest"] and reasons["knows_checkpoints"]:
+    if reasons["nearest"] is None and not reasons["knows_checkpoints"]:
+        return
+    if not reasons["nearest"]:
         note("no training checkpoint has this architecture: none is near, and novelty has no unit")
     else:
         say()
@@ -519,6 +553,13 @@ def _distance(far: dict[str, Any] | None) -> str | None:
         return None
     spacing = far.get("zoo_spacing") or 0
     return f"{far['distance'] / spacing:.2f}" if spacing > 0 else f"{far['distance']:.3f}"
+
+
+def _losses(compared: dict[str, float] | None) -> str | None:
+    """Why this generator answers."""
+    if compared is None:
+        return None
+    return ", ".join(f"{name} {value:.2f}" for name, value in compared.items())
 
 
 def _made_for(nearest: dict[str, Any] | None) -> str:

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from weightloom.generators import Validity
 
 FIRST, OTHER = "words-small", "igpg-tiny"
-"""The bundled generator that answers where it makes the architecture, and the one that answers otherwise."""
+"""Bundled generators: one that reads names and makes four architectures, one that makes any depth and width.
+"""
 
 Classes = Annotated[
     str | None,
@@ -28,8 +29,8 @@ GeneratorOrNone = Annotated[
     typer.Option(
         "--generator",
         metavar="NAME",
-        help=f"A bundled name, a local folder, or a hub id. Left out: {FIRST}; or {OTHER}, for examples "
-        "of an architecture that the first does not make, or of a dataset that only it has learned from.",
+        help=f"A bundled name, a local folder, or a hub id. Left out: {FIRST} or {OTHER}, as the request "
+        "has it; of those that make the architecture from examples, the one that answers left-out ones best.",
     ),
 ]
 
@@ -43,34 +44,35 @@ def given_names(classes: str | None) -> tuple[str, ...] | None:
     return parse_names(plain_text(classes, "class names"))
 
 
-def default_generator(
+def default_generators(
     names: tuple[str, ...] | None,
     instruction: str | None,
     spec: ArchitectureSpec,
     *,
-    examples: bool,
-    dataset: str | None = None,
-) -> str:
-    """Which bundled generator answers: it follows from what the request has.
+    classes: int | None,
+    more: bool = False,
+) -> tuple[str, ...]:
+    """Which bundled generators can answer: it follows from what the request has.
 
-    Where classes are only listed in the sentence, the request is for words alone if it can be answered so.
-    Examples of a ``dataset`` that only the other one has learned from are for the other one, and so are all
-    examples where no sentence encoder is installed.
+    ``classes`` is the number of classes of the examples, None without examples; ``more`` says whether there
+    are pictures without labels. Where classes are only listed in the sentence, the request is for words alone
+    if it can be answered so. Examples need no sentence encoder: where none is installed, the other generator
+    answers.
     """
     from weightloom.conditioning.text import reads_text
 
-    if examples:
-        if dataset in _validity(OTHER).tasks and dataset not in _validity(FIRST).tasks:
-            return OTHER
-        return FIRST if reads_text() and _makes(spec, spec.classes or 2) else OTHER
+    if classes is not None:
+        first = reads_text() and _makes(spec, classes)
+        other = not more and classes <= _validity(OTHER).max_classes
+        return (FIRST,) * first + (OTHER,) * other or (FIRST,)
     if names is not None:
-        return FIRST
+        return (FIRST,)
     if instruction is None:
-        return OTHER
+        return (OTHER,)
     from weightloom.conditioning.names import names_in
 
     listed = names_in(instruction)
-    return FIRST if listed is not None and _makes(spec, len(listed)) else OTHER
+    return (FIRST,) if listed is not None and _makes(spec, len(listed)) else (OTHER,)
 
 
 def _makes(spec: ArchitectureSpec, classes: int) -> bool:

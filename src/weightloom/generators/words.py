@@ -266,6 +266,8 @@ class Words(nn.Module, Generator):
             if seen is None or first is None:
                 network = written if noise is None else part.write(vectors, sentence, noise)
                 own = {"head": "from the names", "batch_norm": "generated" if part.norms else "none"}
+                if seen is not None:  # the network has seen none of them
+                    own["support_scores"] = "of examples that the network was not made from"
             elif noise is None:
                 network, own = first
             else:
