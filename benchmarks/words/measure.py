@@ -315,6 +315,7 @@ PARTS: dict[str, Callable[[Config], Rows]] = {
     "expected": expected,
     "unseen": unseen,
     "examples": with_examples.examples,
+    "choice": with_examples.choice,
     "trained": with_examples.trained,
     "seen": with_examples.seen,
     "cycles": with_examples.cycles,

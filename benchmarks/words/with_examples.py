@@ -25,9 +25,11 @@ from words.common import (
 from weightloom.architectures import ArchitectureSpec
 from weightloom.fitting import accuracy, run_networks
 from weightloom.generators import Sampling
+from weightloom.generators.choice import left_out_loss
 from weightloom.generators.words import Words
 from weightloom.seeding import numpy_generator
 from weightloom.tasks import DatasetTask, SupportSet, TaskSampler
+from weightloom.tasks.store import datasets
 
 NONSENSE = ("wug", "blick", "dax", "zorp", "fep", "toma", "kiv", "modi", "gazzer", "lorp")
 """Names that no one knows: the generator then reads none."""
@@ -115,6 +117,43 @@ def examples(config: Config) -> Rows:
                     row[name] = {"mean": round(float(gain.mean()), 2), "half": round(half, 2)}
                 rows.append(row)
                 print(row, flush=True)
+    return rows
+
+
+def choice(config: Config) -> Rows:
+    """Which generator left-out examples choose, on datasets that both have learned from and on others."""
+    rows: Rows = []
+    models = {name: generator(name) for name in (config["generator"], "igpg-tiny")}
+    spec = resolved(config, config["architectures"][0])
+    for dataset in config["choice_datasets"]:
+        labels_of = list(range(datasets.get(dataset).num_classes))
+        pool = pools(config)[dataset]["unseen"] if dataset == "quickdraw" else labels_of
+        for shots in (4, 16):
+            by_seed: dict[str, list[float]] = {}
+            for seed in config["seeds"]:
+                draw = numpy_generator("benchmark", "choice", dataset, shots, seed)
+                own: dict[str, list[float]] = {}
+                for index in range(config["choice_draws"]):
+                    classes = tuple(
+                        int(label) for label in draw.choice(pool, min(6, len(pool)), replace=False)
+                    )
+                    task = task_of(spec, dataset, classes)
+                    support = task.support(shots, seed=1000 * seed + index)
+                    images, labels = images_of(task, {**config, "images": 500})
+                    losses = {}
+                    for name, model in models.items():
+                        sentence = task.instructions(1, seed=0)[0]
+                        sample = model.generate_many(spec, instruction=sentence, support=support)[0]
+                        right = accuracy(sample.architecture, sample.flat[None], images, labels)[0]
+                        own.setdefault(name, []).append(float(right))
+                        losses[name] = left_out_loss(sample, support)
+                    best = min(losses, key=lambda name: losses[name])
+                    own.setdefault("chosen", []).append(own[best][-1])
+                    own.setdefault("svm", []).append(_instead(support, images, labels)["svm"])
+                for name, values in own.items():
+                    by_seed.setdefault(name, []).append(float(np.mean(values)))
+            rows.append({"dataset": dataset, "shots": shots, **{k: spread(v) for k, v in by_seed.items()}})
+            print(rows[-1], flush=True)
     return rows
 
 
