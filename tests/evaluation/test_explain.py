@@ -60,6 +60,15 @@ def test_class_names_are_a_part_of_their_own(text_encoder):
         float(accuracy(spec, alone.flat[None], images, labels)[0])
     )
     assert not found["knows_checkpoints"]
+    one = parse_task("digits[3,1,7]@16c3").support(1)
+    more = explain(
+        model, spec, instruction=None, support=one, unlabelled=images[:50], images=images, labels=labels
+    )
+    assert "pictures without labels" in more["removed"]
+    with_them = model.generate(spec, support=one, unlabelled=images[:50])
+    assert more["removed"]["nothing"] == pytest.approx(
+        float(accuracy(spec, with_them.flat[None], images, labels)[0])
+    )
 
 
 def test_attention_goes_to_named_parts_and_sums_to_one(layerwise):

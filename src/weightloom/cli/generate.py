@@ -232,6 +232,7 @@ def generate(
                 resolved,
                 instruction=instruction,
                 support=support,
+                unlabelled=others,
                 images=pixels,
                 labels=labels,
                 seed=seed,
@@ -293,6 +294,8 @@ def generate(
             note(f"{model.name} reads no words: the instruction has changed nothing")
         if names is not None and not model.reads_names:
             note(f"{model.name} reads no class names: they have changed nothing")
+        if others is not None and not chosen.report.get("unlabelled"):
+            note(f"the {len(others):,} pictures without labels are not used: words alone answer better")
         if support is None and len(made) == 1 and model.reads_names and (seed or temperature != 0.1):
             note("one network without examples is the likeliest: --seed and --temperature change nothing")
         if len(made) > 1 and not model.draws:
@@ -342,12 +345,16 @@ def _unlabelled(folder: Path, target: Task | None, shape: tuple[int, int, int], 
     from weightloom.tasks.folder import unlabelled_pictures
 
     like = target if isinstance(target, FolderTask) else None
+    if folder.expanduser().is_file():
+        raise InputError(f"{folder}: --unlabelled is a folder of pictures, not a file")
     return unlabelled_pictures(folder, like, shape[1], shape[0], skip_broken=skip_broken)
 
 
 def _samples(model: Generator, support: SupportSet | None) -> int:
     """How many networks are worth making: where nothing can choose among them, the likeliest alone."""
-    return 4 if model.draws and (support is not None or not model.reads_names) else 1
+    if not model.draws or (model.reads_names and (support is None or support.shots == 1)):
+        return 1
+    return 4
 
 
 def _accuracies(made: list[Sample], task: Task) -> list[float]:
@@ -443,10 +450,9 @@ def _show(result: dict[str, Any], task: Task | None) -> None:
             "are used"
         )
     if result["unknown_names"]:
-        note(
-            f"no word of {shown_names(result['unknown_names'])} is known to {result['generator']}: what the "
-            "network answers there is a guess"
-        )
+        told = "what the network answers there is a guess" if task is None else "only the examples tell"
+        names = shown_names(result["unknown_names"])
+        note(f"no word of {names} is known to {result['generator']}: {told}")
     if task is None and result["expected_accuracy"] is not None and count == 1:
         _show_files(result)
         return

@@ -37,9 +37,7 @@ DataFolder = Annotated[
         help="Your own images: one sub-folder for each class, or train and test with these in each.",
     ),
 ]
-SkipBroken = Annotated[
-    bool, typer.Option("--skip-broken", help="Leave pictures of --data out that cannot be read.")
-]
+SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave pictures out that cannot be read.")]
 Instruction = Annotated[
     str | None,
     typer.Argument(metavar="INSTRUCTION", help="What the network is to do, in a sentence; may be left out."),

@@ -58,11 +58,20 @@ def default_generators(
     are pictures without labels. Where classes are only listed in the sentence, the request is for words alone
     if it can be answered so. Examples need no sentence encoder: where none is installed, the other generator
     answers.
+
+    Raises:
+        UnsupportedRequestError: pictures without labels for an architecture that only the other one makes.
     """
     from weightloom.conditioning.text import reads_text
+    from weightloom.errors import UnsupportedRequestError
 
     if classes is not None:
         first = reads_text() and _makes(spec, classes)
+        if more and not first:
+            makes = "; ".join(_validity(FIRST).listed())
+            raise UnsupportedRequestError(
+                f"pictures without labels are used by {FIRST}, with the extra text; it makes: {makes}"
+            )
         other = not more and classes <= _validity(OTHER).max_classes
         return (FIRST,) * first + (OTHER,) * other or (FIRST,)
     if names is not None:

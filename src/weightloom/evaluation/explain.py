@@ -40,6 +40,7 @@ def explain(
     support: SupportSet | None,
     images: Tensor,
     labels: Tensor,
+    unlabelled: Tensor | None = None,
     seed: int = 0,
     sampling: Sampling | None = None,
 ) -> dict[str, Any]:
@@ -52,6 +53,7 @@ def explain(
         support: the request's examples.
         images: (N, ...) on which accuracies are measured; nothing is chosen by them.
         labels: (N,).
+        unlabelled: the request's pictures without labels.
         seed: of what is drawn.
         sampling: how codes are drawn.
 
@@ -66,6 +68,8 @@ def explain(
     parts: dict[str, Any] = {"instruction": instruction, "examples": support}
     if model.reads_names and support is not None:
         parts["class names"] = tuple(support.class_names)
+    if unlabelled is not None:
+        parts["pictures without labels"] = unlabelled
 
     def reached(**kept: Any) -> float | None:
         shown, names = kept["examples"], kept.get("class names")
@@ -77,6 +81,7 @@ def explain(
                 instruction=kept["instruction"],
                 classes=names if shown is None else None,
                 support=shown,
+                unlabelled=None if shown is None else kept.get("pictures without labels"),
                 seed=seed,
                 sampling=sampling,
             )[0]
@@ -91,7 +96,7 @@ def explain(
     if instruction is not None and support is not None and "class names" not in parts:
         removed["both"] = reached(instruction=None, examples=None)
     sample = model.generate_many(
-        spec, instruction=instruction, support=support, seed=seed, sampling=sampling
+        spec, instruction=instruction, support=support, unlabelled=unlabelled, seed=seed, sampling=sampling
     )[0]
     return {
         "removed": removed,

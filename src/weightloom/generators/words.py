@@ -267,7 +267,7 @@ class Words(nn.Module, Generator):
                 network = written if noise is None else part.write(vectors, sentence, noise)
                 own = {"head": "from the names", "batch_norm": "generated" if part.norms else "none"}
                 if seen is not None:  # the network has seen none of them
-                    own["support_scores"] = "of examples that the network was not made from"
+                    own["support_scores"] = "which the network was not made from"
             elif noise is None:
                 network, own = first
             else:
@@ -319,9 +319,10 @@ class Words(nn.Module, Generator):
         written = seer.make(seen.names, seen.sentence, seen.upright, noise)
         written = replace(written, trunk=turned_tensors(spec, written.trunk, seen.turn))
         network, left_out = seer.see(written, seen.support, measure=seen.measure, others=seen.unlabelled)
-        parts = ["the names"] if seen.names is not None else []
-        parts += ["the examples"] if seen.unlabelled is None else ["the examples", "pictures without labels"]
-        said: dict[str, Any] = {"head": f"from {' and '.join(parts)}"}
+        names = "the names" if seen.names is not None else ""
+        more = " and pictures without labels" if seen.unlabelled is not None else ""
+        between = (", " if more else " and ") if names else ""
+        said: dict[str, Any] = {"head": f"from {names}{between}the examples{more}"}
         if seen.unlabelled is not None:
             said["unlabelled"] = len(seen.unlabelled)
         if shots > 1:
@@ -330,7 +331,7 @@ class Words(nn.Module, Generator):
             said["support_loss"] = _loss(left_out, shots)
             said["support_accuracy"] = right
             said["support_interval"] = interval_of(right, len(labels))
-            said["support_scores"] = "of each example when it is left out"
+            said["support_scores"] = "each when it is left out"
         return network, said
 
     def _network(self, spec: ArchitectureSpec, written: Written, back: Tensor) -> Tensor:

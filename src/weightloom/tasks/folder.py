@@ -242,7 +242,8 @@ def unlabelled_pictures(
 ) -> torch.Tensor:
     """(U, channels, size, size): all pictures in a folder and below it, whatever its folders mean.
 
-    ``like`` is the folder of examples: what is deeper than bytes is read as there.
+    ``like`` is the folder of examples: what is deeper than bytes is read as there, and pictures that networks
+    cannot tell from its test images are left out.
 
     Raises:
         InputError: no such folder, or no picture in it.
@@ -256,9 +257,13 @@ def unlabelled_pictures(
     found = read_pictures(
         files, size, channels, ranges=ranges, skip_broken=skip_broken, where=printable(str(path))
     )
-    none = [0] * len(found.kept)
-    data = split_data(found.pixels, none, [False] * len(none), "id", channels)["train"]
-    return data.all()[0]
+    none, held = [0] * len(found.kept), [False] * len(found.kept)
+    if like is not None:
+        tested = {key for key, test in zip(like._read.pictures.keys, like._read.test, strict=True) if test}
+        held = [key in tested for key in found.keys]
+        if all(held):
+            raise InputError(f"{path}: all of its pictures are test images of {like.path}")
+    return split_data(found.pixels, none, held, "id", channels)["train"].all()[0]
 
 
 def split_data(
