@@ -19,6 +19,7 @@ from words.common import pools
 from weightloom.architectures import parse_architecture
 from weightloom.conditioning import encode_text
 from weightloom.conditioning.names import encode_names
+from weightloom.fitting import copies_of
 from weightloom.generators.examples_part import ExamplesPart
 from weightloom.generators.load import load_generator
 from weightloom.generators.words import Words
@@ -151,7 +152,7 @@ def answered(part: ExamplesPart, task: Posed, shots: int, noise: Tensor | None =
         features = features.unflatten(0, support.shape[:2])  # (C*S, H) -> (C, S, H)
         rows, biases = part.head(written, features)
         labels = torch.arange(len(support)).repeat_interleave(shots)
-        loss = float(F.cross_entropy(part.fit(written, features).left_out, labels))
+        loss = float(F.cross_entropy(part.fit(written, features, copies_of(support)).left_out, labels))
     features, _ = part.run(written.trunk, task.images, statistics)
     answers = (features @ rows.T + biases).argmax(1)
     return float((answers == task.labels).float().mean()), loss
@@ -257,7 +258,7 @@ def begun(config: Config) -> Rows:
     settings = {**config, "steps": config["begun"]["steps"]}
     rows: Rows = []
     kept: dict[tuple[str, str, int], list[np.ndarray[Any, Any]]] = {}
-    for view in config["arms"]:
+    for view in config["begun"]["arms"]:
         for seed in config["seeds"]:
             part = trained(
                 settings, begun_as(config, view, seed), [1, 2, 4, 8, 16], seed, config["begun"]["rate"]
@@ -279,8 +280,8 @@ def begun(config: Config) -> Rows:
                 row["subsets"] = round(100 * float(np.mean([run[names:].mean() for run in runs])), 2)
                 rows.append(row)
                 print(row, flush=True)
-    last = config["arms"][-1]
-    for other in config["arms"][:-1]:
+    last = config["begun"]["arms"][-1]
+    for other in config["begun"]["arms"][:-1]:
         for told in ("names", "no names"):
             for shots in config["shots"][1:]:
                 gain = gained(kept[last, told, shots], kept[other, told, shots])

@@ -4,6 +4,8 @@ and many widths from one part.
 
 from __future__ import annotations
 
+import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -12,12 +14,13 @@ import torch.nn.functional as F
 
 from weightloom.architectures import parse_architecture
 from weightloom.errors import InputError
-from weightloom.fitting import discriminant, discriminant_left_out
+from weightloom.fitting import copies_of, discriminant, discriminant_left_out
 from weightloom.generators import examples_part
-from weightloom.generators.examples_part import ExamplesPart, gaussian_head
+from weightloom.generators.choice import left_out_loss
+from weightloom.generators.examples_part import ExamplesPart, gaussian_head, left_out_residuals
 from weightloom.generators.load import load_generator
 from weightloom.generators.words_part import WordsConfig, WordsPart, Written
-from weightloom.tasks import parse_task
+from weightloom.tasks import SupportSet, parse_task
 from weightloom.weights import layout_of
 
 pytestmark = pytest.mark.usefixtures("text_encoder")
@@ -116,8 +119,9 @@ def test_left_out_answers_are_those_of_heads_without_the_example(family, monkeyp
     features = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(1))
     written = part.make(vectors(), None, pictures(3, 4))
     said = features.flatten(0, 1) @ written.rows.T + written.biases
+    ones = torch.ones(12, dtype=torch.long)
     with torch.no_grad():
-        fit = part.fit(written, features)
+        fit = part.fit(written, features, ones)
         logits = features.flatten(0, 1) @ fit.rows.T + fit.biases
         if family == "regression":
             worth = part.weigh(4, 3, part.agreement(written, features))
@@ -167,6 +171,44 @@ def test_a_left_out_discriminant_is_one_without_the_example():
         assert torch.allclose(found[number], -0.5 * (away @ inverse * away).sum(1), atol=1e-4)
 
 
+def test_copies_of_an_example_are_left_out_together():
+    x = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
+    repeated = torch.cat([x, x[:, :1], x[:, :1], x[:, 1:2]], 1)  # (3, 7, 5)
+    copies = copies_of(repeated)
+    assert copies.unflatten(0, (3, 7)).tolist() == [[3, 2, 1, 1, 3, 3, 2]] * 3
+    flat, labels = repeated.flatten(0, 1), torch.arange(3).repeat_interleave(7)
+    wanted = F.one_hot(labels, 3).float()
+    design = torch.cat([flat, torch.ones(21, 1)], 1)
+    for penalty in (0.1, 3.0):
+        found = left_out_residuals(design, wanted, copies)(torch.tensor(penalty))
+        for row in range(21):
+            rest = [k for k in range(21) if not torch.equal(flat[k], flat[row])]
+            gram = design[rest].T @ design[rest] + penalty * torch.eye(6)
+            own = wanted[row] - design[row] @ torch.linalg.solve(gram, design[rest].T @ wanted[rest])
+            assert torch.allclose(own, found[row], atol=1e-3)
+    # More features than examples: the other way to the same residuals.
+    wide = torch.randn(9, 20, generator=torch.Generator().manual_seed(1))
+    found = left_out_residuals(wide, wanted[:9], torch.ones(9))(torch.tensor(0.5))
+    for row in range(9):
+        rest = [k for k in range(9) if k != row]
+        gram = wide[rest].T @ wide[rest] + 0.5 * torch.eye(20)
+        own = wanted[row] - wide[row] @ torch.linalg.solve(gram, wide[rest].T @ wanted[:9][rest])
+        assert torch.allclose(own, found[row], atol=1e-3)
+    answers = discriminant_left_out(repeated, 0.3, copies)
+    means, spread = repeated.mean(1), None
+    inner = (repeated - means[:, None]).flatten(0, 1)
+    spread = (inner.square().sum(0) / 18).mean()
+    for row in range(21):
+        label = int(labels[row])
+        kept = torch.stack([e for e in repeated[label] if not torch.equal(e, flat[row])])
+        own = [kept if k == label else repeated[k] for k in range(3)]
+        middles = torch.stack([part.mean(0) for part in own])
+        within = torch.cat([part - middle for part, middle in zip(own, middles, strict=True)])
+        inverse = torch.linalg.inv(0.7 * within.T @ within / 18 + 0.3 * spread * torch.eye(5))
+        away = flat[row] - middles
+        assert torch.allclose(answers[row], -0.5 * (away @ inverse * away).sum(1), atol=1e-3)
+
+
 def test_names_that_examples_deny_are_not_believed():
     part = part_of("mlp(depth=2,width=8)")
     noise = 0.4 * torch.randn(3, 6, 8, generator=torch.Generator().manual_seed(1))
@@ -176,7 +218,7 @@ def test_names_that_examples_deny_are_not_believed():
     wrong = replace(written, rows=right.roll(1, 0), biases=torch.zeros(3))
     with torch.no_grad():
         learned = part.weigh(6, 3, part.agreement(wrong, features))
-        fit = part.fit(wrong, features)
+        fit = part.fit(wrong, features, torch.ones(18, dtype=torch.long))
     assert fit.names < learned[0]
     assert (fit.left_out.argmax(1) == torch.arange(3).repeat_interleave(6)).float().mean() > 0.8
 
@@ -276,3 +318,41 @@ def test_pictures_without_labels_are_used_and_checked(bundled):
         bundled.generate(arch, classes=["cat", "dog"], unlabelled=more)
     with pytest.raises(InputError, match="does nothing with pictures without labels"):
         load_generator("igpg-tiny").generate(arch, support=support, unlabelled=more)
+
+
+def test_scores_on_repeated_examples_are_of_pictures_that_differ(bundled):
+    """Noise cannot be learned, however often it is repeated."""
+    images = torch.rand(5, 2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    names = ("wug", "blick", "dax", "zorp", "fep")
+    few = SupportSet(images=images, class_names=names)
+    many = SupportSet(images=images.repeat(1, 8, 1, 1, 1), class_names=names)
+    for support in (few, many):
+        report = bundled.generate("cnn(depth=3,width=16)", support=support).report
+        assert report["support_accuracy"] < 0.7 and report["support_images"] == 10
+        assert left_out_loss(bundled.generate("cnn(depth=3,width=16)", support=support), support) > 0.8
+    same = SupportSet(images=images[:, :1].repeat(1, 16, 1, 1, 1), class_names=names)
+    sample = bundled.generate("cnn(depth=3,width=16)", support=same)
+    assert "support_scores" not in sample.report and left_out_loss(sample, same) == math.inf
+
+
+def test_pictures_of_something_else_do_no_harm(bundled):
+    support = replace(support_of("digits", 8), class_names=tuple(f"zzq{n}" for n in range(10)))
+    noise = torch.rand(300, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    images, labels = parse_task("digits").resized(16, 3).data("test").all()
+    reached = []
+    for more in (None, noise):
+        sample = bundled.generate("cnn(depth=3,width=16)", support=support, unlabelled=more)
+        with torch.no_grad():
+            reached.append(float((sample.module(images).argmax(1) == labels).float().mean()))
+    assert reached[1] > reached[0] - 0.05, reached
+
+
+def test_threads_share_a_generator(bundled):
+    """Each puts its own tensors into the one module that trunks run through."""
+    tasks = [support_of("digits[0,1,4]", 2, seed) for seed in range(6)]
+    wanted = [bundled.generate("cnn(depth=3,width=16)", support=task).flat for task in tasks]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(
+            pool.map(lambda task: bundled.generate("cnn(depth=3,width=16)", support=task).flat, tasks * 4)
+        )
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted * 4, strict=True))

@@ -168,8 +168,9 @@ def generate(
     losses: dict[str, float] = {}
     if generator is None:
         generator, losses = _best_generator(
-            names, instruction, spec, task, data, unlabelled, shots=shots, seed=seed, skip_broken=skip_broken
-        )
+            names, instruction, spec, task, data, unlabelled, shots=shots, seed=seed, skip_broken=skip_broken,
+            batch_norm=batch_norm,
+        )  # fmt: skip
     folder = Path(plain_text(generator, "generator")).expanduser()
     if is_consolidated(folder):
         if task is not None or data is not None or plot is not None:
@@ -233,6 +234,7 @@ def generate(
                 instruction=instruction,
                 support=support,
                 unlabelled=others,
+                batch_norm=batch_norm,
                 images=pixels,
                 labels=labels,
                 seed=seed,
@@ -313,6 +315,7 @@ def _best_generator(
     shots: int,
     seed: int,
     skip_broken: bool,
+    batch_norm: str,
 ) -> tuple[str, dict[str, float]]:
     """The bundled generator that answers, and the loss on left-out examples of each where several can.
 
@@ -334,7 +337,9 @@ def _best_generator(
             own = load_task(task, data, model.validity.input_for(spec), skip_broken)
             assert own is not None
             support = own.support(shots, seed)
-            sample = model.generate_many(spec, instruction=instruction, support=support, seed=seed)[0]
+            sample = model.generate_many(
+                spec, instruction=instruction, support=support, seed=seed, batch_norm=batch_norm
+            )[0]
             losses[name] = round(left_out_loss(sample, support), 4)
     return min(losses, key=lambda name: losses[name]), losses
 

@@ -72,7 +72,8 @@ def default_generators(
             raise UnsupportedRequestError(
                 f"pictures without labels are used by {FIRST}, with the extra text; it makes: {makes}"
             )
-        other = not more and classes <= _validity(OTHER).max_classes
+        limits = _validity(OTHER)
+        other = not more and classes <= limits.max_classes and spec.input in (None, limits.input)
         return (FIRST,) * first + (OTHER,) * other or (FIRST,)
     if names is not None:
         return (FIRST,)

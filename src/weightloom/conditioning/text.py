@@ -52,13 +52,13 @@ def check_instruction(text: object) -> str:
     return text
 
 
-@torch.no_grad()
-@with_plain_defaults
 def reads_text() -> bool:
     """Whether the sentence encoder is installed."""
     return importlib.util.find_spec(_PACKAGE) is not None
 
 
+@torch.no_grad()
+@with_plain_defaults
 def encode_text(texts: Sequence[str], batch_size: int = 64) -> Tensor:
     """(B, 384) unit vectors of ``texts``.
 

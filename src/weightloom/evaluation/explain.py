@@ -41,6 +41,7 @@ def explain(
     images: Tensor,
     labels: Tensor,
     unlabelled: Tensor | None = None,
+    batch_norm: str = "support",
     seed: int = 0,
     sampling: Sampling | None = None,
 ) -> dict[str, Any]:
@@ -54,6 +55,7 @@ def explain(
         images: (N, ...) on which accuracies are measured; nothing is chosen by them.
         labels: (N,).
         unlabelled: the request's pictures without labels.
+        batch_norm: as the request's.
         seed: of what is drawn.
         sampling: how codes are drawn.
 
@@ -84,6 +86,7 @@ def explain(
                 unlabelled=None if shown is None else kept.get("pictures without labels"),
                 seed=seed,
                 sampling=sampling,
+                batch_norm=batch_norm,
             )[0]
         except WeightloomError:  # a generator that cannot do without this part
             return None
@@ -96,7 +99,13 @@ def explain(
     if instruction is not None and support is not None and "class names" not in parts:
         removed["both"] = reached(instruction=None, examples=None)
     sample = model.generate_many(
-        spec, instruction=instruction, support=support, unlabelled=unlabelled, seed=seed, sampling=sampling
+        spec,
+        instruction=instruction,
+        support=support,
+        unlabelled=unlabelled,
+        seed=seed,
+        sampling=sampling,
+        batch_norm=batch_norm,
     )[0]
     return {
         "removed": removed,

@@ -2,6 +2,7 @@
 
 from weightloom.fitting.closed_form import (
     closed_form_network,
+    copies_of,
     discriminant,
     discriminant_left_out,
     left_out,
@@ -24,6 +25,7 @@ __all__ = [
     "accuracy",
     "accuracy_interval",
     "closed_form_network",
+    "copies_of",
     "counted",
     "discriminant",
     "discriminant_left_out",

@@ -54,13 +54,32 @@ def discriminant(
     return weight, -0.5 * ((means + middle) * weight).sum(-1)
 
 
+def copies_of(images: Tensor) -> Tensor:
+    """(C*S,) how often each of the examples (C, S, ...) stands in its class: small classes repeat their
+    pictures.
+
+    Example:
+        >>> copies_of(torch.tensor([[[1.0], [2.0], [1.0]], [[3.0], [4.0], [5.0]]])).tolist()
+        [2, 1, 2, 1, 1, 1]
+    """
+    counts = []
+    for own in images.flatten(2):  # (C, S, ...) -> C times (S, pixels)
+        _, place, count = torch.unique(own, dim=0, return_inverse=True, return_counts=True)
+        counts.append(count[place])
+    return torch.cat(counts)
+
+
 @full_precision
-def discriminant_left_out(features: Tensor, shrinkage: float = SHRINKAGE) -> Tensor:
+def discriminant_left_out(
+    features: Tensor, shrinkage: float = SHRINKAGE, copies: Tensor | None = None
+) -> Tensor:
     """(C*S, C) logits of examples with features (C, S, H), S at least 2, each by the discriminant of the
     others.
 
     Without an example its class's mean moves and the covariance loses one product, which its inverse follows
     in closed form. How many examples the covariance is divided by, and its mean spread, are those of all.
+    ``copies`` (C*S,), of :func:`copies_of`, are left out together; where a class is one picture, its answers
+    mean nothing.
 
     Source: the inverse of a matrix plus one product, Sherman and Morrison (1950).
 
@@ -77,16 +96,19 @@ def discriminant_left_out(features: Tensor, shrinkage: float = SHRINKAGE) -> Ten
     spread = covariance.diagonal().mean().clamp_min(1e-6)
     shrunk = (1 - shrinkage) * covariance + shrinkage * spread * torch.eye(width, device=flat.device)
     inverse = torch.linalg.inv(shrunk)
+    out = flat.new_ones(len(flat)) if copies is None else copies.to(flat.dtype)
+    larger = shots / (shots - out).clamp_min(0.5)  # (C*S,)
     away = flat[:, None] - means  # (C*S, C, H)
     labels = torch.arange(classes, device=flat.device).repeat_interleave(shots)
     rows = torch.arange(len(flat), device=flat.device)
-    away[rows, labels] *= shots / (shots - 1)  # from the mean of the others
+    away[rows, labels] *= larger[:, None]  # from the mean of the others
     turned = inner @ inverse  # (C*S, H)
-    share = (1 - shrinkage) / (classes * (shots - 1)) * shots / (shots - 1)
+    share = (1 - shrinkage) / (classes * (shots - 1)) * out * larger  # (C*S,)
     own = (turned * inner).sum(1)  # (C*S,)
     across = torch.einsum("nch,nh->nc", away, turned)
     distance = torch.einsum("nch,hk,nck->nc", away, inverse, away)
-    return -0.5 * (distance + share * across.square() / (1 - share * own).clamp_min(1e-3)[:, None])
+    moved = share / (1 - share * own).clamp_min(1e-3)
+    return -0.5 * (distance + moved[:, None] * across.square())
 
 
 RIDGE = 0.3

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from weightloom.architectures import ArchitectureSpec
 from weightloom.errors import SpecError
-from weightloom.fitting import discriminant, discriminant_left_out
-from weightloom.generators.words_part import TrunkLayer, WordsConfig, WordsPart, Written
+from weightloom.fitting import copies_of, discriminant, discriminant_left_out
+from weightloom.generators.words_part import ONE_AT_A_TIME, TrunkLayer, WordsConfig, WordsPart, Written
 from weightloom.seeding import seed_for
 
 ENCODED = 64
@@ -234,7 +234,7 @@ class ExamplesPart(WordsPart):
         its inputs are there. Batch norms use the statistics of these examples.
         """
         body = self._trunk[0]
-        with _loose(body, self.layers, write) as module:
+        with ONE_AT_A_TIME, _loose(body, self.layers, write) as module:
             module(support.flatten(0, 1).contiguous(memory_format=torch.channels_last))
 
     # --------------------------------------------------------------------------------- evidence
@@ -318,7 +318,7 @@ class ExamplesPart(WordsPart):
         wanted = worth[1] * (F.one_hot(labels, classes).to(flat.dtype) - 1 / classes) - worth[0] * said
         return design, wanted, middle, size
 
-    def fit(self, written: Written, features: Tensor) -> Fit:
+    def fit(self, written: Written, features: Tensor, copies: Tensor) -> Fit:
         """The head of features (C, S, H) of examples and of the rows of the names, whichever answers left-out
         examples best.
 
@@ -332,35 +332,37 @@ class ExamplesPart(WordsPart):
         """
         classes, shots = features.shape[:2]
         learned = self.weigh(shots, classes, self.agreement(written, features))
-        design, _, _, _ = self._regression(written, features, learned)
-        spectrum, vectors = torch.linalg.eigh(design @ design.T)
         labels = torch.arange(classes, device=features.device).repeat_interleave(shots)
         said = features.flatten(0, 1) @ written.rows.T + written.biases  # (C*S, C)
-        middle = said.mean(1, keepdim=True)
-        wanted = learned[1] * (F.one_hot(labels, classes).to(said.dtype) - 1 / classes)
-        worths = NAMES if shots > 1 and written.rows.any() else (1.0,)
+        judged = copies < shots  # the others are all that their class has
+        free = bool(judged.any())
+        worths = NAMES if free and written.rows.any() else (1.0,)
         best = (math.inf, learned, 0.0, 0.0, said)
 
         def offer(
             names: float, answers: Tensor, penalty: float, shrinkage: float = 0.0, scale: float = 0.0
         ) -> None:
             nonlocal best
-            loss = float(F.cross_entropy(answers.detach(), labels))
+            shown, wanted = (answers[judged], labels[judged]) if free else (answers, labels)
+            loss = float(F.cross_entropy(shown.detach(), wanted))
             if names == penalty == 1.0:
                 loss *= CLEAR
             if loss < best[0]:
                 worth = learned * learned.new_tensor([names, 1.0, penalty or 1.0, 1.0])
                 best = (loss, worth, shrinkage, scale, answers)
 
-        for penalty in PENALTIES if shots > 1 else (1.0,):
-            inverse = vectors @ ((spectrum.clamp_min(0) + penalty * learned[2])[:, None] ** -1 * vectors.T)
-            shown = (inverse @ torch.cat([wanted, said - middle], 1)) / inverse.diagonal()[:, None]
+        middle = said.mean(1, keepdim=True)
+        wanted = learned[1] * (F.one_hot(labels, classes).to(said.dtype) - 1 / classes)
+        design = self._regression(written, features, learned)[0]
+        residual = left_out_residuals(design, torch.cat([wanted, said - middle], 1), copies)
+        for penalty in PENALTIES if free else (1.0,):
+            shown = residual(penalty * learned[2])  # (C*S, 2*C)
             for names in worths:
                 # The targets, less what is left of them where they are left out, and the names' own answer.
                 own = wanted - shown[:, :classes] + names * learned[0] * (shown[:, classes:] + middle)
                 offer(names, own, penalty)
-        for shrinkage in SHRINKAGES if shots > 1 else ():
-            own = discriminant_left_out(features, shrinkage)
+        for shrinkage in SHRINKAGES if free else ():
+            own = discriminant_left_out(features, shrinkage, copies)
             for scale in SCALES:
                 for names in worths:
                     offer(names, scale * own + names * learned[0] * said, 0.0, shrinkage, scale)
@@ -421,10 +423,38 @@ class ExamplesPart(WordsPart):
             statistics = self.blend(written, images, self.weigh(shots, classes, support.new_zeros(2))[3])
         features, _ = self.run(written.trunk, images, statistics)
         seen = features[: classes * shots].unflatten(0, (classes, shots))  # (C*S, H) -> (C, S, H)
-        fit = self.fit(written, seen)
+        fit = self.fit(written, seen, copies_of(support))
         without = None if others is None else features[classes * shots :]
         rows, biases = self.head(written, seen, without, fit)
         return replace(written, statistics=statistics, rows=rows, biases=biases), fit.left_out
+
+
+def left_out_residuals(design: Tensor, wanted: Tensor, copies: Tensor) -> Callable[[Tensor], Tensor]:
+    """What ridge regressions on a design (N, K) leave of targets (N, D) where an example is left out, by
+    penalty.
+
+    ``copies`` (N,) of one example are left out together: they count as one with their weight.
+
+    Source: leave-one-out residuals of ridge regression, Hastie et al., "The Elements of Statistical
+    Learning", equation 7.64.
+    """
+    # (1 - leverage) and the residual come from one decomposition; a whole basis keeps what is small exact.
+    root = copies.to(design.dtype).sqrt()[:, None]
+    whole = len(design) <= design.shape[1]
+    left, values, _ = torch.linalg.svd(design, full_matrices=False)
+    inner, size = left.T @ wanted, values.square()
+
+    def residual(penalty: Tensor) -> Tensor:
+        kept, lost = size / (size + penalty), penalty / (size + penalty)
+        if whole:
+            rest, free = left @ (lost[:, None] * inner), left.square() @ lost
+        else:
+            rest, free = wanted - left @ (kept[:, None] * inner), 1 - left.square() @ kept
+        # Of g copies each has the same leverage h: without them the residual is divided by 1 - g * h.
+        together = 1 - root[:, 0].square() * (1 - free)
+        return rest / torch.where(root[:, 0] > 1, together, free).clamp_min(1e-6)[:, None]
+
+    return residual
 
 
 def gaussian_head(features: Tensor, given: Tensor, shrinkage: Tensor) -> tuple[Tensor, Tensor]:
@@ -466,13 +496,11 @@ def _reaching(body: nn.Module, layer: TrunkLayer) -> int:
 def _loose(
     body: nn.Module, layers: tuple[TrunkLayer, ...], write: Callable[[int, Tensor], dict[str, Tensor]]
 ) -> Iterator[nn.Module]:
-    """``body`` with its parameters taken out; a layer's are asked for when its input is there."""
+    """``body`` with a layer's parameters asked for when its input is there, and as it was at the end."""
     taken: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for module in body.modules():
-        for own in (module._parameters, module._buffers):
-            taken.append((own, dict(own)))
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and own is module._buffers:
-                own.update(dict.fromkeys(own))  # without running statistics a batch norm takes the batch's
+        taken += [(own, dict(own)) for own in (module._parameters, module._buffers)]
+    handles: list[Any] = []
 
     def asked(number: int) -> Callable[..., None]:
         def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
@@ -482,11 +510,14 @@ def _loose(
 
         return hook
 
-    handles = [
-        _owner(body, layer.slots[0].name)[0].register_forward_pre_hook(asked(number))
-        for number, layer in enumerate(layers)
-    ]
     try:
+        for module in body.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                # Without running statistics a batch norm takes the batch's.
+                module._buffers.update(dict.fromkeys(module._buffers))
+        for number, layer in enumerate(layers):
+            owner = _owner(body, layer.slots[0].name)[0]
+            handles.append(owner.register_forward_pre_hook(asked(number)))
         yield body.train()
     finally:
         for handle in handles:

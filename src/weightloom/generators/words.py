@@ -32,7 +32,7 @@ from weightloom.conditioning.names import (
     shown_names,
 )
 from weightloom.errors import CheckpointError, InputError, SpecError, WeightloomError
-from weightloom.fitting import interval_of
+from weightloom.fitting import copies_of, interval_of
 from weightloom.generators.base import (
     Generator,
     Request,
@@ -40,6 +40,7 @@ from weightloom.generators.base import (
     generators,
     sample_generators,
 )
+from weightloom.generators.choice import LEFT_OUT
 from weightloom.generators.examples_part import CLEAR, ExamplesPart
 from weightloom.generators.words_expected import ExpectedAccuracy
 from weightloom.generators.words_part import WordsConfig, WordsPart, Written
@@ -267,7 +268,7 @@ class Words(nn.Module, Generator):
                 network = written if noise is None else part.write(vectors, sentence, noise)
                 own = {"head": "from the names", "batch_norm": "generated" if part.norms else "none"}
                 if seen is not None:  # the network has seen none of them
-                    own["support_scores"] = "which the network was not made from"
+                    own[LEFT_OUT] = "which the network was not made from"
             elif noise is None:
                 network, own = first
             else:
@@ -285,18 +286,20 @@ class Words(nn.Module, Generator):
         better when it is left out, and what it has seen; None where the network ``written`` from words alone
         does better still.
 
-        The network from words is judged by all examples: it has seen none of them. One example a class cannot
-        be left out; then words are believed where they are clearly right, and names are always told.
+        The network from words is judged by all examples: it was made from none of them. One example a class
+        cannot be left out; then words are believed where they are clearly right, and names are always told.
         """
+        if seen.unlabelled is not None:
+            return self._with_unlabelled(spec, seen, written)
         if seen.names is None:
             return self._from_examples(spec, seen, None), seen
         classes, shots = seen.support.shape[:2]
         written = replace(written, trunk=turned_tensors(spec, written.trunk, seen.turn))
         loss = _loss(self.part(spec).answer(written, seen.support.flatten(0, 1)), shots)
-        if shots == 1 and loss < KNOWN * math.log(classes):
-            return None, seen
         best, told = self._from_examples(spec, seen, None), seen
-        if shots > 1:
+        if LEFT_OUT not in best[1]:
+            return (None if loss < KNOWN * math.log(classes) else best), told
+        if seen.names is not None:
             nameless = replace(seen, names=None, sentence=None)
             other = self._from_examples(spec, nameless, None)
             if other[1]["support_loss"] < CLEAR * best[1]["support_loss"]:
@@ -304,6 +307,21 @@ class Words(nn.Module, Generator):
             if loss < AHEAD * best[1]["support_loss"]:
                 return None, seen
         return best, told
+
+    def _with_unlabelled(
+        self, spec: ArchitectureSpec, seen: Seen, written: Written
+    ) -> tuple[tuple[Written, dict[str, Any]] | None, Seen]:
+        """As :meth:`_best`: pictures without labels are used unless left-out examples are answered worse by
+        it.
+        """
+        best, told = self._best(spec, replace(seen, unlabelled=None), written)
+        if best is None:
+            return None, told
+        more = replace(told, unlabelled=seen.unlabelled)
+        other = self._from_examples(spec, more, None)
+        if LEFT_OUT in best[1] and other[1]["support_loss"] > best[1]["support_loss"]:
+            return best, told
+        return other, more
 
     def _from_examples(
         self,
@@ -325,13 +343,17 @@ class Words(nn.Module, Generator):
         said: dict[str, Any] = {"head": f"from {names}{between}the examples{more}"}
         if seen.unlabelled is not None:
             said["unlabelled"] = len(seen.unlabelled)
-        if shots > 1:
-            labels = torch.arange(classes, device=left_out.device).repeat_interleave(shots)
-            right = float((left_out.argmax(1) == labels).float().mean())
-            said["support_loss"] = _loss(left_out, shots)
+        copies = copies_of(seen.support)
+        judged = copies < shots  # the others are all that their class has
+        if judged.any():
+            labels = torch.arange(classes, device=left_out.device).repeat_interleave(shots)[judged]
+            right = float((left_out[judged].argmax(1) == labels).float().mean())
+            count = round(float((1 / copies[judged]).sum()))  # pictures that differ
+            said["support_loss"] = float(F.cross_entropy(left_out[judged], labels))
             said["support_accuracy"] = right
-            said["support_interval"] = interval_of(right, len(labels))
-            said["support_scores"] = "each when it is left out"
+            said["support_interval"] = interval_of(right, count)
+            said["support_images"] = count
+            said[LEFT_OUT] = "each when it is left out"
         return network, said
 
     def _network(self, spec: ArchitectureSpec, written: Written, back: Tensor) -> Tensor:

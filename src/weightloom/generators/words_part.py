@@ -14,6 +14,7 @@ quantisation, Mentzer et al. (arXiv 2309.15505), section 3.1; rows of a head fro
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -29,6 +30,9 @@ from weightloom.errors import SpecError
 from weightloom.fitting.population import fold_batch_norms
 from weightloom.seeding import seed_for
 from weightloom.weights import Slot, layout_of
+
+ONE_AT_A_TIME = threading.RLock()
+"""Threads share the module that a part runs trunks through; each puts its own tensors into it."""
 
 View = Literal["nothing", "one-pass", "unadapted", "codes", "activations"]
 
@@ -230,7 +234,6 @@ class WordsPart(nn.Module):
 
         Without ``statistics`` they are those of the batch.
         """
-        module = self._trunk[0].train(statistics is None)
         state = {name.removeprefix("body."): value for name, value in trunk.items()}
         measured: dict[str, Tensor] = {}
         for slot in self.norms:
@@ -246,14 +249,16 @@ class WordsPart(nn.Module):
                 measured[place] = statistics[slot.name]
                 measured[variance] = statistics[f"body.{variance}"]
             measured[count] = torch.zeros((), dtype=torch.long, device=images.device)
-        for child in module.modules():
-            if isinstance(child, nn.modules.batchnorm._BatchNorm):
-                child.momentum = 1.0  # what runs in training is then the batch's own
-        arguments = {**state, **measured}
-        if any(value.requires_grad for value in measured.values()):
-            fold_batch_norms(module, arguments)
-        features = functional_call(module, arguments, (images,))
-        assert isinstance(features, Tensor)
+        with ONE_AT_A_TIME:
+            module = self._trunk[0].train(statistics is None)
+            for child in module.modules():
+                if isinstance(child, nn.modules.batchnorm._BatchNorm):
+                    child.momentum = 1.0  # what runs in training is then the batch's own
+            arguments = {**state, **measured}
+            if any(value.requires_grad for value in measured.values()):
+                fold_batch_norms(module, arguments)
+            features = functional_call(module, arguments, (images,))
+            assert isinstance(features, Tensor)
         used = {f"body.{name}": value for name, value in measured.items() if value.is_floating_point()}
         return features, used
 
