@@ -276,8 +276,8 @@ def render(results: dict[str, Any], config: dict[str, Any]) -> str:
             "by unlabelled, without names",
         ],
         with_examples,
-        "QuickDraw's names are ones never seen; CIFAR-10's were seen by both. 90 tasks of the first "
-        "architecture, 30 of the others; gains are paired, with 95 % intervals over tasks. Pictures without "
+        "QuickDraw's names are ones never seen; CIFAR-10's were seen by both. 45 tasks of the first "
+        "architecture, 15 of the others; gains are paired, with 95 % intervals over tasks. Pictures without "
         "labels: 20 a class of the training pictures, in random proportions.",
     )
     section(

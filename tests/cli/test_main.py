@@ -22,7 +22,7 @@ FACE = {
         "--seed",
         "--shots", "--temperature", "--top-k", "--top-p", "--guidance",
         "--batch-norm", "--out", "--plot", "--steps", "--compare",
-        "--no-compare", "--explain", "--json",
+        "--no-compare", "--explain", "--json", "--unlabelled",
     },
     "evaluate": {
         "FILE...", "--task", "--data", "--skip-broken", "--arch", "--key", "--workers", "--engine",

@@ -89,6 +89,7 @@ def test_what_drove_a_result_is_said(generator):
     assert plain.exit_code == 0, plain.output
     assert "without the examples" in plain.stdout and "attention goes to" in plain.stdout
     found = json.loads(call("generate", *asked, "--json").stdout)["explanation"]
-    assert set(found) == {"removed", "intervals", "num_images", "nearest", "attention", "starts_from"}
+    parts = {"removed", "intervals", "num_images", "nearest", "attention", "starts_from", "knows_checkpoints"}
+    assert set(found) == parts
     assert set(found["intervals"]) == set(found["removed"]) and found["num_images"] > 0
     assert call("generate", "--generator", generator, "--explain").exit_code == 2
