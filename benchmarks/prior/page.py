@@ -32,14 +32,16 @@ the tasks of the recipe `words-small` with 0 to 16 examples a class, and the bes
 {config["tuning_steps"]} steps at width 4 on names kept for choices. Measured on {config["name_tasks"]} tasks
 of five QuickDraw names never seen and {config["subset_tasks"]} held-out subsets of MNIST, Fashion-MNIST and
 CIFAR-10, the same for every arm. The bundled parts begin as parts for words alone and are trained longer."""
-    verdict = """Not here. From random weights one pass from names and encoded examples is ahead of or level with every
-other way at both widths. One trunk for every task is three points behind it at width 4 and one at width
-16, with four examples a class. Layers that are written in order from the codes before alone learn
-slowly, and are behind one trunk; activations are worth four to eight points to them, and bring them
-level with one pass, not past it. Begun as the part for words the two are level: activations are ahead
-by 0.6 points where no names are told and there is one example a class, and behind by 0.1 to 0.3 where
-names are told. The bundled parts are written in view of activations; one pass would do as well. The
-best of eight draws, chosen by left-out examples, is no better than the first: draws differ too little."""
+    verdict = """Not here. From random weights one pass from names and encoded examples is ahead of or level
+with every other way at both widths. One trunk for every task is three points behind it at
+width 4 and one at width 16, with four examples a class. Layers that are written in order
+from the codes before alone learn slowly, and are behind one trunk; activations are worth
+four to eight points to them, and bring them level with one pass, not past it. Begun as the
+part for words the two are level: activations are ahead by 0.6 points where no names are
+told and there is one example a class, and behind by 0.1 to 0.3 where names are told. The
+bundled parts are written in view of activations; one pass would do as well. The best of
+eight draws, chosen by left-out examples, is no better than the first: draws differ too
+little."""
     parts = [
         "# Does writing in order pay?",
         verdict,
