@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from words.page import table
+
 ARMS = {
     "nothing": "one trunk for every task",
     "one-pass": "one pass, told names and encoded examples",
@@ -11,11 +13,6 @@ ARMS = {
     "codes": "layer after layer, the codes before",
     "activations": "layer after layer, and the activations in the layers written",
 }
-
-
-def table(columns: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 def gain(row: dict[str, Any]) -> str:
