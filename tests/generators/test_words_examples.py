@@ -17,7 +17,8 @@ from weightloom.errors import InputError
 from weightloom.fitting import copies_of, discriminant, discriminant_left_out
 from weightloom.generators import examples_part
 from weightloom.generators.choice import left_out_loss
-from weightloom.generators.examples_part import ExamplesPart, gaussian_head, left_out_residuals
+from weightloom.generators.examples_head import gaussian_head, left_out_residuals
+from weightloom.generators.examples_part import ExamplesPart
 from weightloom.generators.load import load_generator
 from weightloom.generators.words_part import WordsConfig, WordsPart, Written
 from weightloom.tasks import SupportSet, parse_task

@@ -21,10 +21,11 @@ from weightloom.cli.inputs import (
     check_out,
     check_shots,
     load_task,
+    load_unlabelled,
     plain_text,
     short_text,
 )
-from weightloom.cli.naming import Classes, GeneratorOrNone, default_generators, given_names
+from weightloom.cli.naming import Classes, GeneratorOrNone, best_generator, given_names
 from weightloom.cli.output import (
     bar,
     emit,
@@ -39,12 +40,12 @@ from weightloom.cli.output import (
     working,
 )
 from weightloom.cli.plots import MEASURES, PLOT_SUFFIXES
+from weightloom.cli.reasons import show_reasons
 from weightloom.errors import InputError, WeightloomError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from weightloom.architectures import ArchitectureSpec
     from weightloom.cli.baselines import Baselines
     from weightloom.generators import Generator, Sample
     from weightloom.tasks import SupportSet, Task
@@ -167,7 +168,7 @@ def generate(
     names, spec = given_names(classes), parse_architecture(plain_text(arch, "architecture"))
     losses: dict[str, float] = {}
     if generator is None:
-        generator, losses = _best_generator(
+        generator, losses = best_generator(
             names, instruction, spec, task, data, unlabelled, shots=shots, seed=seed, skip_broken=skip_broken,
             batch_norm=batch_norm,
         )  # fmt: skip
@@ -189,7 +190,7 @@ def generate(
     target = load_task(task, data, shape, skip_broken)
     support = None if target is None else target.support(shots, seed)
     folder_report = data_report(target)
-    others = None if unlabelled is None else _unlabelled(unlabelled, target, shape, skip_broken)
+    others = None if unlabelled is None else load_unlabelled(unlabelled, target, shape, skip_broken)
 
     with working("generating"):
         made = model.generate_many(
@@ -302,57 +303,6 @@ def generate(
             note("one network without examples is the likeliest: --seed and --temperature change nothing")
         if len(made) > 1 and not model.draws:
             note(f"{model.name} draws nothing: its samples are all alike")
-
-
-def _best_generator(
-    names: tuple[str, ...] | None,
-    instruction: str | None,
-    spec: ArchitectureSpec,
-    task: str | None,
-    data: Path | None,
-    unlabelled: Path | None,
-    *,
-    shots: int,
-    seed: int,
-    skip_broken: bool,
-    batch_norm: str,
-) -> tuple[str, dict[str, float]]:
-    """The bundled generator that answers, and the loss on left-out examples of each where several can.
-
-    One network of each is made and judged; with one example a class, none can be left out, and the first
-    answers.
-    """
-    target = load_task(task, data, None, skip_broken)
-    count = None if target is None else target.num_classes
-    able = default_generators(names, instruction, spec, classes=count, more=unlabelled is not None)
-    if target is None or len(able) == 1 or shots == 1:
-        return able[0], {}
-    from weightloom.generators.choice import left_out_loss
-    from weightloom.generators.load import load_generator
-
-    losses: dict[str, float] = {}
-    with working("choosing a generator"):
-        for name in able:
-            model = load_generator(name)
-            own = load_task(task, data, model.validity.input_for(spec), skip_broken)
-            assert own is not None
-            support = own.support(shots, seed)
-            sample = model.generate_many(
-                spec, instruction=instruction, support=support, seed=seed, batch_norm=batch_norm
-            )[0]
-            losses[name] = round(left_out_loss(sample, support), 4)
-    return min(losses, key=lambda name: losses[name]), losses
-
-
-def _unlabelled(folder: Path, target: Task | None, shape: tuple[int, int, int], skip_broken: bool) -> Tensor:
-    """(U, channels, height, width): the pictures of ``--unlabelled``, read as the examples are."""
-    from weightloom.tasks import FolderTask
-    from weightloom.tasks.folder import unlabelled_pictures
-
-    like = target if isinstance(target, FolderTask) else None
-    if folder.expanduser().is_file():
-        raise InputError(f"{folder}: --unlabelled is a folder of pictures, not a file")
-    return unlabelled_pictures(folder, like, shape[1], shape[0], skip_broken=skip_broken)
 
 
 def _samples(model: Generator, support: SupportSet | None) -> int:
@@ -508,7 +458,7 @@ def _show(result: dict[str, Any], task: Task | None) -> None:
         ]
         table(["network", "accuracy", "", ""], shown, numbers=["accuracy"])
     if result["explanation"] is not None:
-        _show_reasons(result["explanation"])
+        show_reasons(result["explanation"])
     _show_files(result)
 
 
@@ -528,34 +478,6 @@ def _show_files(result: dict[str, Any]) -> None:
             ("time in all", seconds_text(result["total_seconds"])),
         ]
     )
-
-
-def _show_reasons(reasons: dict[str, Any]) -> None:
-    """What drove the result, for people."""
-    say()
-    names = {"nothing": "the whole request (its first sample)", "both": "without both"}
-    rows = [
-        (names.get(name, f"without the {name}"), measured(value, reasons["num_images"]), bar(value))
-        for name, value in reasons["removed"].items()
-        if value is not None
-    ]
-    table(["request", "accuracy", ""], rows, numbers=["accuracy"])
-    if reasons["attention"]:
-        say()
-        shares = sorted(reasons["attention"].items(), key=lambda item: -item[1])
-        table(
-            ["attention goes to", "share", ""],
-            [(n, percent(v), bar(v)) for n, v in shares],
-            numbers=["share"],
-        )
-    if reasons["nearest"] is None and not reasons["knows_checkpoints"]:
-        return
-    if not reasons["nearest"]:
-        note("no training checkpoint has this architecture: none is near, and novelty has no unit")
-    else:
-        say()
-        near = [(f"{n['distance']:.3f}", n["task"], percent(n["accuracy"])) for n in reasons["nearest"]]
-        table(["distance", "nearest training checkpoints", "their accuracy"], near, numbers=["distance"])
 
 
 def _distance(far: dict[str, Any] | None) -> str | None:

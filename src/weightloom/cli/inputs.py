@@ -124,6 +124,23 @@ def load_task(
     return parsed if shape is None or "@" in task else parsed.resized(shape[1], shape[0])
 
 
+def load_unlabelled(
+    folder: Path, target: Task | None, shape: tuple[int, int, int], skip_broken: bool
+) -> Tensor:
+    """(U, channels, height, width): the pictures of ``--unlabelled``, read as the examples are.
+
+    Raises:
+        InputError: no folder, no picture in it, or only pictures that are measured on.
+    """
+    from weightloom.tasks import FolderTask
+    from weightloom.tasks.folder import unlabelled_pictures
+
+    like = target if isinstance(target, FolderTask) else None
+    if folder.expanduser().is_file():
+        raise InputError(f"{folder}: --unlabelled is a folder of pictures, not a file")
+    return unlabelled_pictures(folder, like, shape[1], shape[0], skip_broken=skip_broken)
+
+
 def require_task(
     task: str | None,
     data: Path | None,

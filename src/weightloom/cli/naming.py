@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from weightloom.cli.inputs import plain_text
+from weightloom.cli.inputs import load_task, plain_text
+from weightloom.cli.output import working
 
 if TYPE_CHECKING:
     from weightloom.architectures import ArchitectureSpec
@@ -83,6 +85,46 @@ def default_generators(
 
     listed = names_in(instruction)
     return (FIRST,) if listed is not None and _makes(spec, len(listed)) else (OTHER,)
+
+
+def best_generator(
+    names: tuple[str, ...] | None,
+    instruction: str | None,
+    spec: ArchitectureSpec,
+    task: str | None,
+    data: Path | None,
+    unlabelled: Path | None,
+    *,
+    shots: int,
+    seed: int,
+    skip_broken: bool,
+    batch_norm: str,
+) -> tuple[str, dict[str, float]]:
+    """The bundled generator that answers, and the loss on left-out examples of each where several can.
+
+    One network of each is made and judged; with one example a class, none can be left out, and the first
+    answers.
+    """
+    target = load_task(task, data, None, skip_broken)
+    count = None if target is None else target.num_classes
+    able = default_generators(names, instruction, spec, classes=count, more=unlabelled is not None)
+    if target is None or len(able) == 1 or shots == 1:
+        return able[0], {}
+    from weightloom.generators.choice import left_out_loss
+    from weightloom.generators.load import load_generator
+
+    losses: dict[str, float] = {}
+    with working("choosing a generator"):
+        for name in able:
+            model = load_generator(name)
+            own = load_task(task, data, model.validity.input_for(spec), skip_broken)
+            assert own is not None
+            support = own.support(shots, seed)
+            sample = model.generate_many(
+                spec, instruction=instruction, support=support, seed=seed, batch_norm=batch_norm
+            )[0]
+            losses[name] = round(left_out_loss(sample, support), 4)
+    return min(losses, key=lambda name: losses[name]), losses
 
 
 def _makes(spec: ArchitectureSpec, classes: int) -> bool:
