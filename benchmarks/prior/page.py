@@ -28,7 +28,8 @@ that knows more or less when it writes a layer. Every arm has as many parameters
 the tasks of the recipe `words-small` with 0 to 16 examples a class, and the best of five rates, chosen with
 {config["tuning_steps"]} steps at width 4 on names kept for choices. Measured on {config["name_tasks"]} tasks
 of five QuickDraw names never seen and {config["subset_tasks"]} held-out subsets of MNIST, Fashion-MNIST and
-CIFAR-10, the same for every arm. The bundled parts begin as parts for words alone and are trained longer."""
+CIFAR-10, the same for every arm. The bundled parts begin as parts for words alone and are trained longer.
+Widths without a table have not been measured."""
     verdict = """Not here. From random weights one pass from names and encoded examples is ahead of or level
 with every other way at both widths. One trunk for every task is three points behind it at
 width 4 and one at width 16, with four examples a class. Layers that are written in order
