@@ -212,8 +212,9 @@ def test_a_download_that_is_interrupted_or_killed_leaves_nothing(ground, tmp_pat
     for number in (signal.SIGINT, signal.SIGTERM):
         with start("fetch", ground, tmp_path) as run:
             assert run.until(lambda run=run: list(run.temporary.rglob("half-a-package.tgz")))
+            # The client's own sleeper starts a moment after the file is there.
+            assert run.until(lambda run=run: len(below(run.process.pid)) >= 2)
             sleepers = below(run.process.pid)
-            assert len(sleepers) >= 2
             run.signal(number, group=False)
             run.end()
             check(run, tmp_path)
@@ -221,6 +222,7 @@ def test_a_download_that_is_interrupted_or_killed_leaves_nothing(ground, tmp_pat
             assert not [pid for pid in sleepers if lives(pid)], "the client goes on"
     with start("fetch", ground, tmp_path) as run:
         assert run.until(lambda: list(run.temporary.rglob("half-a-package.tgz")))
+        assert run.until(lambda: len(below(run.process.pid)) >= 2)
         sleepers = below(run.process.pid)
         run.signal(signal.SIGKILL, group=False)
         run.process.wait()
