@@ -14,10 +14,15 @@ import torch.nn.functional as F
 
 from weightloom.architectures import parse_architecture
 from weightloom.errors import InputError
-from weightloom.fitting import copies_of, discriminant, discriminant_left_out
+from weightloom.fitting import (
+    copies_of,
+    discriminant,
+    discriminant_left_out,
+    discriminant_of_shares,
+    left_out_residuals,
+)
 from weightloom.generators import examples_part
 from weightloom.generators.choice import left_out_loss
-from weightloom.generators.examples_head import gaussian_head, left_out_residuals
 from weightloom.generators.examples_part import ExamplesPart
 from weightloom.generators.load import load_generator
 from weightloom.generators.words_part import WordsConfig, WordsPart, Written
@@ -196,8 +201,7 @@ def test_copies_of_an_example_are_left_out_together():
         own = wanted[row] - wide[row] @ torch.linalg.solve(gram, wide[rest].T @ wanted[:9][rest])
         assert torch.allclose(own, found[row], atol=1e-3)
     answers = discriminant_left_out(repeated, 0.3, copies)
-    means, spread = repeated.mean(1), None
-    inner = (repeated - means[:, None]).flatten(0, 1)
+    inner = (repeated - repeated.mean(1, keepdim=True)).flatten(0, 1)
     spread = (inner.square().sum(0) / 18).mean()
     for row in range(21):
         label = int(labels[row])
@@ -228,7 +232,7 @@ def test_a_head_from_shares_is_the_linear_discriminant_of_whole_ones():
     generator = torch.Generator().manual_seed(1)
     features = torch.randn(30, 4, generator=generator) + torch.arange(3.0).repeat_interleave(10)[:, None]
     shares = F.one_hot(torch.arange(3).repeat_interleave(10), 3).float()
-    rows, biases = gaussian_head(features, shares, torch.tensor(0.0))
+    rows, biases = discriminant_of_shares(features, shares, torch.tensor(0.0))
     means = features.unflatten(0, (3, 10)).mean(1)
     inner = (features.unflatten(0, (3, 10)) - means[:, None]).flatten(0, 1)
     within = inner.T @ inner / 30

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from weightloom.generators import Validity
 
 FIRST, OTHER = "words-small", "igpg-tiny"
-"""Bundled generators: one that reads names and makes four architectures, one that makes any depth and width.
-"""
+"""Bundled generators: one that reads names, for four architectures, one for any depth and width."""
 
 Classes = Annotated[
     str | None,

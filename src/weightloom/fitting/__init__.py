@@ -5,7 +5,9 @@ from weightloom.fitting.closed_form import (
     copies_of,
     discriminant,
     discriminant_left_out,
+    discriminant_of_shares,
     left_out,
+    left_out_residuals,
 )
 from weightloom.fitting.finetune import Curve, finetune, steps_until
 from weightloom.fitting.interval import accuracy_interval, counted, interval_of
@@ -29,11 +31,13 @@ __all__ = [
     "counted",
     "discriminant",
     "discriminant_left_out",
+    "discriminant_of_shares",
     "finetune",
     "fit_population",
     "initial_flats",
     "interval_of",
     "left_out",
+    "left_out_residuals",
     "recalibrate",
     "run_networks",
     "steps_until",

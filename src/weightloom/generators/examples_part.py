@@ -28,8 +28,13 @@ from torch import Tensor, nn
 
 from weightloom.architectures import ArchitectureSpec
 from weightloom.errors import SpecError
-from weightloom.fitting import copies_of, discriminant, discriminant_left_out
-from weightloom.generators.examples_head import gaussian_head, left_out_residuals
+from weightloom.fitting import (
+    copies_of,
+    discriminant,
+    discriminant_left_out,
+    discriminant_of_shares,
+    left_out_residuals,
+)
 from weightloom.generators.words_part import ONE_AT_A_TIME, TrunkLayer, WordsConfig, WordsPart, Written
 from weightloom.seeding import seed_for
 
@@ -129,8 +134,7 @@ class ExamplesPart(WordsPart):
                 images = F.adaptive_avg_pool2d(images, _SIDE)
             features = self.encoder(images).flatten(2).mean(2).unflatten(0, support.shape[:2])  # (C, S, 64)
             tokens = tokens + self.seen(torch.cat([features.mean(1), features.std(1, correction=0)], 1))
-        said = self.no_sentence if sentence is None else self.sentence(sentence)
-        return tokens, tokens.mean(0) + said
+        return tokens, self._context(tokens, sentence)
 
     def make(
         self,
@@ -150,25 +154,15 @@ class ExamplesPart(WordsPart):
         tokens, context = self.known(names, sentence, support)
         if self.config.view == "nothing":
             codes = context.new_zeros(len(self.layers), self.config.codes)
-            trunk = self._bases()
+            pairs = zip(self.layers, self.base, strict=True)
+            trunk = {name: value for layer, base in pairs for name, value in layer.cut(base).items()}
         else:
             codes, trunk = self._write_trunk(context, support, noise)
-        told = context + self.mixed(codes.flatten())
         if names is None:
-            rows = context.new_zeros(len(tokens), self.features + 1)
+            rows, biases = context.new_zeros(len(tokens), self.features), context.new_zeros(len(tokens))
         else:
-            inner = self.row[:2](torch.cat([tokens, told.expand_as(tokens)], 1))
-            if dropout:
-                inner = F.dropout(inner, dropout)
-            rows = self.row[2:](inner) * self.sharpness.exp()  # (C, H + 1)
-        statistics = self._predict_statistics(torch.cat([context, codes.flatten()]).detach())
-        return Written(codes, trunk, statistics, rows[:, :-1], rows[:, -1])
-
-    def _bases(self) -> dict[str, Tensor]:
-        state: dict[str, Tensor] = {}
-        for layer, base in zip(self.layers, self.base, strict=True):
-            state |= layer.cut(base)
-        return state
+            rows, biases = self._rows(tokens, context, codes, dropout)
+        return Written(codes, trunk, self._predict_statistics(context, codes), rows, biases)
 
     def _write_trunk(
         self, context: Tensor, support: Tensor | None, noise: Tensor | None
@@ -178,30 +172,21 @@ class ExamplesPart(WordsPart):
         views: dict[int, Tensor] = {}
         state = context[None]
         found: dict[int, Tensor] = {}
-        trunk: dict[str, Tensor] = {}
+        cut: dict[int, dict[str, Tensor]] = {}
         last: Tensor | None = None
 
         def write(number: int) -> None:
             nonlocal state, last
-            told = context + self.place[number]
-            if last is not None and self.before is not None:
-                told = told + self.before(last)
-            if number in views:
-                told = told + views[number]
-            state = self.cell(told[None], state)
-            code = torch.tanh(self.code(state)[0])
-            if noise is not None:
-                code = (code + noise[number]).clamp(-1, 1)
-            found[number] = last = self._quantise(code)
-            layer = self.layers[number]
-            trunk.update(layer.cut(self.base[number] + found[number] @ self.atoms[number]))
+            told = context + views[number] if number in views else context
+            found[number], state = self.write_layer(number, told, state, last, noise)
+            last = found[number]
+            cut[number] = self.layers[number].cut(self.base[number] + last @ self.atoms[number])
 
         if support is not None and view == "unadapted":
-            bases = self._bases()
 
             def look(number: int, inputs: Tensor) -> dict[str, Tensor]:
                 views[number] = self._pool(number, inputs, support)
-                return {slot.name: bases[slot.name] for slot in self.layers[number].slots}
+                return self.layers[number].cut(self.base[number])
 
             self._walk(support, look)
         if support is not None and view == "activations":
@@ -209,13 +194,15 @@ class ExamplesPart(WordsPart):
             def written(number: int, inputs: Tensor) -> dict[str, Tensor]:
                 views[number] = self._pool(number, inputs, support)
                 write(number)
-                return {slot.name: trunk[slot.name] for slot in self.layers[number].slots}
+                return cut[number]
 
             self._walk(support, written)
-        for number in range(len(self.layers)):
+        numbers = range(len(self.layers))
+        for number in numbers:
             if number not in found:
                 write(number)
-        return torch.stack([found[number] for number in range(len(self.layers))]), trunk
+        trunk = {name: value for number in numbers for name, value in cut[number].items()}
+        return torch.stack([found[number] for number in numbers]), trunk
 
     def _pool(self, number: int, inputs: Tensor, support: Tensor) -> Tensor:
         """(E,) what is told of activations (C*S, channels, ...) that reach a layer, whatever the classes'
@@ -401,7 +388,7 @@ class ExamplesPart(WordsPart):
         for _ in range(ROUNDS):
             guessed = (sharpness * (others @ new_rows.T + new_biases)).softmax(1)  # (U, C)
             given = torch.cat([answers.flatten(0, 1), count * guessed])  # (C*S + U, C)
-            weight, bias = gaussian_head(together, given, shrinkage)
+            weight, bias = discriminant_of_shares(together, given, shrinkage)
             said, said_bias = names * written.rows, names * written.biases
             new_rows = (1 - share) * rows + share * (said + scale * weight)
             new_biases = (1 - share) * biases + share * (said_bias + scale * bias)

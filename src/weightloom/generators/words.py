@@ -55,19 +55,18 @@ from weightloom.weights.turning import EXACT, FAMILIES, turned, turned_tensors, 
 MOST_SHOWN = 512
 """Examples that the turn is looked for in."""
 
+KNOWN = 0.6
+"""Share of the loss of guessing below which words alone are clearly right about one example a class."""
+
+AHEAD = 0.95
+"""Share of the loss with examples below which words alone are better than words and examples."""
+
 
 def words_validity(keys: tuple[str, ...], tasks: tuple[str, ...]) -> Validity:
     """What parts for the architectures ``keys`` (with their input, without classes) can be asked for."""
     first = parse_architecture(keys[0]).input
     assert first is not None
     return Validity(architectures=keys, input=first, min_classes=2, max_classes=MAX_NAMES, tasks=tasks)
-
-
-KNOWN = 0.6
-"""Share of the loss of guessing below which words alone are clearly right about one example a class."""
-
-AHEAD = 0.95
-"""Share of the loss with examples below which words alone are better than words and examples."""
 
 
 @dataclass(frozen=True)
@@ -226,8 +225,10 @@ class Words(nn.Module, Generator):
             said["unknown_names"] = self.expected.unknown(names)
             known = len(said["unknown_names"]) < len(names)
             if support is None:
-                said["expected_accuracy"] = self.expect(
-                    request.architecture, [names[place] for place in order], vectors, sentence
+                said["expected_accuracy"] = (
+                    self.expect(request.architecture, [names[place] for place in order], vectors, sentence)
+                    if known
+                    else 1 / len(names)
                 )
         if support is not None:
             support = SupportSet(
@@ -299,14 +300,11 @@ class Words(nn.Module, Generator):
         best, told = self._from_examples(spec, seen, None), seen
         if LEFT_OUT not in best[1]:
             return (None if loss < KNOWN * math.log(classes) else best), told
-        if seen.names is not None:
-            nameless = replace(seen, names=None, sentence=None)
-            other = self._from_examples(spec, nameless, None)
-            if other[1]["support_loss"] < CLEAR * best[1]["support_loss"]:
-                best, told = other, nameless
-            if loss < AHEAD * best[1]["support_loss"]:
-                return None, seen
-        return best, told
+        nameless = replace(seen, names=None, sentence=None)
+        other = self._from_examples(spec, nameless, None)
+        if other[1]["support_loss"] < CLEAR * best[1]["support_loss"]:
+            best, told = other, nameless
+        return (None if loss < AHEAD * best[1]["support_loss"] else best), told
 
     def _with_unlabelled(
         self, spec: ArchitectureSpec, seen: Seen, written: Written

@@ -167,23 +167,33 @@ class WordsPart(nn.Module):
     def tokens(self, names: Tensor, sentence: Tensor | None) -> tuple[Tensor, Tensor]:
         """Tokens (C, E) of name vectors (C, D), and the context (E,) with a sentence's vector or without."""
         tokens = self.name(names)
-        said = self.no_sentence if sentence is None else self.sentence(sentence)
-        return tokens, tokens.mean(0) + said
+        return tokens, self._context(tokens, sentence)
+
+    def _context(self, tokens: Tensor, sentence: Tensor | None) -> Tensor:
+        return tokens.mean(0) + (self.no_sentence if sentence is None else self.sentence(sentence))
 
     def write_codes(self, context: Tensor, noise: Tensor | None = None) -> Tensor:
         """(T, R) quantised codes in [-1, 1]; ``noise`` (T, R) moves them before they are rounded."""
         state = context[None]
         found: list[Tensor] = []
         for number in range(len(self.layers)):
-            told = context + self.place[number]
-            if found and self.before is not None:
-                told = told + self.before(found[-1])
-            state = self.cell(told[None], state)
-            code = torch.tanh(self.code(state)[0])
-            if noise is not None:
-                code = (code + noise[number]).clamp(-1, 1)
-            found.append(self._quantise(code))
+            last = found[-1] if found else None
+            code, state = self.write_layer(number, context, state, last, noise)
+            found.append(code)
         return torch.stack(found)
+
+    def write_layer(
+        self, number: int, context: Tensor, state: Tensor, last: Tensor | None, noise: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Codes (R,) of one layer and the prior's state (1, E) behind it; ``last`` (R,) are those before."""
+        told = context + self.place[number]
+        if last is not None and self.before is not None:
+            told = told + self.before(last)
+        state = self.cell(told[None], state)
+        code = torch.tanh(self.code(state)[0])
+        if noise is not None:
+            code = (code + noise[number]).clamp(-1, 1)
+        return self._quantise(code), state
 
     def _quantise(self, code: Tensor) -> Tensor:
         half = (self.config.levels - 1) / 2
@@ -202,19 +212,23 @@ class WordsPart(nn.Module):
         """All that the words say; ``noise`` as in :meth:`write_codes`, ``dropout`` of rows in training."""
         tokens, context = self.tokens(names, sentence)
         codes = self.write_codes(context, noise)
+        rows, biases = self._rows(tokens, context, codes, dropout)
+        return Written(codes, self.decode(codes), self._predict_statistics(context, codes), rows, biases)
+
+    def _rows(self, tokens: Tensor, context: Tensor, codes: Tensor, dropout: float) -> tuple[Tensor, Tensor]:
+        """Rows (C, H) and biases (C,) of the classes."""
         told = context + self.mixed(codes.flatten())
         inner = self.row[:2](torch.cat([tokens, told.expand_as(tokens)], 1))
         if dropout:
             inner = F.dropout(inner, dropout)
         rows = self.row[2:](inner) * self.sharpness.exp()  # (C, H + 1)
-        statistics = self._predict_statistics(torch.cat([context, codes.flatten()]).detach())
-        return Written(codes, self.decode(codes), statistics, rows[:, :-1], rows[:, -1])
+        return rows[:, :-1], rows[:, -1]
 
-    def _predict_statistics(self, known: Tensor) -> dict[str, Tensor]:
+    def _predict_statistics(self, context: Tensor, codes: Tensor) -> dict[str, Tensor]:
         """Running means and variances by name, from the context and the codes; none without batch norms."""
         if self.statistic is None:
             return {}
-        means, deviations = self.statistic(known).chunk(2)
+        means, deviations = self.statistic(torch.cat([context, codes.flatten()]).detach()).chunk(2)
         sizes = [slot.numel for slot in self.norms]
         statistics: dict[str, Tensor] = {}
         for slot, mean, deviation in zip(
