@@ -340,6 +340,12 @@ def test_scores_on_repeated_examples_are_of_pictures_that_differ(bundled):
     assert "support_scores" not in sample.report and left_out_loss(sample, same) == math.inf
 
 
+def test_of_names_that_no_one_knows_nothing_is_forecast_but_chance(bundled):
+    names = ["wug", "blick", "dax", "zorp"]
+    report = bundled.generate("cnn(depth=3,width=16)", classes=names).report
+    assert report["unknown_names"] == names and report["expected_accuracy"] == 0.25
+
+
 def test_pictures_of_something_else_do_no_harm(bundled):
     support = replace(support_of("digits", 8), class_names=tuple(f"zzq{n}" for n in range(10)))
     noise = torch.rand(300, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1

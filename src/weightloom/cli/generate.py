@@ -25,7 +25,7 @@ from weightloom.cli.inputs import (
     plain_text,
     short_text,
 )
-from weightloom.cli.naming import Classes, GeneratorOrNone, best_generator, given_names
+from weightloom.cli.naming import Classes, GeneratorOrNone, Shown, best_generator, given_names
 from weightloom.cli.output import (
     bar,
     emit,
@@ -168,10 +168,11 @@ def generate(
     names, spec = given_names(classes), parse_architecture(plain_text(arch, "architecture"))
     losses: dict[str, float] = {}
     if generator is None:
-        generator, losses = best_generator(
-            names, instruction, spec, task, data, unlabelled, shots=shots, seed=seed, skip_broken=skip_broken,
+        shown = Shown(
+            task=task, data=data, unlabelled=unlabelled, skip_broken=skip_broken, shots=shots, seed=seed,
             batch_norm=batch_norm,
         )  # fmt: skip
+        generator, losses = best_generator(names, instruction, spec, shown)
     folder = Path(plain_text(generator, "generator")).expanduser()
     if is_consolidated(folder):
         if task is not None or data is not None or plot is not None:

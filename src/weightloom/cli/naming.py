@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,7 @@ from weightloom.cli.output import working
 if TYPE_CHECKING:
     from weightloom.architectures import ArchitectureSpec
     from weightloom.generators import Validity
+    from weightloom.tasks import Task
 
 FIRST, OTHER = "words-small", "igpg-tiny"
 """Bundled generators: one that reads names, for four architectures, one for any depth and width."""
@@ -86,28 +88,35 @@ def default_generators(
     return (FIRST,) if listed is not None and _makes(spec, len(listed)) else (OTHER,)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """What a request shows of its task, as on the command line."""
+
+    task: str | None
+    data: Path | None
+    unlabelled: Path | None
+    skip_broken: bool
+    shots: int
+    seed: int
+    batch_norm: str
+
+    def load(self, shape: tuple[int, int, int] | None = None) -> Task | None:
+        """The task, or None, for pictures of ``shape``. Raises what :func:`load_task` raises."""
+        return load_task(self.task, self.data, shape, self.skip_broken)
+
+
 def best_generator(
-    names: tuple[str, ...] | None,
-    instruction: str | None,
-    spec: ArchitectureSpec,
-    task: str | None,
-    data: Path | None,
-    unlabelled: Path | None,
-    *,
-    shots: int,
-    seed: int,
-    skip_broken: bool,
-    batch_norm: str,
+    names: tuple[str, ...] | None, instruction: str | None, spec: ArchitectureSpec, shown: Shown
 ) -> tuple[str, dict[str, float]]:
     """The bundled generator that answers, and the loss on left-out examples of each where several can.
 
     One network of each is made and judged; with one example a class, none can be left out, and the first
     answers.
     """
-    target = load_task(task, data, None, skip_broken)
+    target, more = shown.load(), shown.unlabelled is not None
     count = None if target is None else target.num_classes
-    able = default_generators(names, instruction, spec, classes=count, more=unlabelled is not None)
-    if target is None or len(able) == 1 or shots == 1:
+    able = default_generators(names, instruction, spec, classes=count, more=more)
+    if target is None or len(able) == 1 or shown.shots == 1:
         return able[0], {}
     from weightloom.generators.choice import left_out_loss
     from weightloom.generators.load import load_generator
@@ -116,11 +125,15 @@ def best_generator(
     with working("choosing a generator"):
         for name in able:
             model = load_generator(name)
-            own = load_task(task, data, model.validity.input_for(spec), skip_broken)
+            own = shown.load(model.validity.input_for(spec))
             assert own is not None
-            support = own.support(shots, seed)
+            support = own.support(shown.shots, shown.seed)
             sample = model.generate_many(
-                spec, instruction=instruction, support=support, seed=seed, batch_norm=batch_norm
+                spec,
+                instruction=instruction,
+                support=support,
+                seed=shown.seed,
+                batch_norm=shown.batch_norm,
             )[0]
             losses[name] = round(left_out_loss(sample, support), 4)
     return min(losses, key=lambda name: losses[name]), losses
