@@ -19,6 +19,25 @@ def gain(row: dict[str, Any]) -> str:
     return f"{row['gain']:+.1f} ± {row['half']:.1f}"
 
 
+def bars(results: dict[str, Any], config: dict[str, Any]) -> list[list[str]]:
+    """Figure, bar, result and whether it holds, at four examples a class."""
+    found: list[tuple[str, float, float]] = []
+    for width, other, bar in ((4, "one-pass", 3), (4, "nothing", 3), (16, "one-pass", 0), (16, "nothing", 0)):
+        for row in results.get(f"width-{width}", {}).get("rows", []):
+            if row.get("over") == other and row["shots"] == 4:
+                text = f"width {width}: in order with activations, over {ARMS[other]}, points"
+                found.append((text, bar, row["gain"]))
+    for width in config["widths"]:
+        for row in results.get(f"width-{width}", {}).get("rows", []):
+            if row.get("arm") == "activations" and row["shots"] == 4:
+                text = f"width {width}: best of {config['best_of']} draws over the first, points"
+                found.append((text, 1, row["best"] - row["greedy"]))
+    return [
+        [text, f"≥ {bar}", f"{value:+.1f}", "holds" if value >= bar else "**falls short**"]
+        for text, bar, value in found
+    ]
+
+
 def render(results: dict[str, Any], config: dict[str, Any]) -> str:
     measured = [name for name in results if name.startswith("width-")]
     measured.sort(key=lambda name: int(name.removeprefix("width-")))
@@ -46,6 +65,7 @@ little."""
         intro,
         f"`python benchmarks/run.py prior`; {', '.join(spent)}.",
     ]
+    parts += ["## Against the bars", table(["figure", "bar", "result", ""], bars(results, config))]
     for name in measured:
         rows = results[name]["rows"]
         width = name.removeprefix("width-")

@@ -168,6 +168,9 @@ def render(results: dict[str, Any], config: dict[str, Any]) -> str:
         "runs that were measured on whole datasets and on other held-out names.",
         "## Against the bars",
         table(["figure", "bar", "result", ""], bars(results)),
+        "What order and choice among draws are worth has [a page of its own](prior.md). Not measured: "
+        "the protocol of the tiny model zoo from a fully trained zoo. Of one architecture only: held-out "
+        "subsets, cycles of fine-tuning (one seed), draws; of two: unseen tasks with sixteen examples.",
     ]
 
     def section(name: str, title: str, columns: list[str], row: Any, note: str = "") -> None:
