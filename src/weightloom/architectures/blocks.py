@@ -23,6 +23,9 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 Activation = Annotated[str, Choice(tuple(ACTIVATIONS), "nonlinearity")]
 ConvNorm = Annotated[str, Choice(("none", "batch", "group", "layer"), "normalisation after each convolution")]
+_LEAST = 1e-4
+"""Added under a root, whose slope at zero would be infinite."""
+
 Kernel = Annotated[int, Whole(1, 11, "side of the convolutions' kernel", odd=True)]
 
 
@@ -84,6 +87,56 @@ class ConvBlock(nn.Module):
         if self.pool is not None:
             x = self.pool(x)
         return x
+
+
+class Rescale(nn.Module):
+    """Pixels in [-1, 1] to the scale that a published network was trained on; constants, no weights.
+
+    Args:
+        mean: of the three channels, where pixels are from 0 to 1.
+        deviation: as ``mean``.
+    """
+
+    def __init__(self, mean: tuple[float, float, float], deviation: tuple[float, float, float]) -> None:
+        super().__init__()
+        # As numbers, so that neither a checkpoint nor torch.func.functional_call has to know of them.
+        self.gain = [1 / (2 * d) for d in deviation]
+        self.shift = [(0.5 - m) / d for m, d in zip(mean, deviation, strict=True)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, 3, H, W)`` to the same shape."""
+        gain, shift = x.new_tensor(self.gain), x.new_tensor(self.shift)
+        return x * gain[:, None, None] + shift[:, None, None]
+
+
+class Root(nn.Module):
+    """Square roots of features that are not negative, scaled to length 1: ``(B, H)`` to the same shape.
+
+    Few strong features then count less, and distances between the features of pictures are Hellinger's.
+
+    Source: Arandjelovic and Zisserman, "Three things everyone should know to improve object retrieval"
+    (CVPR 2012), section 3.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        roots = (x.clamp_min(0) + _LEAST).sqrt()
+        return roots / roots.square().sum(1, keepdim=True).sqrt()
+
+
+Ending = Annotated[str, Choice(("root", "plain"), "what the head sees: roots of length 1, or plain averages")]
+"""How the trunk of a published network ends; ``plain`` is how it was published."""
+
+
+def ending(name: str) -> list[nn.Module]:
+    """The last modules of the trunk of a published network: its average over places, and what follows."""
+    return [GlobalAverage(), *([Root()] if name == "root" else [])]
+
+
+def published_input_problem(input: tuple[int, int, int] | None) -> str | None:
+    """Why a network that was published for photographs cannot read such pictures, or None."""
+    if input is not None and (input[0] != 3 or min(input[1:]) < 32):
+        return f"it reads colour pictures (3 channels) of at least 32 pixels a side, not {'x'.join(map(str, input))}"
+    return None
 
 
 class GlobalAverage(nn.Module):

@@ -166,6 +166,10 @@ def left_out(features: Tensor, labels: Tensor, classes: int, ridge: float = RIDG
     return CERTAINTY * (wanted - inverse @ wanted / inverse.diagonal()[:, None])
 
 
+_TALL = 2
+"""Examples, in units of features, from which on a regression is decomposed by its features."""
+
+
 def left_out_residuals(design: Tensor, wanted: Tensor, copies: Tensor) -> Callable[[Tensor], Tensor]:
     """What ridge regressions on a design (N, K) leave of targets (N, D) where an example is left out, by
     penalty. It is :func:`left_out` for many penalties at once, without gradients.
@@ -177,8 +181,14 @@ def left_out_residuals(design: Tensor, wanted: Tensor, copies: Tensor) -> Callab
     """
     # (1 - leverage) and the residual come from one decomposition; a whole basis keeps what is small exact.
     whole = len(design) <= design.shape[1]
-    left, values, _ = torch.linalg.svd(design, full_matrices=False)
-    inner, size = left.T @ wanted, values.square()
+    if len(design) > _TALL * design.shape[1]:  # of its columns' products: many times faster
+        size, right = torch.linalg.eigh((design.T @ design).double())
+        size = size.clamp_min(0).to(design.dtype)
+        left = design @ (right.to(design.dtype) * size.clamp_min(1e-12).rsqrt())
+    else:
+        left, values, _ = torch.linalg.svd(design, full_matrices=False)
+        size = values.square()
+    inner = left.T @ wanted
 
     def residual(penalty: Tensor) -> Tensor:
         kept, lost = size / (size + penalty), penalty / (size + penalty)

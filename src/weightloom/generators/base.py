@@ -142,7 +142,8 @@ class Sample:
 class Validity:
     """What a generator can be asked for.
 
-    ``architectures`` are spec texts without a class count, or :data:`ANY_ARCHITECTURE` alone.
+    ``architectures`` are spec texts without a class count, or :data:`ANY_ARCHITECTURE` alone. With ``sizes``
+    (smallest, largest) they read square pictures of any size between, and the texts have no input.
     """
 
     architectures: tuple[str, ...]
@@ -150,6 +151,7 @@ class Validity:
     min_classes: int
     max_classes: int
     tasks: tuple[str, ...] = ()
+    sizes: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         """
@@ -174,6 +176,8 @@ class Validity:
         """
         try:
             listed = {key: tuple(held[key]) for key in ("architectures", "input", "tasks")}
+            if held.get("sizes") is not None:
+                listed["sizes"] = tuple(held["sizes"])
             return cls(**{**held, **listed})
         except (KeyError, TypeError) as error:
             raise SpecError(f"this says not what can be asked for ({error})") from None
@@ -202,8 +206,10 @@ class Validity:
 
     def check(self, spec: ArchitectureSpec) -> None:
         """Raise :class:`UnsupportedRequestError`, saying what can be done, unless ``spec`` fits."""
-        key = str(replace(spec, classes=None))
-        if spec.input != self.input and key not in self.architectures:
+        key = str(replace(spec, classes=None, input=spec.input if self.sizes is None else None))
+        if self.sizes is not None:
+            self._check_size(spec, self.sizes)
+        elif spec.input != self.input and key not in self.architectures:
             wanted, got = ("x".join(map(str, shape or ())) for shape in (self.input, spec.input))
             raise UnsupportedRequestError(f"this generator makes networks for {wanted} images, not {got}")
         if self.architectures != (ANY_ARCHITECTURE,) and key not in self.architectures:
@@ -215,6 +221,15 @@ class Validity:
             raise UnsupportedRequestError(
                 f"this generator makes classifiers of {self.min_classes} to {self.max_classes} classes, "
                 f"not {classes}"
+            )
+
+
+    def _check_size(self, spec: ArchitectureSpec, sizes: tuple[int, int]) -> None:
+        channels, height, width = spec.input or (0, 0, 0)
+        if channels != self.input[0] or height != width or not sizes[0] <= height <= sizes[1]:
+            raise UnsupportedRequestError(
+                f"this generator makes networks for square pictures of {sizes[0]} to {sizes[1]} pixels with "
+                f"{self.input[0]} channels, not {'x'.join(map(str, spec.input or ()))}"
             )
 
 
@@ -230,6 +245,8 @@ class Generator(ABC):
     """Whether the names of the classes may change what is made."""
     reads_unlabelled: ClassVar[bool] = False
     """Whether pictures of the task without labels may change what is made."""
+    unlabelled_alone: ClassVar[bool] = False
+    """Whether they do so without examples, beside the names of the classes."""
     makes_statistics: ClassVar[bool] = False
     """Whether it settles batch-norm statistics itself, with examples too."""
     heeds: ClassVar[frozenset[str]] = frozenset()
@@ -287,7 +304,9 @@ class Generator(ABC):
                 flats = recalibrate(request.architecture, flats, request.support.flat()[0])
         seconds = time.perf_counter() - start
         require_finite({f"sample {i}": flat for i, flat in enumerate(flats)}, f"generator {self.name}")
-        scores = support_scores(request.architecture, flats, request.support)
+        scores = [{}] * len(flats)
+        if not all("support_loss" in report for report in reports):
+            scores = support_scores(request.architecture, flats, request.support)
         fingerprint = getattr(self, "fingerprint", None)
         found = None if fingerprint is None else fingerprint.novelty(request.architecture, flats)
         novelty = [{}] * len(flats) if found is None else [{"novelty": one} for one in found]
@@ -419,14 +438,14 @@ class Generator(ABC):
             return None
         if not self.reads_unlabelled:
             raise InputError(f"generator {self.name} does nothing with pictures without labels")
-        if request.support is None:
+        if request.support is None and not self.unlabelled_alone:
             raise InputError("pictures without labels are used beside examples; give some of each class too")
         images = checked_images(images, "the pictures without labels", request.architecture.input)
         if images.dim() != 4:
             raise InputError(
                 f"the pictures without labels are (U, channels, height, width), not {tuple(images.shape)}"
             )
-        if images.device != request.support.images.device:
+        if request.support is not None and images.device != request.support.images.device:
             raise InputError(
                 f"the pictures without labels are on {images.device}, the examples on "
                 f"{request.support.images.device}; move one of them with .to()"

@@ -23,15 +23,8 @@ from torch import Tensor, nn
 
 from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.conditioning import encode_text
-from weightloom.conditioning.names import (
-    MAX_NAMES,
-    check_names,
-    encode_names,
-    names_in,
-    readable,
-    shown_names,
-)
-from weightloom.errors import CheckpointError, InputError, SpecError, WeightloomError
+from weightloom.conditioning.names import MAX_NAMES, encode_names
+from weightloom.errors import CheckpointError, SpecError, WeightloomError
 from weightloom.fitting import copies_of, interval_of
 from weightloom.generators.base import (
     Generator,
@@ -41,6 +34,7 @@ from weightloom.generators.base import (
     sample_generators,
 )
 from weightloom.generators.choice import LEFT_OUT
+from weightloom.generators.class_names import told_names
 from weightloom.generators.examples_part import CLEAR, ExamplesPart
 from weightloom.generators.words_expected import ExpectedAccuracy
 from weightloom.generators.words_part import WordsConfig, WordsPart, Written
@@ -175,33 +169,6 @@ class Words(nn.Module, Generator):
         features = self.expected.features(names, vectors, sentence)
         return float(self.expected(number, features, len(names)))
 
-    def class_names(self, request: Request) -> dict[str, Any]:
-        """What the report says of the names: which they are, where they are from, and others in the sentence.
-
-        Raises:
-            InputError: nothing names the classes.
-        """
-        listed = None if request.instruction is None else names_in(request.instruction)
-        if request.classes is not None:
-            names = request.classes
-            source = "listed in the instruction" if listed == names else "given"
-        elif request.support is not None:
-            names, source = check_names(request.support.class_names), "of the examples"
-        elif listed is None:
-            raise InputError(
-                f"generator {self.name} makes a network from the names of its classes; give them as "
-                "--classes 'cat, dog, truck' (classes=[...]), or list them in the instruction"
-            )
-        else:  # a list that fits has become the request's classes
-            raise InputError(
-                f"the instruction lists {len(listed)} classes ({shown_names(listed)}), but the architecture "
-                f"has {request.architecture.classes}"
-            )
-        said: dict[str, Any] = {"class_names": list(names), "names_from": source}
-        if listed is not None and not {readable(n) for n in names} <= {readable(n) for n in listed}:
-            said["instruction_lists"] = list(listed)
-        return said
-
     @torch.no_grad()
     def sample_flats(self, request: Request) -> tuple[Tensor, list[dict[str, Any]]]:
         """(M, P). The first sample has the likeliest codes, the others are drawn around them.
@@ -210,7 +177,7 @@ class Words(nn.Module, Generator):
             InputError: nothing names the classes.
             DataUnavailableError: the sentence encoder is not installed.
         """
-        said = self.class_names(request)
+        said = told_names(request, self.name)
         names = tuple(said["class_names"])
         device = next(self.parameters()).device
         # In alphabetical order, and back at the end: sums do not depend on the order that was given.

@@ -213,11 +213,19 @@ class TaskData:
     """
 
     def __init__(
-        self, pixels: Tensor, rows: Tensor, labels: Tensor, *, transform: str = "id", channels: int = 3
+        self,
+        pixels: Tensor,
+        rows: Tensor,
+        labels: Tensor,
+        *,
+        transform: str = "id",
+        channels: int = 3,
+        side: int | None = None,
     ) -> None:
         """Wrap ``pixels`` (M, C', H, W) uint8, of which ``rows`` (N,) are this task's, with ``labels`` (N,).
 
-        C' is 1 or ``channels``; one grey channel is repeated.
+        C' is 1 or ``channels``; one grey channel is repeated. ``side`` is the height and width of the images
+        of a batch, where it is not that of the pixels: they are then resized batch by batch.
 
         Raises:
             InputError: labels that are not integers from 0, or pixels of another type or shape.
@@ -231,7 +239,7 @@ class TaskData:
                 f"{tuple(pixels.shape)}"
             )
         self._pixels, self._rows, self.labels = pixels, _checked_index(rows, len(pixels)), labels
-        self._transform, self._channels = transform, channels
+        self._transform, self._channels, self._side = transform, channels, side
 
     def __len__(self) -> int:
         """Number of images N."""
@@ -242,6 +250,8 @@ class TaskData:
         """The images at ``index`` (B,): (B, C, H, W) float32 in [-1, 1] and labels (B,) int64."""
         index = _checked_index(index, len(self)).to(self._rows.device)
         pixels = self._pixels.index_select(0, self._rows[index])
+        if self._side is not None:
+            pixels = resize_pixels(pixels, self._side, self._channels)
         pixels = apply_transform(pixels, self._transform)
         images = pixels.to(torch.float32).mul_(2 / 255).sub_(1)
         if images.shape[1] != self._channels:
@@ -258,6 +268,7 @@ class TaskData:
             self.labels[index],
             transform=self._transform,
             channels=self._channels,
+            side=self._side,
         )
 
     @with_plain_defaults
@@ -274,6 +285,7 @@ class TaskData:
             self.labels.to(device),
             transform=self._transform,
             channels=self._channels,
+            side=self._side,
         )
 
 

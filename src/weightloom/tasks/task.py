@@ -33,6 +33,9 @@ DEFAULT_CHANNELS = 3
 _SIZES = (4, 256)
 _MAX_TEXT = 60_000
 
+_MOST_PIXELS = 1_000_000_000
+"""Bytes of a split's pixels that are kept at the size that is asked for."""
+
 _pixels = PixelCache()
 
 
@@ -217,23 +220,24 @@ class DatasetTask(Task):
             raise InputError(f"a task has a train and a test split, no {split!r}")
         made: dict[str, TaskData] = self._made
         if split not in made:
-            key = (
-                str(cache_folder()),
-                self.dataset,
-                split,
-                self.size,
-                min(self.channels, self.info.channels),
-            )
-            pixels, native = _pixels.get(
-                key, lambda: read_split(self.dataset, split), self.size, self.channels
-            )
+            # All images of a dataset, made large, would not fit into memory: then each batch is made large.
+            channels = min(self.channels, self.info.channels)
+            whole = self.info.counts.get(split, 0) * channels * self.size**2
+            size = self.size if whole <= _MOST_PIXELS else min(self.size, self.info.size)
+            key = (str(cache_folder()), self.dataset, split, size, channels)
+            pixels, native = _pixels.get(key, lambda: read_split(self.dataset, split), size, self.channels)
             # native label -> label of this task, -1 for classes it does not have
             table = torch.full((self.info.num_classes,), -1, dtype=torch.int64)
             table[list(self.classes)] = torch.arange(len(self.classes))
             labels = table[native]
             rows = torch.nonzero(labels >= 0).flatten()
             made[split] = TaskData(
-                pixels, rows, labels[rows], transform=self.transform, channels=self.channels
+                pixels,
+                rows,
+                labels[rows],
+                transform=self.transform,
+                channels=self.channels,
+                side=None if size == self.size else self.size,
             )
         return made[split]
 

@@ -1,0 +1,109 @@
+"""``efficientnet-lite``: published networks for photographs, whose trunks ``pretrained`` finishes.
+
+Source: Tan and Le, "EfficientNet" (arXiv 1905.11946), table 1, without squeezing and with relu6: the "lite"
+networks of its authors. Sizes 0, 1 and 2 are scaled in width by 1, 1 and 1.1 and in depth by 1, 1.1 and 1.2; stem,
+last convolution and the number of blocks of the first and last stage are not scaled.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+from torch import Tensor, nn
+
+from weightloom.architectures.blocks import Ending, Rescale, ending, published_input_problem
+from weightloom.architectures.spec import ArchitectureSpec, Whole, architecture
+
+_STAGES = (
+    (1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 40, 2, 2, 5), (6, 80, 3, 2, 3), (6, 112, 3, 1, 5), (6, 192, 4, 2, 5),
+    (6, 320, 1, 1, 3),
+)  # fmt: skip
+"""Widening, channels, blocks, first stride and kernel of each stage of size 0."""
+
+_SCALES = ((1.0, 1.0), (1.0, 1.1), (1.1, 1.2))
+"""Width and depth of each size."""
+
+_STEM, _LAST, _EPS = 32, 1280, 1e-3
+
+
+def _scaled_width(channels: int, scale: float) -> int:
+    """A multiple of 8, at least nine tenths of what was asked for."""
+    wanted = channels * scale
+    rounded = max(8, int(wanted + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * wanted else rounded
+
+
+def _same(side: int, kernel: int, stride: int) -> tuple[int, int]:
+    """Zeros before and after a side, so that it becomes side / stride, rounded up; the odd one comes after."""
+    pad = max((-(-side // stride) - 1) * stride + kernel - side, 0)
+    return pad // 2, pad - pad // 2
+
+
+@dataclass
+class _Map:
+    """The size of the map while a body is made."""
+
+    height: int
+    width: int
+
+    def convolution(
+        self, channels: int, width: int, kernel: int, stride: int = 1, groups: int = 1
+    ) -> list[nn.Module]:
+        """Padding where it is needed, convolution and batch norm; the map gets its new size."""
+        pads = (*_same(self.width, kernel, stride), *_same(self.height, kernel, stride))
+        self.height, self.width = -(-self.height // stride), -(-self.width // stride)
+        conv = nn.Conv2d(channels, width, kernel, stride, groups=groups, bias=False)
+        return [*([nn.ZeroPad2d(pads)] if any(pads) else []), conv, nn.BatchNorm2d(width, eps=_EPS)]
+
+
+class Block(nn.Module):
+    """Widen, convolve each channel by itself, narrow; the input is added where the shape stays."""
+
+    def __init__(self, layers: list[nn.Module], keeps_shape: bool) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+        self.keeps_shape = keeps_shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, H, W)`` to a map that is as large, or half as large."""
+        y: Tensor = self.layers(x)
+        return x + y if self.keeps_shape else y
+
+
+@architecture("efficientnet-lite")
+@dataclass(frozen=True, kw_only=True)
+class EfficientNetLiteSpec(ArchitectureSpec):
+    """EfficientNet-Lite with its scaling of colours inside; pictures of any size from 32 pixels on."""
+
+    size: Annotated[int, Whole(0, len(_SCALES) - 1, "0, 1 or 2: the larger, the better and the slower")] = 0
+    ending: Ending = "root"
+
+    def contradiction(self) -> str | None:
+        return published_input_problem(self.input)
+
+    def body(self, input: tuple[int, int, int]) -> tuple[nn.Module, int]:
+        width_scale, depth_scale = _SCALES[self.size]
+        place = _Map(input[1], input[2])
+        channels = _STEM
+        layers: list[nn.Module] = [
+            Rescale((0.498,) * 3, (0.502,) * 3), *place.convolution(3, channels, 3, 2), nn.ReLU6()
+        ]  # fmt: skip
+        for stage, (expansion, width, blocks, stride, kernel) in enumerate(_STAGES):
+            width = _scaled_width(width, width_scale)
+            ends = stage in (0, len(_STAGES) - 1)
+            for index in range(blocks if ends else math.ceil(depth_scale * blocks)):
+                step = 1 if index else stride
+                inner = channels * expansion
+                parts = [] if expansion == 1 else [*place.convolution(channels, inner, 1), nn.ReLU6()]
+                parts += [*place.convolution(inner, inner, kernel, step, inner), nn.ReLU6()]
+                parts += place.convolution(inner, width, 1)
+                layers.append(Block(parts, keeps_shape=step == 1 and channels == width))
+                channels = width
+        layers += [*place.convolution(channels, _LAST, 1), nn.ReLU6(), *ending(self.ending)]
+        return nn.Sequential(*layers), _LAST
+
+    @classmethod
+    def example_texts(cls) -> tuple[str, ...]:
+        return ("efficientnet-lite", "efficientnet-lite(size=2)")
