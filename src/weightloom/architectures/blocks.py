@@ -135,7 +135,8 @@ def ending(name: str) -> list[nn.Module]:
 def published_input_problem(input: tuple[int, int, int] | None) -> str | None:
     """Why a network that was published for photographs cannot read such pictures, or None."""
     if input is not None and (input[0] != 3 or min(input[1:]) < 32):
-        return f"it reads colour pictures (3 channels) of at least 32 pixels a side, not {'x'.join(map(str, input))}"
+        shape = "x".join(map(str, input))
+        return f"it reads colour pictures (3 channels) of at least 32 pixels a side, not {shape}"
     return None
 
 

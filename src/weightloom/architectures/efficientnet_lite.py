@@ -1,8 +1,8 @@
 """``efficientnet-lite``: published networks for photographs, whose trunks ``pretrained`` finishes.
 
 Source: Tan and Le, "EfficientNet" (arXiv 1905.11946), table 1, without squeezing and with relu6: the "lite"
-networks of its authors. Sizes 0, 1 and 2 are scaled in width by 1, 1 and 1.1 and in depth by 1, 1.1 and 1.2; stem,
-last convolution and the number of blocks of the first and last stage are not scaled.
+networks of its authors. Sizes 0, 1 and 2 are scaled in width by 1, 1 and 1.1 and in depth by 1, 1.1 and 1.2;
+stem, last convolution and the number of blocks of the first and last stage are not scaled.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from weightloom.architectures.blocks import Ending, Rescale, ending, published_i
 from weightloom.architectures.spec import ArchitectureSpec, Whole, architecture
 
 _STAGES = (
-    (1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 40, 2, 2, 5), (6, 80, 3, 2, 3), (6, 112, 3, 1, 5), (6, 192, 4, 2, 5),
-    (6, 320, 1, 1, 3),
+    (1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 40, 2, 2, 5), (6, 80, 3, 2, 3), (6, 112, 3, 1, 5),
+    (6, 192, 4, 2, 5), (6, 320, 1, 1, 3),
 )  # fmt: skip
 """Widening, channels, blocks, first stride and kernel of each stage of size 0."""
 
@@ -36,7 +36,7 @@ def _scaled_width(channels: int, scale: float) -> int:
 
 
 def _same(side: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Zeros before and after a side, so that it becomes side / stride, rounded up; the odd one comes after."""
+    """Zeros before and after a side, which becomes side / stride, rounded up; an odd one comes after."""
     pad = max((-(-side // stride) - 1) * stride + kernel - side, 0)
     return pad // 2, pad - pad // 2
 

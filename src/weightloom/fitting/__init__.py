@@ -13,6 +13,7 @@ from weightloom.fitting.finetune import Curve, finetune, steps_until
 from weightloom.fitting.interval import accuracy_interval, counted, interval_of
 from weightloom.fitting.population import (
     accuracy,
+    accuracy_on,
     initial_flats,
     recalibrate,
     run_networks,
@@ -26,6 +27,7 @@ __all__ = [
     "Snapshot",
     "accuracy",
     "accuracy_interval",
+    "accuracy_on",
     "closed_form_network",
     "copies_of",
     "counted",

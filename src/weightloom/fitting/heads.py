@@ -19,11 +19,15 @@ from torch import Tensor
 from weightloom.fitting.closed_form import left_out_residuals
 from weightloom.fitting.precision import full_precision
 
-PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0)
+PENALTIES = (0.3, 1.0, 3.0)
 """Of the ridge regression, in units of an example's mean squared length."""
 
-SHARES = (0.05, 0.1, 0.2, 0.4)
-"""What a start's logits of deviation 1 are multiplied by to be shares of a label."""
+SMALLER, MANY = (0.01, 0.03, 0.1), 30
+"""Penalties that are tried too where the classes have so many examples on average."""
+
+SHARES = (0.1, 0.2)
+"""What a start's logits of deviation 1 are multiplied by to be shares of a label. More choices, wider apart,
+were worse: with few examples left-out ones rate a start too high, for it loses nothing by leaving one out."""
 
 SCALES = tuple(2.0 ** (k / 2) for k in range(-2, 16))
 """What fitted labels, between 0 and 1, are multiplied by to be logits."""
@@ -152,7 +156,8 @@ def fit_head(shown: Labelled, metric: Tensor, starts: Sequence[Head] = ()) -> Fi
     else:
         residual = left_out_residuals(design, torch.cat([wanted - b for b in begun], 1), shown.copies)
         found: list[tuple[float, float, float, float, int | None, float]] = []
-        for penalty in PENALTIES:
+        more = SMALLER if len(wanted) >= MANY * shown.classes else ()
+        for penalty in (*more, *PENALTIES):
             left = residual(size * penalty).unflatten(1, (len(options), shown.classes))
             for number, (place, share) in enumerate(options):
                 logits = (wanted - left[:, number])[judged]  # (N', C): fitted labels of those left out

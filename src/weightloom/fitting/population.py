@@ -9,6 +9,7 @@ Shapes: N networks, P values of a network, B images a network, C classes.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import torch
@@ -21,7 +22,7 @@ from weightloom.defaults import with_plain_defaults
 from weightloom.errors import InputError
 from weightloom.finite import all_finite, layout_fault
 from weightloom.fitting.precision import full_precision
-from weightloom.tasks.data import checked_images, checked_labels
+from weightloom.tasks.data import TaskData, checked_images, checked_labels
 from weightloom.weights import checked_flats, layout_of
 
 
@@ -150,6 +151,20 @@ def accuracy(
         logits = run_networks(spec, flats, images[start : start + batch_size])
         right += (logits.argmax(-1) == labels[start : start + batch_size]).sum(-1).cpu()
     return right / len(images)
+
+
+MOST_VALUES = 1 << 23
+"""Pixels that go through networks at a time: large pictures come in smaller batches."""
+
+
+def accuracy_on(spec: ArchitectureSpec, flats: Tensor, data: TaskData) -> Tensor:
+    """(N,) as :func:`accuracy`, on all pictures of ``data``, of which a batch at a time is made."""
+    right = torch.zeros(len(flats))
+    size = min(1000, max(8, MOST_VALUES // math.prod(spec.input or (1,))))
+    for start in range(0, len(data), size):
+        images, labels = data.batch(torch.arange(start, min(start + size, len(data))))
+        right += accuracy(spec, flats, images, labels) * len(images)
+    return right / len(data)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,12 +26,12 @@ from weightloom.conditioning.names import check_names, names_in, shown_names
 from weightloom.conditioning.text import check_instruction
 from weightloom.defaults import with_plain_defaults
 from weightloom.errors import InputError, SpecError, UnsupportedRequestError
-from weightloom.fitting import interval_of, recalibrate, run_networks
+from weightloom.fitting import accuracy_on, interval_of, recalibrate, run_networks
 from weightloom.generators.cost import check_cost
 from weightloom.io import save_tensors
 from weightloom.registry import Registry
 from weightloom.seeding import check_seed, torch_generator
-from weightloom.tasks import SupportSet
+from weightloom.tasks import SupportSet, TaskData
 from weightloom.tasks.data import ONE_EXAMPLE, checked_images
 from weightloom.weights import checked_flats, layout_of, require_finite
 from weightloom.whole import whole_number
@@ -223,7 +223,6 @@ class Validity:
                 f"not {classes}"
             )
 
-
     def _check_size(self, spec: ArchitectureSpec, sizes: tuple[int, int]) -> None:
         channels, height, width = spec.input or (0, 0, 0)
         if channels != self.input[0] or height != width or not sizes[0] <= height <= sizes[1]:
@@ -253,6 +252,8 @@ class Generator(ABC):
     """Which of the options of :class:`Sampling` may change what is made."""
     name: str
     validity: Validity
+    progress: Callable[[int, int], None] | None = None
+    """Told how many pictures are done, of how many, where a network takes its time for each."""
 
     @abstractmethod
     def sample_flats(self, request: Request) -> tuple[Tensor, list[dict[str, Any]]]:
@@ -304,7 +305,7 @@ class Generator(ABC):
                 flats = recalibrate(request.architecture, flats, request.support.flat()[0])
         seconds = time.perf_counter() - start
         require_finite({f"sample {i}": flat for i, flat in enumerate(flats)}, f"generator {self.name}")
-        scores = [{}] * len(flats)
+        scores: list[dict[str, Any]] = [{}] * len(flats)
         if not all("support_loss" in report for report in reports):
             scores = support_scores(request.architecture, flats, request.support)
         fingerprint = getattr(self, "fingerprint", None)
@@ -373,6 +374,11 @@ class Generator(ABC):
         Takes the arguments of :meth:`generate_many` and raises the same errors.
         """
         return best_of(self.generate_many(architecture, **options))
+
+    def accuracies(self, samples: Sequence[Sample], data: TaskData) -> list[float]:
+        """Share of right answers of each of ``samples``, of one architecture, on all pictures of ``data``."""
+        flats = torch.stack([sample.flat for sample in samples])
+        return [float(value) for value in accuracy_on(samples[0].architecture, flats, data)]
 
     def check(
         self,

@@ -10,7 +10,8 @@ Shapes: C classes, N examples, U pictures without labels, H features, K publishe
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,11 +26,19 @@ from weightloom.conditioning.text import TEXT_WIDTH, encode_text, reads_text
 from weightloom.errors import CheckpointError
 from weightloom.fitting import copies_of, interval_of
 from weightloom.fitting.heads import Fitted, Head, Labelled, fit_head, spread_to
-from weightloom.generators.base import Generator, Request, Validity, generators, merge_reports
+from weightloom.generators.base import (
+    Generator,
+    Request,
+    Sample,
+    Validity,
+    generators,
+    merge_reports,
+)
 from weightloom.generators.choice import LEFT_OUT
 from weightloom.generators.class_names import told_names
-from weightloom.generators.trunks import Progress, Trunk, features_of, trunk_of
-from weightloom.io import load_tensors, parse_json, read_json, save_tensors, write_json
+from weightloom.generators.trunks import CHUNK, Trunk, features_of, trunk_of
+from weightloom.io import dump_json, load_tensors, parse_json, read_json, save_tensors, write_json
+from weightloom.tasks import TaskData
 from weightloom.weights import layout_of
 
 LIKENESS = 0.12
@@ -53,8 +62,6 @@ class Pretrained(Generator):
         self, vectors: Tensor, known: tuple[str, ...], validity: Validity, *, name: str = "pretrained"
     ) -> None:
         self.vectors, self.known, self.validity, self.name = vectors, known, validity, name
-        self.progress: Progress | None = None
-        """Told how many pictures have gone through the trunk, of how many."""
 
     @torch.no_grad()
     def sample_flats(self, request: Request) -> tuple[Tensor, list[dict[str, Any]]]:
@@ -75,8 +82,12 @@ class Pretrained(Generator):
         others = None
         if request.unlabelled is not None:
             others = features_of(spec, request.unlabelled, self.progress)
-        rows = None
-        if shown is None or reads_text():
+        rows, unknown = None, _unknown(names)
+        # Beside one example a class nothing tells whether a name that is no word helps.
+        told_all = not unknown or (
+            shown is not None and bool(shown.judged.any()) and len(unknown) < len(names)
+        )
+        if shown is None or (told_all and reads_text()):
             rows = self.rows_of([names[place] for place in order], trunk)
         head, own = self._head(trunk, rows, shown, others)
         told |= {
@@ -84,7 +95,7 @@ class Pretrained(Generator):
             "trunk": trunk.published.name,
             "trunk_package": trunk.published.package,
             "trunk_licence": trunk.published.licence,
-            "unknown_names": [] if rows is None else _unknown(names),
+            "unknown_names": unknown,
         }
         back = torch.argsort(torch.tensor(order))
         state = {**trunk.body, "head.weight": head.weight[back], "head.bias": head.bias[back]}
@@ -103,6 +114,19 @@ class Pretrained(Generator):
         weights = (vectors @ self.vectors.T / LIKENESS).softmax(1)  # (C, K)
         rows = F.normalize(weights @ trunk.rows, dim=1)  # (C, H)
         return Head(rows, rows.new_zeros(len(rows)))
+
+    def accuracies(self, samples: Sequence[Sample], data: TaskData) -> list[float]:
+        """As every generator's; the pictures go through the trunk once, and what is kept of them is used."""
+        heads = [Head(s.state_dict["head.weight"], s.state_dict["head.bias"]) for s in samples]
+        right = [0] * len(heads)
+        for start in range(0, len(data), CHUNK):
+            images, labels = data.batch(torch.arange(start, min(start + CHUNK, len(data))))
+            found = features_of(samples[0].architecture, images)
+            for place, head in enumerate(heads):
+                right[place] += int((head(found).argmax(1) == labels).sum())
+            if self.progress is not None:
+                self.progress(min(start + CHUNK, len(data)), len(data))
+        return [hits / len(data) for hits in right]
 
     def _labelled(self, request: Request, order: list[int]) -> Labelled:
         """The examples' features, with the classes in ``order``."""
@@ -125,7 +149,10 @@ class Pretrained(Generator):
             if others is None:
                 return rows.scaled(SURE), {"head": "from the names"}
             start = spread_to(rows.standardised(others, each=True), others, None)
-            return start, {"head": "from the names and the pictures without labels", "unlabelled": len(others)}
+            return start, {
+                "head": "from the names and the pictures without labels",
+                "unlabelled": len(others),
+            }
         starts: list[tuple[str, Head]] = []
         if rows is not None:
             seen = shown.features if others is None else torch.cat([shown.features, others])
@@ -135,11 +162,11 @@ class Pretrained(Generator):
                 starts.append(("the names and the pictures without labels", moved))
         if others is not None and not shown.judged.any():
             # One example a class: nothing to choose by, so that what helps on average is done.
-            start = starts[0][1] if starts else None
-            head = spread_to(start, others, shown)
+            begin = starts[0][1] if starts else None
+            moved = spread_to(begin, others, shown)
             what = "from the examples and the pictures without labels"
             said = {"head": what + (", and the names" if starts else ""), "unlabelled": len(others)}
-            return head, said | _scores(head, shown)
+            return moved, said | _scores(moved, shown)
         fitted = fit_head(shown, trunk.metric, [head for _, head in starts])
         begun = "nothing" if fitted.start is None else starts[fitted.start][0]
         said = {
@@ -159,8 +186,6 @@ class Pretrained(Generator):
         write_json(
             folder / "config.json", {"kind": self.kind, "name": self.name, "validity": asdict(self.validity)}
         )
-        from weightloom.io import dump_json
-
         save_tensors(
             folder / NAMES_FILE, {"vectors": self.vectors.half()}, {"names": dump_json(list(self.known))}
         )
@@ -178,7 +203,12 @@ class Pretrained(Generator):
         tensors, metadata = load_tensors(path)
         names = parse_json("names", metadata.get("names", "[]"))
         vectors = tensors.get("vectors")
-        if vectors is None or vectors.ndim != 2 or vectors.shape[1] != TEXT_WIDTH or len(vectors) != len(names):
+        if (
+            vectors is None
+            or vectors.ndim != 2
+            or vectors.shape[1] != TEXT_WIDTH
+            or len(vectors) != len(names)
+        ):
             raise CheckpointError(path, "does not hold one vector for each of its names")
         try:
             validity = Validity.from_json(config["validity"])
@@ -209,7 +239,9 @@ SURE = 25.0
 def _unknown(names: tuple[str, ...]) -> list[str]:
     """Names of which the dictionary knows no word."""
     known = without_numbers(names)
-    return [name for name, bare in zip(names, known, strict=True) if not any(map(_word, [bare, *bare.split()]))]
+    return [
+        name for name, bare in zip(names, known, strict=True) if not any(map(_word, [bare, *bare.split()]))
+    ]
 
 
 @lru_cache(maxsize=4096)
