@@ -1,5 +1,6 @@
 """Target networks on tasks: running, training and fine-tuning many at once."""
 
+from weightloom.fitting.calibration import calibration, calibration_on, fit_temperature
 from weightloom.fitting.closed_form import (
     closed_form_network,
     copies_of,
@@ -26,6 +27,8 @@ __all__ = [
     "Snapshot",
     "accuracy",
     "accuracy_interval",
+    "calibration",
+    "calibration_on",
     "closed_form_network",
     "copies_of",
     "counted",
@@ -34,6 +37,7 @@ __all__ = [
     "discriminant_of_shares",
     "finetune",
     "fit_population",
+    "fit_temperature",
     "initial_flats",
     "interval_of",
     "left_out",

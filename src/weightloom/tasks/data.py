@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from weightloom.defaults import with_plain_defaults
 from weightloom.errors import InputError
 from weightloom.finite import extremes, layout_fault
 from weightloom.seeding import torch_generator
+from weightloom.tasks.depth import ValueRanges
 from weightloom.tasks.store import Images, Labels
 from weightloom.tasks.transforms import apply_transform
 from weightloom.whole import whole_number
@@ -124,10 +125,14 @@ class SupportSet:
     Attributes:
         images: (classes, shots, C, H, W) float32 in [-1, 1]; row ``c`` shows label ``c``.
         class_names: names in label order.
+        ranges: what black and white were in pictures deeper than bytes.
+        licence: of the pictures, where it is known.
     """
 
     images: Tensor
     class_names: tuple[str, ...]
+    ranges: ValueRanges = field(default_factory=ValueRanges)
+    licence: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.images, Tensor):
@@ -202,7 +207,7 @@ class SupportSet:
     @with_plain_defaults
     def to(self, device: torch.device | str) -> SupportSet:
         """The same examples on ``device``."""
-        return SupportSet(images=self.images.to(device), class_names=self.class_names)
+        return replace(self, images=self.images.to(device))
 
 
 class TaskData:

@@ -144,6 +144,11 @@ class FolderTask(Task):
         """What stood for black and white in images deeper than bytes, with which further ones are read."""
         return self._read.pictures.ranges
 
+    @property
+    def picture_ranges(self) -> ValueRanges:
+        """As :attr:`ranges`."""
+        return self.ranges
+
     @with_plain_defaults
     def data(self, split: str) -> TaskData:
         """The images of ``"train"`` or ``"test"``."""

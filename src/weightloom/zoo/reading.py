@@ -22,6 +22,7 @@ from weightloom.errors import CheckpointError, InputError, SpecError
 from weightloom.finite import all_finite
 from weightloom.io import parse_json
 from weightloom.io.kinds import quoted
+from weightloom.tasks import NetworkCard
 from weightloom.weights import layout_of
 from weightloom.zoo.contents import Contents, contents_of
 from weightloom.zoo.unwrapping import Network, left_out, unwrap
@@ -47,6 +48,7 @@ class Reading:
         key: where in the file it is: a dictionary's path or a prefix of names; ``.`` is the outermost.
         left_out: tensors of the file that are none of the network's.
         folded: weights that are made of others, and how: ``head.weight (weight norm)``.
+        card: class names, input and what else a user of the network needs, as far as the file says it.
     """
 
     spec: ArchitectureSpec
@@ -56,6 +58,7 @@ class Reading:
     key: str = "."
     left_out: tuple[str, ...] = ()
     folded: tuple[str, ...] = ()
+    card: NetworkCard = field(default_factory=NetworkCard)
 
 
 @with_plain_defaults
@@ -159,6 +162,8 @@ def read_checked(
     if match == "order" and contents.format == "safetensors":
         raise CheckpointError(path, "tensors can be matched by order in PyTorch files only")
     spec = _agreed_spec(path, spec, contents.metadata)
+    ours = contents.metadata if "weightloom" in contents.metadata else {}
+    card = NetworkCard.from_metadata(path, ours, input=spec.input, classes=spec.classes)
     network, tensors = unwrap(contents, spec, in_order=match == "order", key=key)
     for name, tensor in tensors.items():
         if not all_finite(tensor):
@@ -172,6 +177,7 @@ def read_checked(
         network.key,
         tuple(left_out(contents, network, layout_of(spec))),
         tuple(network.folded()),
+        card,
     )
 
 

@@ -1,0 +1,90 @@
+"""What generators give: the weights of one network, with how they were made and what it is for.
+
+Shapes: P values of a network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weightloom import __version__
+from weightloom.architectures import ArchitectureSpec
+from weightloom.defaults import with_plain_defaults
+from weightloom.errors import InputError
+from weightloom.io import dump_json, save_tensors
+from weightloom.tasks import NetworkCard
+from weightloom.weights import checked_flats, layout_of, require_finite
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Generated weights of one architecture with a report of how they were made.
+
+    Attributes:
+        architecture: the resolved spec.
+        flat: (P,) weights in layout order.
+        report: generator, seed, seconds, support scores and, where measured, accuracy and novelty.
+        card: class names, input and what else a user of the network needs; left out, what the report says.
+    """
+
+    architecture: ArchitectureSpec
+    flat: Tensor
+    report: dict[str, Any]
+    card: NetworkCard = None  # type: ignore[assignment]  # made below
+
+    def __post_init__(self) -> None:
+        spec = self.architecture
+        card = self.card
+        if card is None:
+            card = NetworkCard.from_report(self.report, input=spec.input, classes=spec.classes)
+        object.__setattr__(self, "card", replace(card, input=spec.input))
+
+    @cached_property
+    @with_plain_defaults
+    def state_dict(self) -> dict[str, Tensor]:
+        """The weights by name, buffers included. Raises :class:`InputError` where ``flat`` is no network."""
+        if not isinstance(self.flat, Tensor) or self.flat.is_nested or self.flat.dim() != 1:
+            raise InputError("a sample's weights are one tensor (P,)")
+        flat = checked_flats(self.architecture, self.flat[None])[0].detach()
+        return {k: v.clone() for k, v in layout_of(self.architecture).unflatten(flat).items()}
+
+    @cached_property
+    @with_plain_defaults
+    def module(self) -> nn.Module:
+        """An ordinary module in eval mode."""
+        with torch.device("meta"):
+            module = self.architecture.build()
+        module.load_state_dict({k: v.clone() for k, v in self.state_dict.items()}, assign=True)
+        for parameter in module.parameters():
+            parameter.requires_grad_(True)
+        return module.eval()
+
+    @with_plain_defaults
+    def save(self, path: str | Path) -> Path:
+        """Write the state dict as safetensors, with its card and its provenance in the header.
+
+        Raises:
+            CheckpointError: the file cannot be written.
+        """
+        require_finite(self.state_dict, "this sample")
+        metadata = {
+            "weightloom": __version__,
+            "architecture": self.architecture.full_text(),
+            "report": dump_json(self.report),
+            **self.card.to_metadata(),
+        }
+        path = Path(path)
+        save_tensors(path, {k: v.contiguous() for k, v in self.state_dict.items()}, metadata)
+        return path
+
+
+def best_of(samples: Sequence[Sample]) -> Sample:
+    """The sample with the lowest loss on the support set; the first one where there was none."""
+    return min(samples, key=lambda s: s.report.get("support_loss", float("inf")))
