@@ -19,11 +19,14 @@ from weightloom.fitting.population import (
     run_networks,
     trunk_features,
 )
+from weightloom.fitting.predicting import Answer, Prediction, predict, with_card
 from weightloom.fitting.train import FitSettings, Snapshot, fit_population
 
 __all__ = [
+    "Answer",
     "Curve",
     "FitSettings",
+    "Prediction",
     "Snapshot",
     "accuracy",
     "accuracy_interval",
@@ -42,8 +45,10 @@ __all__ = [
     "interval_of",
     "left_out",
     "left_out_residuals",
+    "predict",
     "recalibrate",
     "run_networks",
     "steps_until",
     "trunk_features",
+    "with_card",
 ]

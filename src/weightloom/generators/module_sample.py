@@ -22,6 +22,7 @@ from weightloom.architectures.statistics import STATISTICS, Measured, measure_st
 from weightloom.architectures.tracing import dtype_of, fixed_batch
 from weightloom.errors import CheckpointError, InputError
 from weightloom.finite import all_finite, layout_fault
+from weightloom.fitting.predicting import Predict, Prediction
 from weightloom.io import dump_json, save_tensors
 from weightloom.tasks import NetworkCard
 from weightloom.weights import require_finite
@@ -62,6 +63,12 @@ class ModuleSample:
         """The weights by name, buffers included."""
         state = self.module.state_dict().items()
         return {name: v.detach().clone() if isinstance(v, Tensor) else v for name, v in state}
+
+    def predict(
+        self, pictures: Any, top: int = 3, reject: float | None = None, *, skip_broken: bool = False
+    ) -> list[Prediction]:
+        """What the module answers to pictures: see :func:`weightloom.fitting.predict`."""
+        return Predict(self.module, self.card)(pictures, top, reject, skip_broken=skip_broken)
 
     def save(self, path: str | Path) -> Path:
         """Write the state dict as safetensors, with its card and its report in the header.

@@ -18,6 +18,7 @@ from weightloom import __version__
 from weightloom.architectures import ArchitectureSpec
 from weightloom.defaults import with_plain_defaults
 from weightloom.errors import InputError
+from weightloom.fitting import Prediction, predict, run_networks, with_card
 from weightloom.io import dump_json, save_tensors
 from weightloom.tasks import NetworkCard
 from weightloom.weights import checked_flats, layout_of, require_finite
@@ -64,7 +65,17 @@ class Sample:
         module.load_state_dict({k: v.clone() for k, v in self.state_dict.items()}, assign=True)
         for parameter in module.parameters():
             parameter.requires_grad_(True)
-        return module.eval()
+        return with_card(module.eval(), self.card)
+
+    def predict(
+        self, pictures: Any, top: int = 3, reject: float | None = None, *, skip_broken: bool = False
+    ) -> list[Prediction]:
+        """What the network answers to pictures: see :func:`weightloom.fitting.predict`."""
+
+        def run(images: Tensor) -> Tensor:
+            return run_networks(self.architecture, self.flat[None].float(), images)[0]
+
+        return predict(run, self.card, pictures, top, reject, skip_broken=skip_broken)
 
     @with_plain_defaults
     def save(self, path: str | Path) -> Path:

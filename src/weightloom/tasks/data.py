@@ -56,7 +56,7 @@ def integer_labels(labels: object) -> Tensor:
 PIXELS = (-1.0, 1.0)
 """What pixels are from and to, wherever a network reads them."""
 
-_TOLERANCE = 1e-3
+TOLERANCE = 1e-3
 """Resizing and rounding may leave the range by so little."""
 
 
@@ -94,7 +94,7 @@ def checked_images(images: object, what: str, shape: Sequence[int] | None = None
     low, high = extremes(images)
     if not (math.isfinite(low) and math.isfinite(high)):
         raise InputError(f"{what} hold pixels that are not finite")
-    if low < PIXELS[0] - _TOLERANCE or high > PIXELS[1] + _TOLERANCE:
+    if low < PIXELS[0] - TOLERANCE or high > PIXELS[1] + TOLERANCE:
         raise InputError(
             f"{what} hold pixels from {low:.4g} to {high:.4g}; they must lie in [-1, 1] "
             "(bytes: pixels / 127.5 - 1; from 0 to 1: 2 * pixels - 1)"

@@ -20,6 +20,7 @@ from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.defaults import with_plain_defaults
 from weightloom.errors import CheckpointError, InputError, SpecError
 from weightloom.finite import all_finite
+from weightloom.fitting import with_card
 from weightloom.io import parse_json
 from weightloom.io.kinds import quoted
 from weightloom.tasks import NetworkCard
@@ -73,7 +74,9 @@ def load_network(
     is. ``key`` chooses where several networks fit and differ (``key="model_ema"``).
 
     It takes images (B, channels, height, width) in [-1, 1] and gives logits (B, classes), the classes in the
-    order of the task that it was made for.
+    order of its ``class_names`` (None where the file says none). ``network.predict(pictures, top=3,
+    reject=None)`` reads files, PIL images and arrays as folders are read, and names what they show
+    (:func:`weightloom.fitting.predict`); ``network.card`` says what else is known.
 
     Raises:
         CheckpointError: the file is broken or of another kind, or does not hold exactly the architecture's
@@ -96,7 +99,7 @@ def load_network(
     reading = read_checked(path, wanted, key=key)
     module = reading.spec.build()
     module.load_state_dict(layout_of(reading.spec).unflatten(reading.flat))
-    return module.eval()
+    return with_card(module.eval(), reading.card)
 
 
 def read_network(
