@@ -109,7 +109,7 @@ class FolderTask(Task):
         ranges: ValueRanges | None = None,
     ) -> None:
         if not 0 < test_fraction <= 1:
-            raise InputError(f"the share of test images is above 0 and at most 1, not {test_fraction}")
+            raise InputError(f"the share of test images is between 0 and 1, not {test_fraction}")
         self.path = Path(path).expanduser()
         self.size, self.channels = check_shape(size, channels)
         self.transform = parse_transform(transform)
