@@ -261,7 +261,7 @@ def _counts(found: Sequence[Prediction]) -> str | None:
         return None
     counts = Counter(one.name or NONE for one in found).most_common()
     more = f", {len(counts) - 12} more" if len(counts) > 12 else ""
-    return ", ".join(f"{count:,} {name}" for name, count in counts[:12]) + more
+    return ", ".join(f"{name} ({count:,})" for name, count in counts[:12]) + more
 
 
 def _calibration(card: NetworkCard) -> str:

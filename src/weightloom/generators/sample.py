@@ -18,10 +18,14 @@ from weightloom import __version__
 from weightloom.architectures import ArchitectureSpec
 from weightloom.defaults import with_plain_defaults
 from weightloom.errors import InputError
-from weightloom.fitting import Prediction, predict, run_networks, with_card
+from weightloom.fitting import Prediction, calibration_on, predict, run_networks, with_card
 from weightloom.io import dump_json, save_tensors
-from weightloom.tasks import NetworkCard
+from weightloom.tasks import NetworkCard, SupportSet, Task
+from weightloom.tasks.data import not_shown
 from weightloom.weights import checked_flats, layout_of, require_finite
+
+CALIBRATION_IMAGES = 1000
+"""Images at most that a temperature is measured on."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,21 @@ class Sample:
             return run_networks(self.architecture, self.flat[None].float(), images)[0]
 
         return predict(run, self.card, pictures, top, reject, skip_broken=skip_broken)
+
+    def for_task(self, task: Task | None, support: SupportSet | None) -> Sample:
+        """The same network with what ``task`` says in its card, calibrated where that is possible; as it is
+        without a task.
+
+        A temperature is measured on training images of the task that are none of ``support``, the examples
+        that the network was made from; of fewer than twenty, what the card has stays.
+        """
+        if task is None or support is None:
+            return self
+        rest = not_shown(task.data("train"), support, CALIBRATION_IMAGES, ("calibration", str(task)))
+        what = "training pictures that it was not made from"
+        found = calibration_on(self.architecture, self.flat, rest, what)
+        card = self.card.for_task(task)
+        return replace(self, card=card if found is None else card.calibrated(found))
 
     @with_plain_defaults
     def save(self, path: str | Path) -> Path:

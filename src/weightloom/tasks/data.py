@@ -361,6 +361,28 @@ def resize_pixels(images: Images | Tensor, size: int, channels: int) -> Tensor:
     return torch.cat(out)
 
 
+@with_plain_defaults
+def not_shown(data: TaskData, support: SupportSet, most: int, address: Sequence[str | int]) -> TaskData:
+    """Up to ``most`` images of ``data`` that look like none of ``support``, the same for the same address.
+
+    Example:
+        >>> pixels = torch.arange(3 * 16, dtype=torch.uint8).reshape(3, 1, 4, 4)
+        >>> data = TaskData(pixels, torch.arange(3), torch.tensor([0, 1, 1]), channels=1)
+        >>> support = SupportSet.from_labelled(*data.batch([0, 1]))
+        >>> len(not_shown(data, support, 10, ["a seed"]))
+        1
+    """
+    shown = {image.numpy().tobytes() for image in support.images.flatten(0, 1).cpu()}
+    found: list[int] = []
+    for index in torch.randperm(len(data), generator=torch_generator(*address)).split(_CHUNK):
+        images, _ = data.batch(index)
+        others = (image.numpy().tobytes() not in shown for image in images)
+        found += [place for place, other in zip(index.tolist(), others, strict=True) if other]
+        if len(found) >= most:
+            break
+    return data.part(torch.tensor(found[:most], dtype=torch.int64))
+
+
 class PixelCache:
     """Resized pixels and labels in memory, made once per key."""
 
