@@ -189,6 +189,7 @@ def _result(file: Path, network: Network, target: Task, confusion: list[list[int
         "left_out": list(network.left_out),
         "task": str(target),
         "images": sum(totals),
+        "class_names": target.class_names,
         "missing_classes": [
             name for name, total in zip(target.class_names, totals, strict=True) if not total
         ],

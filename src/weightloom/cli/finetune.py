@@ -118,7 +118,7 @@ def finetune(
         named = dict(zip(("start", "random_init"), lines, strict=False))
         draw_curves(plot, curve.steps, named, title=f"{file.name} on {target}")
     if out is not None:
-        made_by = f"finetune, {steps:,} steps, of {network.card.made_by or file.name}"
+        made_by = f"finetune, {steps:,} step{'s' * (steps > 1)}, of {network.card.made_by or file.name}"
         card = replace(network.card.for_task(target), made_by=made_by).calibrated(None)
         Sample(network.spec, curve.flats[0].detach(), report, card).save(out)
     random = lines[1] if from_random else None

@@ -153,7 +153,8 @@ def predict(
     if problems and not skip_broken:
         named = [(_called(files[place], place), problems[place]) for place in sorted(problems)]
         if len(asked) == 1:
-            raise InputError(f"{named[0][0]}: this image cannot be read ({named[0][1]})")
+            name = "a picture in memory" if files[0] is None else named[0][0]
+            raise InputError(f"{name}: this image cannot be read ({named[0][1]})")
         raise BrokenPicturesError("these pictures", len(asked), named)
     return [
         Prediction(file=file, answers=(), problem=problems[place])

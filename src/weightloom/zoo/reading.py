@@ -274,6 +274,8 @@ def _agreed_spec(path: Path, spec: ArchitectureSpec | None, metadata: Mapping[st
                 raise CheckpointError(path, f"names an architecture that is none ({error})") from None
         else:  # another library's word may be a name of its own
             spec = agreed(path, own, spec)
+    if spec is None and isinstance(kind := metadata.get("kind"), str) and kind:
+        raise CheckpointError(path, f"is part of a generator or tokenizer ({kind[:40]}), not a network")
     if spec is None:
         raise CheckpointError(
             path,
