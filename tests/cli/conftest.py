@@ -57,11 +57,11 @@ Call = Callable[..., Answer]
 
 @pytest.fixture(scope="session")
 def call() -> Call:
-    """``call("generate", "--task", ...)`` runs the command line in this process."""
+    """``call("generate", "--task", ...)`` runs the command line in this process; ``stdin`` are bytes."""
     runner = CliRunner()
 
-    def run(*arguments: str | Path) -> Answer:
-        result = runner.invoke(app, [str(a) for a in arguments], prog_name="weightloom")
+    def run(*arguments: str | Path, stdin: bytes | None = None) -> Answer:
+        result = runner.invoke(app, [str(a) for a in arguments], input=stdin, prog_name="weightloom")
         return Answer(result.exit_code, result.stdout, result.stderr)
 
     return run

@@ -110,7 +110,7 @@ def test_a_test_part_is_measured_on_as_a_whole(call, photos, tmp_path):
     assert found["test_images"] == 20 and found["data"]["parts"] == {"train": "train", "test": "test"}
     measured = call("evaluate", made, "--data", root, "--json").json
     assert measured["images"] == 20 and measured["accuracy"] == pytest.approx(found["best"]["accuracy"])
-    assert [entry["images"] for entry in measured["per_class"]] == [5] * 4
+    assert [entry["num_images"] for entry in measured["by_class"].values()] == [5] * 4
     shown = call("evaluate", made, "--data", root)
     assert "24 to learn from, 20 to measure on, as its folders train and test say" in shown.out
     shutil.copy(root / "train" / "bees" / "3.png", root / "test" / "bees" / "copy.png")
@@ -160,7 +160,7 @@ def test_names_that_are_no_text_are_spelt_out_everywhere(call, tmp_path, photos)
         "file"
     ] == str(made)
     measured = call("evaluate", made, "--data", folder, "--skip-broken", "--json").json
-    assert "\\x1b[31m\\xe9" in [entry["class"] for entry in measured["per_class"]]
+    assert "\\x1b[31m\\xe9" in measured["by_class"]
     assert "not text in UTF-8" in call("info", os.fsdecode(b"no\xe9where")).sentence(2)
 
 

@@ -32,8 +32,8 @@ def test_evaluate(call, network):
     confusion = torch.tensor(answer["confusion"])
     assert confusion.shape == (10, 10) and int(confusion.sum()) == 500
     assert answer["accuracy"] == pytest.approx(int(confusion.diagonal().sum()) / 500)
-    assert [entry["class"] for entry in answer["per_class"]] == list("0123456789")
-    assert sum(entry["images"] for entry in answer["per_class"]) == 500
+    assert list(answer["by_class"]) == list("0123456789")
+    assert sum(entry["num_images"] for entry in answer["by_class"].values()) == 500
     report = json.loads(load_tensors(network)[1]["report"])
     assert answer["accuracy"] == pytest.approx(report["accuracy"], abs=1e-6), "as the zoo measured it"
 

@@ -23,11 +23,11 @@ from weightloom.cli.inputs import (
     calm_threads,
     check_engine,
     engine_for,
-    fitting_task,
     load_network,
     load_task,
     provenance,
 )
+from weightloom.cli.matching import fitting_task, measured_folder
 from weightloom.cli.output import (
     bar,
     emit,
@@ -59,6 +59,15 @@ def evaluate(
     ],
     task: TaskName = None,
     data: DataFolder = None,
+    test_data: Annotated[
+        Path | None,
+        typer.Option(
+            "--test-data",
+            metavar="FOLDER",
+            help="Your own test pictures, one sub-folder for each class: all are measured, and classes are "
+            "matched by name.",
+        ),
+    ] = None,
     skip_broken: SkipBroken = False,
     arch: Annotated[
         str | None,
@@ -74,31 +83,37 @@ def evaluate(
 ) -> None:
     """Measure networks on test images: accuracy, accuracy by class, confusions.
 
-    Without --task and --data, a network is measured on the named task that it was generated for. Several
-    networks are read first, measured side by side, and shown with the best first; those that cannot be read
-    are listed.
+    Without --task and --data, a network is measured on the named task that it was generated for. Of a folder,
+    --data measures the test part, or one picture in five where it has none; --test-data measures every
+    picture. Classes of the same names are matched, in whatever order they are. Several networks are read
+    first, measured side by side, and shown with the best first; those that cannot be read are listed.
 
     Examples:
         weightloom evaluate digits.safetensors --task digits
         weightloom evaluate clothing.safetensors --task fashion-mnist+rot90 --json
+        weightloom evaluate photos.safetensors --test-data holiday-photos/
         weightloom evaluate other.pt --arch 'mlp(depth=1,width=8,classes=10,input=3x16x16)' --task mnist
         weightloom evaluate last.ckpt --key model_ema --arch 'mlp(depth=1,width=8)' --task mnist
         weightloom evaluate runs/*.safetensors --task digits --workers 2
     """
     started = time.perf_counter()
     check_engine(engine, workers, address)
-    load_task(task, data, skip_broken=skip_broken)  # a slip there is no fault of any file
+    if test_data is not None and (task is not None or data is not None):
+        raise InputError("give one of --task, --data and --test-data")
+    # A slip there is no fault of any file.
+    load_task(task, test_data or data, skip_broken=skip_broken, whole=test_data is not None)
     several = Several(len(files), "files")
     given: list[tuple[Path, Network, Task]] = []
     shared: dict[tuple[object, ...], Task] = {}
     for file in files:
         with several.attempt(file):
             network = load_network(file, arch, key)
-            own = task or _made_for(network, data)
-            target = shared.get((own, network.spec.input, network.spec.classes))
+            own = task or _made_for(network, test_data or data)
+            key_of_task = (own, network.spec.input, network.spec.classes, network.card.class_names)
+            target = shared.get(key_of_task)
             if target is None:
-                target = _target(file, network, own, data, skip_broken)
-                shared[own, network.spec.input, network.spec.classes] = target
+                target = _target(file, network, own, data, test_data, skip_broken)
+                shared[key_of_task] = target
             given.append((file, network, target))
     if not given:
         if as_json:
@@ -113,11 +128,11 @@ def evaluate(
         jobs = workers if address is None else CLUSTER
         counts = confusions(wanted, machine, jobs=jobs, progress=move or (lambda *_: None))
     results = [_result(*own, counted) for own, counted in zip(given, counts, strict=True)]
-    folder_report = data_report(given[0][2]) if data is not None else None
+    folder_report = data_report(given[0][2])
     seconds = time.perf_counter() - started
     if as_json:
         answer = results[0] if len(files) == 1 else {"networks": results, "failed": several.failed}
-        emit({**answer, **({} if data is None else {"data": folder_report}), "seconds": seconds})
+        emit({**answer, **({} if folder_report is None else {"data": folder_report}), "seconds": seconds})
     elif len(files) == 1:
         _show(results[0], given[0][2], folder_report)
     else:
@@ -145,8 +160,17 @@ def _made_for(network: Network, data: Path | None) -> str | None:
     return task if data is None and isinstance(task, str) and not task.startswith("folder:") else None
 
 
-def _target(file: Path, network: Network, task: str | None, data: Path | None, skip_broken: bool) -> Task:
+def _target(
+    file: Path,
+    network: Network,
+    task: str | None,
+    data: Path | None,
+    test_data: Path | None,
+    skip_broken: bool,
+) -> Task:
     try:
+        if test_data is not None:
+            return measured_folder(network, test_data, skip_broken)
         return fitting_task(network, task, data, skip_broken)
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
@@ -165,11 +189,15 @@ def _result(file: Path, network: Network, target: Task, confusion: list[list[int
         "left_out": list(network.left_out),
         "task": str(target),
         "images": sum(totals),
-        **counted(sum(right) / sum(totals), sum(totals)),
-        "per_class": [
-            {"class": name, "images": total, **counted(hits / total if total else None, total)}
-            for name, hits, total in zip(target.class_names, right, totals, strict=True)
+        "class_names": target.class_names,
+        "missing_classes": [
+            name for name, total in zip(target.class_names, totals, strict=True) if not total
         ],
+        **counted(sum(right) / sum(totals), sum(totals)),
+        "by_class": {
+            name: counted(hits / total if total else None, total)
+            for name, hits, total in zip(target.class_names, right, totals, strict=True)
+        },
         "confusion": confusion,
     }
 
@@ -189,15 +217,16 @@ def _show(result: dict[str, Any], target: Task, folder_report: dict[str, Any] | 
     )
     say()
     rows = []
-    for label, (entry, row) in enumerate(zip(result["per_class"], result["confusion"], strict=True)):
+    measured_classes = zip(result["by_class"].items(), result["confusion"], strict=True)
+    for label, ((own, entry), row) in enumerate(measured_classes):
         wrong = [(count, name) for count, name in zip(row, target.class_names, strict=True)]
         del wrong[label]
         most = max(wrong, key=lambda pair: pair[0])
         taken = f"{most[1]} ({most[0]:,})" if most[0] else None
         rows.append(
             (
-                entry["class"],
-                f"{entry['images']:,}",
+                own,
+                f"{entry['num_images']:,}",
                 measured(entry["accuracy"], entry["num_images"]),
                 bar(entry["accuracy"], 20),
                 taken,

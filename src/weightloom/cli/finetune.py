@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,10 +20,10 @@ from weightloom.cli.inputs import (
     TaskName,
     calm_threads,
     check_out,
-    fitting_task,
     load_network,
     provenance,
 )
+from weightloom.cli.matching import fitting_task
 from weightloom.cli.output import emit, facts, measured, progress, say, seconds_text, table
 from weightloom.cli.plots import MEASURES, PLOT_SUFFIXES
 from weightloom.errors import InputError
@@ -117,7 +118,9 @@ def finetune(
         named = dict(zip(("start", "random_init"), lines, strict=False))
         draw_curves(plot, curve.steps, named, title=f"{file.name} on {target}")
     if out is not None:
-        Sample(network.spec, curve.flats[0].detach(), report).save(out)
+        made_by = f"finetune, {steps:,} step{'s' * (steps > 1)}, of {network.card.made_by or file.name}"
+        card = replace(network.card.for_task(target), made_by=made_by).calibrated(None)
+        Sample(network.spec, curve.flats[0].detach(), report, card).save(out)
     random = lines[1] if from_random else None
     result: dict[str, Any] = {
         "file": file,

@@ -43,7 +43,12 @@ def data_facts(report: Mapping[str, Any] | None) -> list[tuple[str, Any]]:
     broken = [f"{one['file']} ({one['reason']})" for one in report["broken"]]
     repeated = report["repeated"]
     return [
-        ("pictures", f"{count['train']:,} to learn from, {count['test']:,} to measure on{divided}"),
+        (
+            "pictures",
+            f"{count['train']:,} to learn from, {count['test']:,} to measure on{divided}"
+            if count["train"]
+            else f"{count['test']:,} to measure on, all that there are",
+        ),
         ("from sub-folders", _counted(report["nested"])),
         ("passed over", passed_over_text(report["passed_over"])),
         (

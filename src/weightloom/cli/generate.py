@@ -253,7 +253,7 @@ def generate(
             "data": data_counts(folder_report),
             **counted(accuracies[best], images),
         }
-        replace(chosen, report={**chosen.report, **extra}).save(out)
+        replace(chosen, report={**chosen.report, **extra}).for_task(target, support).save(out)
 
     parameters = resolved.num_parameters()
     result = {

@@ -113,6 +113,7 @@ def _network(
         "architecture": named if spec is None else spec.full_text(),
         "num_parameters": spec.num_parameters() if spec is not None and spec.resolved else None,
         "report": provenance(contents.metadata),
+        "card": None if reading is None else reading.card.to_json(),
         "read_from": None if reading is None else reading.key,
         "left_out": [] if reading is None else list(reading.left_out),
         "folded": [] if reading is None else list(reading.folded),
@@ -133,7 +134,7 @@ def _show(d: dict[str, Any]) -> None:
 
     a = "a network" if d["kind"] == "network" else f"a file of {len(d['tensors'])} tensors ({d['kind']})"
     say(f"{d['file']}: {a}", style="bold")
-    report = d.get("report") or {}
+    report, card = d.get("report") or {}, d.get("card") or {}
     places = [f"{plain_words(path)} ({count})" for path, count in d["dictionaries"].items()]
     facts(
         [
@@ -145,9 +146,11 @@ def _show(d: dict[str, Any]) -> None:
             ("left out", short_list(d.get("left_out") or [])),
             ("made of others", short_list(d.get("folded") or [])),
             ("dictionaries", short_list(places) if len(places) > 1 else None),
-            ("made by", report.get("generator")),
+            ("made by", card.get("made_by") or report.get("generator")),
             ("instruction", report.get("instruction")),
-            ("classes", _names(report)),
+            ("classes", _names(card if card.get("class_names") else report)),
+            ("probabilities", f"calibrated on {card['calibration']}" if card.get("calibration") else None),
+            ("licence", card.get("licence")),
             ("task", report.get("task")),
             ("accuracy", _accuracy(report)),
             ("seed", report.get("seed")),

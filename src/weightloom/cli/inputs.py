@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from weightloom.engines import Engine
     from weightloom.generators import Generator
     from weightloom.generators.fingerprint import Fingerprint
-    from weightloom.tasks import Task
+    from weightloom.tasks import NetworkCard, Task
     from weightloom.zoo import Zoo, ZooRecipe
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
@@ -89,6 +89,8 @@ def load_task(
     data: Path | None,
     shape: tuple[int, int, int] | None = None,
     skip_broken: bool = False,
+    *,
+    whole: bool = False,
 ) -> Task | None:
     """The task that ``--task`` or ``--data`` names, or None; without a size of its own, at ``shape``.
 
@@ -97,6 +99,7 @@ def load_task(
         data: a folder of images.
         shape: (channels, height, width) that the network reads.
         skip_broken: leave images of the folder out that cannot be read.
+        whole: whether all of the folder is there to be measured on.
 
     Raises:
         InputError: both are given, or what is given is no task.
@@ -116,9 +119,10 @@ def load_task(
             f"the network reads {size} images; tasks are square, of 1 or 3 channels"
         )
     if data is not None:
-        if shape is None:
-            return FolderTask(data, skip_broken=skip_broken)
-        return FolderTask(data, size=shape[1], channels=shape[0], skip_broken=skip_broken)
+        options: dict[str, Any] = {} if shape is None else {"size": shape[1], "channels": shape[0]}
+        if whole:
+            options["test_fraction"] = 1
+        return FolderTask(data, skip_broken=skip_broken, **options)
     assert task is not None
     parsed = parse_task(plain_text(task, "task"))
     return parsed if shape is None or "@" in task else parsed.resized(shape[1], shape[0])
@@ -248,14 +252,16 @@ def findable(generator: str) -> str:
 class Network(NamedTuple):
     """A network from a file: its architecture, weights (P,), and what the file says of itself.
 
-    ``key`` is where in the file it is, ``left_out`` which tensors are none of it.
+    ``key`` is where in the file it is, ``left_out`` which tensors are none of it, ``card`` what its outputs
+    are called and what else is known.
     """
 
     spec: ArchitectureSpec
     flat: Tensor
     metadata: dict[str, str]
-    key: str = "."
-    left_out: tuple[str, ...] = ()
+    key: str
+    left_out: tuple[str, ...]
+    card: NetworkCard
 
 
 def load_network(path: Path, architecture: str | None = None, key: str | None = None) -> Network:
@@ -270,7 +276,7 @@ def load_network(path: Path, architecture: str | None = None, key: str | None = 
 
     spec = None if architecture is None else parse_architecture(plain_text(architecture, "architecture"))
     reading = read_checked(path, spec, key=None if key is None else plain_text(key, "key"))
-    return Network(reading.spec, reading.flat, reading.metadata, reading.key, reading.left_out)
+    return Network(reading.spec, reading.flat, reading.metadata, reading.key, reading.left_out, reading.card)
 
 
 def provenance(metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -282,47 +288,6 @@ def provenance(metadata: Mapping[str, str]) -> dict[str, Any]:
     except CheckpointError:
         return {}
     return report if isinstance(report, dict) else {}
-
-
-def fitting_task(network: Network, task: str | None, data: Path | None, skip_broken: bool = False) -> Task:
-    """The task to run ``network`` on, at the size that it reads.
-
-    Raises:
-        InputError: none is given, its number of classes is another one, or its classes are the network's in
-            another order.
-    """
-    found = require_task(task, data, network.spec.input, skip_broken)
-    if found.num_classes != network.spec.classes:
-        raise InputError(
-            f"the network tells apart {network.spec.classes} classes, but {found} has {found.num_classes}"
-        )
-    if found.input_shape != network.spec.input:
-        wanted, got = ("x".join(map(str, shape or ())) for shape in (network.spec.input, found.input_shape))
-        raise InputError(f"the network reads {wanted} images, but those of {found} are {got}")
-    _compare_names(network, found)
-    return found
-
-
-def _compare_names(network: Network, task: Task) -> None:
-    """Refuse classes in another order than the network's outputs, and say where they are called otherwise."""
-    from weightloom.cli.output import note
-    from weightloom.conditioning.names import readable, shown_names
-
-    own = provenance(network.metadata).get("class_names")
-    if not isinstance(own, list) or not all(isinstance(name, str) for name in own):
-        return
-    known, asked = [readable(name) for name in own], [readable(name) for name in task.class_names]
-    if known == asked:
-        return
-    if sorted(known) == sorted(asked):
-        raise InputError(
-            f"the network's outputs are, in this order, {shown_names(own, 12)}, but the classes of {task} "
-            f"are {shown_names(task.class_names, 12)}; name them in the network's order"
-        )
-    note(
-        f"note: the network was made for {shown_names(own, 12)}; here its outputs are taken for "
-        f"{shown_names(task.class_names, 12)}, in this order"
-    )
 
 
 def short_text(architecture: str | ArchitectureSpec) -> str:

@@ -16,6 +16,7 @@ from weightloom.cli.finetune import finetune
 from weightloom.cli.generate import generate
 from weightloom.cli.info import info
 from weightloom.cli.map import map_zoo
+from weightloom.cli.predict import predict
 from weightloom.cli.select import select
 from weightloom.cli.stream import stream
 from weightloom.cli.teaching import command, parts_of
@@ -25,6 +26,7 @@ ORDER = (
     "generate",
     "select",
     "stream",
+    "predict",
     "evaluate",
     "finetune",
     "zoo",
@@ -90,6 +92,7 @@ for _name, _function in (
     ("generate", generate),
     ("stream", stream),
     ("select", select),
+    ("predict", predict),
     ("evaluate", evaluate),
     ("finetune", finetune),
     ("train", train),

@@ -67,7 +67,11 @@ def emit(value: dict[str, Any]) -> None:
     from weightloom.io import dump_json
 
     # JSON escapes most of what a terminal would obey by itself; the rest is inside strings and can be too.
-    text = UNSHOWABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", dump_json(_plain(value))) + "\n"
+    write_text(UNSHOWABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", dump_json(_plain(value))) + "\n")
+
+
+def write_text(text: str) -> None:
+    """Text on stdout, whatever its encoding."""
     sys.stdout.write(text.encode("utf-8", "replace").decode(sys.stdout.encoding or "utf-8", "replace"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -181,7 +182,7 @@ def _one_task(
         accuracy(request.architecture, before.flat[None], images, labels),
     )
     report = {
-        **before.report,
+        **{name: value for name, value in before.report.items() if name != "calibration"},
         "objective": "reward",
         "task": str(target),
         "data": data_counts(data_report(target)),
@@ -191,7 +192,10 @@ def _one_task(
         "networks_scored": steered.scored,
         "rewards": list(steered.rewards),
     }
-    network = Sample(request.architecture, flat, report).save(out / "network.safetensors")
+    # Its training pictures were all looked at, so that nothing is left to measure how sure it may be.
+    card = replace(before.card.for_task(target), made_by=f"{before.card.made_by}, steered by reward")
+    sample = Sample(request.architecture, flat, report, card.calibrated(None))
+    network = sample.save(out / "network.safetensors")
     kept = (
         "task", "accuracy", "interval", "num_images", "accuracy_before", "interval_before",
         "networks_scored", "rewards",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -270,7 +270,9 @@ def export(
     record = held.record(plain_text(checkpoint, "id"))
     report = {"generator": "zoo", "checkpoint": record.id, "step": record.step, **record.provenance}
     report |= {"task": record.task or None, "accuracy": record.accuracy}
-    Sample(record.spec(), held.load([record])[0], report).save(place)
+    sample = Sample(record.spec(), held.load([record])[0], report)
+    card = sample.card.for_task(record.parsed_task()) if sample.card.class_names else sample.card
+    replace(sample, card=replace(card, made_by=f"zoo {held.path.name}, checkpoint {record.id}")).save(place)
     result = {"zoo": zoo, "checkpoint": record.id, "file": place, "architecture": record.architecture}
     if as_json:
         emit(result)

@@ -125,6 +125,23 @@ def readable(name: str) -> str:
     return re.sub(r"\s+", " ", words).strip().lower() or name.strip().lower()
 
 
+def places_of(names: Sequence[str], known: Sequence[str]) -> list[int | None]:
+    """For each name the place of the same one in ``known``, or None; what reads the same is the same.
+
+    Example:
+        >>> places_of(["tea_cup", "Fish", "cat"], ["cat", "tea cup"])
+        [1, None, 0]
+    """
+    exact = {unicodedata.normalize("NFC", name): place for place, name in enumerate(known)}
+    alike = {readable(name): place for place, name in enumerate(known)}
+    places = [exact.get(unicodedata.normalize("NFC", name)) for name in names]
+    for number, name in enumerate(names):
+        place = alike.get(readable(name))
+        if places[number] is None and place not in places:
+            places[number] = place
+    return places
+
+
 def without_numbers(names: Sequence[str]) -> list[str]:
     """Readable names without the numbers that they are listed by, where each has one of its own.
 

@@ -66,6 +66,8 @@ def task_payload(task: Task) -> Payload:
         folder |= {"path": str(task.path.absolute()), "transform": str(task.transform)}
         if task.known_ranges is not None:
             folder["ranges"] = task.known_ranges.to_json()
+        if task.outputs is not None:
+            folder["matched"] = {"outputs": list(task.outputs), "places": list(task.places)}
         return {"folder": folder, "files": task.digest()}
     if isinstance(task, DatasetTask):
         return {"task": str(task)}
@@ -130,9 +132,13 @@ def _key(payload: Payload) -> str:
 def _task_of(payload: Payload) -> Task:
     if "folder" not in payload:
         return parse_task(payload["task"])
-    ranges = payload["folder"].get("ranges")
-    known = {} if ranges is None else {"ranges": ValueRanges.from_json(ranges)}
-    folder = FolderTask(**{**payload["folder"], **known})
+    options = dict(payload["folder"])
+    matched = options.pop("matched", None)
+    if "ranges" in options:
+        options["ranges"] = ValueRanges.from_json(options["ranges"])
+    folder = FolderTask(**options)
+    if matched is not None:
+        folder = folder.matched(**matched)
     if folder.digest() != payload["files"]:
         raise InputError(f"a worker finds other images in {folder.path} than this process does")
     return folder

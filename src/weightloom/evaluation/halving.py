@@ -20,6 +20,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from weightloom.architectures import ArchitectureSpec
@@ -35,13 +36,13 @@ from weightloom.evaluation.candidates import (
     predict,
 )
 from weightloom.evaluation.selection import Selection, SelectionSettings
-from weightloom.fitting import accuracy, fit_population
+from weightloom.fitting import accuracy, calibration, fit_population, run_networks
 from weightloom.generators import Generator, best_of
 from weightloom.generators.base import check_support
 from weightloom.generators.cost import check_cost
 from weightloom.io import dump_json, load_tensors, parse_json, save_tensors
 from weightloom.seeding import seed_for
-from weightloom.tasks import SupportSet, Task
+from weightloom.tasks import NetworkCard, SupportSet, Task
 from weightloom.tasks.data import TaskData, draw_support, hold_back
 
 Progress = Callable[[str, int, int], None]
@@ -138,11 +139,13 @@ class _Run:
                 data, names = task.data("train"), tuple(task.class_names)
                 self.train, held = hold_back(data, names, settings.held_back, ("held-back", seed))
                 self.support = draw_support(self.train, names, names, settings.shots, ("selection", seed))
+                self.card = NetworkCard().for_task(task)
             else:
                 self.support, data = task
                 check_support(self.support)
                 self.task = "examples"
                 names = self.support.class_names
+                self.card = NetworkCard().for_names(names, self.support.ranges, self.support.licence)
                 self.train, held = hold_back(data, names, settings.held_back, ("held-back", seed))
             self.held = held.all()
         self.candidates = self._resolved(candidates)
@@ -200,6 +203,7 @@ class _Run:
                 raise
             interrupted = True
         predict(self.candidates)
+        ranking = self.ranking()
         self.save(always=True)
         total = self.now()
         self.spent["everything else"] = max(0.0, total - sum(self.spent.values()))
@@ -207,7 +211,7 @@ class _Run:
             task=self.task,
             generator=self.generator.name,
             settings=self.settings,
-            ranking=self.ranking(),
+            ranking=ranking,
             spent=self.spent,
             seconds=total,
             rungs=[len(members) for members in self.rungs],
@@ -216,8 +220,19 @@ class _Run:
                 "held_back": len(self.held[1]),
                 "support": self.support.num_classes * self.support.shots,
             },
+            card=self.card_of(ranking[0]),
             interrupted=interrupted,
         )
+
+    def card_of(self, best: Candidate) -> NetworkCard:
+        """The card of the best candidate's network: the held-back images chose it, and taught it nothing."""
+        assert best.flat is not None
+        images, labels = self.held
+        with torch.no_grad():
+            logits = run_networks(best.spec, best.flat[None], images)[0]
+        made_by = f"{self.generator.name}, selected and trained for {best.steps:,} steps"
+        card = replace(self.card, made_by=made_by)
+        return card.calibrated(calibration(logits, labels, "training pictures held back to choose by"))
 
     def ranking(self) -> list[Candidate]:
         """The most accurate first, then by what full training is expected to reach."""

@@ -15,6 +15,7 @@ from weightloom.evaluation.candidates import Candidate
 from weightloom.fitting import FitSettings, interval_of
 from weightloom.generators import Sample
 from weightloom.seeding import check_seed
+from weightloom.tasks import NetworkCard
 from weightloom.whole import whole_fields
 
 _UNITS = {"": 1.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
@@ -99,6 +100,7 @@ class Selection:
         seconds: wall-clock seconds in all.
         rungs: how many candidates each rung had.
         images: training, held-back and support images.
+        card: of the winner's network, calibrated on the held-back images.
         interrupted: whether it was stopped before its time.
     """
 
@@ -110,6 +112,7 @@ class Selection:
     seconds: float
     rungs: list[int]
     images: dict[str, int]
+    card: NetworkCard
     interrupted: bool = False
 
     @property
@@ -127,7 +130,7 @@ class Selection:
         best = self.winner
         assert best.flat is not None
         report = {
-            **best.report,
+            **{name: value for name, value in best.report.items() if name != "calibration"},
             "selected": {
                 "task": self.task,
                 "from": [str(c.spec) for c in self.ranking],
@@ -137,7 +140,7 @@ class Selection:
                 "steps": best.steps,
             },
         }
-        return Sample(best.spec, best.flat, report)
+        return Sample(best.spec, best.flat, report, self.card)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a file."""

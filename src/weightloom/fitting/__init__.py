@@ -1,5 +1,6 @@
 """Target networks on tasks: running, training and fine-tuning many at once."""
 
+from weightloom.fitting.calibration import calibration, calibration_on, fit_temperature
 from weightloom.fitting.closed_form import (
     closed_form_network,
     copies_of,
@@ -19,15 +20,20 @@ from weightloom.fitting.population import (
     run_networks,
     trunk_features,
 )
+from weightloom.fitting.predicting import Answer, Prediction, predict, with_card
 from weightloom.fitting.train import FitSettings, Snapshot, fit_population
 
 __all__ = [
+    "Answer",
     "Curve",
     "FitSettings",
+    "Prediction",
     "Snapshot",
     "accuracy",
     "accuracy_interval",
     "accuracy_on",
+    "calibration",
+    "calibration_on",
     "closed_form_network",
     "copies_of",
     "counted",
@@ -36,12 +42,15 @@ __all__ = [
     "discriminant_of_shares",
     "finetune",
     "fit_population",
+    "fit_temperature",
     "initial_flats",
     "interval_of",
     "left_out",
     "left_out_residuals",
+    "predict",
     "recalibrate",
     "run_networks",
     "steps_until",
     "trunk_features",
+    "with_card",
 ]

@@ -5,12 +5,11 @@ import sys
 from weightloom.generators.base import (
     Generator,
     Request,
-    Sample,
     Sampling,
     Validity,
-    best_of,
     generators,
 )
+from weightloom.generators.sample import Sample, best_of
 from weightloom.registry import discover
 
 discover(sys.modules[__name__])

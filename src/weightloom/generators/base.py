@@ -11,29 +11,27 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weightloom import __version__
 from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.architectures.wording import short_text
 from weightloom.conditioning.names import check_names, names_in, shown_names
 from weightloom.conditioning.text import check_instruction
 from weightloom.defaults import with_plain_defaults
 from weightloom.errors import InputError, SpecError, UnsupportedRequestError
-from weightloom.fitting import accuracy_on, interval_of, recalibrate, run_networks
+from weightloom.fitting import accuracy_on, calibration, interval_of, recalibrate, run_networks
+from weightloom.generators.choice import LEFT_OUT
 from weightloom.generators.cost import check_cost
-from weightloom.io import save_tensors
+from weightloom.generators.sample import Sample, best_of
 from weightloom.registry import Registry
 from weightloom.seeding import check_seed, torch_generator
-from weightloom.tasks import SupportSet, TaskData
+from weightloom.tasks import NetworkCard, SupportSet, TaskData
 from weightloom.tasks.data import ONE_EXAMPLE, checked_images
-from weightloom.weights import checked_flats, layout_of, require_finite
+from weightloom.weights import layout_of, require_finite
 from weightloom.whole import whole_number
 
 generators: Registry[type[Generator]] = Registry("generator")
@@ -82,60 +80,6 @@ class Request:
     seed: int = 0
     sampling: Sampling = field(default_factory=Sampling)
     batch_norm: str = "support"
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Generated weights of one architecture with a report of how they were made.
-
-    Attributes:
-        architecture: the resolved spec.
-        flat: (P,) weights in layout order.
-        report: generator, seed, seconds, support scores and, where measured, accuracy and novelty.
-    """
-
-    architecture: ArchitectureSpec
-    flat: Tensor
-    report: dict[str, Any]
-
-    @cached_property
-    @with_plain_defaults
-    def state_dict(self) -> dict[str, Tensor]:
-        """The weights by name, buffers included. Raises :class:`InputError` where ``flat`` is no network."""
-        if not isinstance(self.flat, Tensor) or self.flat.is_nested or self.flat.dim() != 1:
-            raise InputError("a sample's weights are one tensor (P,)")
-        flat = checked_flats(self.architecture, self.flat[None])[0].detach()
-        return {k: v.clone() for k, v in layout_of(self.architecture).unflatten(flat).items()}
-
-    @cached_property
-    @with_plain_defaults
-    def module(self) -> nn.Module:
-        """An ordinary module in eval mode."""
-        with torch.device("meta"):
-            module = self.architecture.build()
-        module.load_state_dict({k: v.clone() for k, v in self.state_dict.items()}, assign=True)
-        for parameter in module.parameters():
-            parameter.requires_grad_(True)
-        return module.eval()
-
-    @with_plain_defaults
-    def save(self, path: str | Path) -> Path:
-        """Write the state dict as safetensors with its provenance in the header.
-
-        Raises:
-            CheckpointError: the file cannot be written.
-        """
-        from weightloom.io.documents import dump_json
-
-        require_finite(self.state_dict, "this sample")
-        metadata = {
-            "weightloom": __version__,
-            "architecture": self.architecture.full_text(),
-            "report": dump_json(self.report),
-        }
-        path = Path(path)
-        save_tensors(path, {k: v.contiguous() for k, v in self.state_dict.items()}, metadata)
-        return path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,27 +255,39 @@ class Generator(ABC):
         fingerprint = getattr(self, "fingerprint", None)
         found = None if fingerprint is None else fingerprint.novelty(request.architecture, flats)
         novelty = [{}] * len(flats) if found is None else [{"novelty": one} for one in found]
-        return [
-            Sample(
-                request.architecture,
-                flat,
-                {
-                    "generator": self.name,
-                    "kind": self.kind,
-                    "instruction": request.instruction,
-                    "seed": request.seed,
-                    "sample": index,
-                    "seconds": seconds / len(flats),
-                    "batch_norm": norms,
-                    **score,
-                    **new,
-                    **report,
-                },
-            )
-            for index, (flat, score, new, report) in enumerate(
-                zip(flats, scores, novelty, reports, strict=True)
-            )
-        ]
+        made = []
+        for index, (flat, score, new, report) in enumerate(zip(flats, scores, novelty, reports, strict=True)):
+            told = {
+                "generator": self.name,
+                "kind": self.kind,
+                "instruction": request.instruction,
+                "seed": request.seed,
+                "sample": index,
+                "seconds": seconds / len(flats),
+                "batch_norm": norms,
+                **score,
+                **new,
+                **report,
+            }
+            if request.support is not None and LEFT_OUT in told and "calibration" not in told:
+                images, labels = request.support.flat()
+                logits = run_networks(request.architecture, flat[None], images)[0]
+                told["calibration"] = calibration(logits, labels, f"examples, {told[LEFT_OUT]}")
+            made.append(Sample(request.architecture, flat, told, self.card(request, told)))
+        return made
+
+    def card(self, request: Request, report: Mapping[str, Any]) -> NetworkCard:
+        """What a network that was made for ``request`` says of itself, its ``report`` among it."""
+        spec, support = request.architecture, request.support
+        card = NetworkCard.from_report(report, input=spec.input, classes=spec.classes)
+        seen = "the names of the classes" if card.class_names else "an instruction"
+        if support is not None:
+            card = card.for_names(support.class_names, support.ranges, support.licence)
+            seen = f"{support.shots} example{'s' * (support.shots > 1)} of each class"
+        known = support or card.class_names or request.instruction
+        return replace(card, made_by=f"{self.name}, from {seen}" if known else self.name).calibrated(
+            report.get("calibration")
+        )
 
     def named(
         self,
@@ -521,11 +477,6 @@ def support_scores(spec: ArchitectureSpec, flats: Tensor, support: SupportSet | 
         }
         for loss, hit in zip(losses, right, strict=True)
     ]
-
-
-def best_of(samples: Sequence[Sample]) -> Sample:
-    """The sample with the lowest loss on the support set; the first one where there was none."""
-    return min(samples, key=lambda s: s.report.get("support_loss", float("inf")))
 
 
 def sample_generators(request: Request) -> list[torch.Generator]:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from weightloom.fitting import copies_of, discriminant_left_out, trunk_features
-from weightloom.generators.base import Sample
+from weightloom.generators.sample import Sample
 from weightloom.tasks import SupportSet
 
 LEFT_OUT = "support_scores"

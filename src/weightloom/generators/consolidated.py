@@ -29,6 +29,7 @@ from weightloom.consolidation.packing import size_of, unpack
 from weightloom.defaults import with_plain_defaults
 from weightloom.errors import CheckpointError, InputError, UnknownNameError
 from weightloom.io import dump_json, load_tensors, read_json, save_tensors, write_json
+from weightloom.tasks import NetworkCard
 from weightloom.weights import require_finite
 
 MIN_SIMILARITY = 0.48
@@ -56,6 +57,12 @@ class ConsolidatedSample:
     state_dict: dict[str, Tensor]
     report: dict[str, Any]
 
+    @property
+    def card(self) -> NetworkCard:
+        """Where it is from and its licence; what it reads is told by whoever published it."""
+        made_by, licence = f"published as {self.report['checkpoint']}", self.report.get("licence")
+        return NetworkCard(value_range=None, resize=None, made_by=made_by, licence=licence)
+
     def save(self, path: str | Path) -> Path:
         """Write the state dict as safetensors with its provenance in the header.
 
@@ -63,7 +70,7 @@ class ConsolidatedSample:
             CheckpointError: the file cannot be written.
         """
         require_finite(self.state_dict, "this checkpoint")
-        metadata = {"weightloom": __version__, "report": dump_json(self.report)}
+        metadata = {"weightloom": __version__, "report": dump_json(self.report), **self.card.to_metadata()}
         path = Path(path)
         save_tensors(path, {k: v.contiguous() for k, v in self.state_dict.items()}, metadata)
         return path

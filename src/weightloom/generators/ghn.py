@@ -53,7 +53,7 @@ from weightloom.generators.module_sample import (
 from weightloom.io import load_tensors, read_json, save_tensors, shapes_of, write_json
 from weightloom.nn.graph import GatedGraphNetwork, GraphBatch, GraphTransformer, NodeEncoder
 from weightloom.nn.tensor_decoder import CoordinateDecoder, TensorDecoder, TilingDecoder
-from weightloom.tasks import SupportSet
+from weightloom.tasks import NetworkCard, SupportSet
 from weightloom.weights import layout_of, require_finite
 from weightloom.whole import whole_fields
 
@@ -426,7 +426,9 @@ class GHN(nn.Module, Generator):
             "hooks_not_run": hooked_layers(module),
             "seconds": time.perf_counter() - started,
         }
-        return ModuleSample(made, graph, report)
+        sides = tuple(self.validity.input if input is None else input)
+        card = NetworkCard.from_report(report, input=sides if len(sides) == 3 else None)
+        return ModuleSample(made, graph, report, card)
 
     # ------------------------------------------------------------------------------- files
 

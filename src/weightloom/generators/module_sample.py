@@ -6,7 +6,7 @@ Shapes: B images (B, C, H, W).
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,9 @@ from weightloom.architectures.statistics import STATISTICS, Measured, measure_st
 from weightloom.architectures.tracing import dtype_of, fixed_batch
 from weightloom.errors import CheckpointError, InputError
 from weightloom.finite import all_finite, layout_fault
+from weightloom.fitting.predicting import Predict, Prediction
 from weightloom.io import dump_json, save_tensors
+from weightloom.tasks import NetworkCard
 from weightloom.weights import require_finite
 
 StatisticsChoice = Literal["images", "generated", "batch"]
@@ -48,11 +50,13 @@ class ModuleSample:
         graph: the computation graph that was read.
         report: generator, seconds, what became of running statistics, and which parameters were kept or
             never used. Names are those of the module without ``torch.compile``.
+        card: class names, input and what else a user of the network needs.
     """
 
     module: nn.Module
     graph: ModuleGraph
     report: dict[str, Any]
+    card: NetworkCard = field(default_factory=NetworkCard)
 
     @cached_property
     def state_dict(self) -> dict[str, Tensor]:
@@ -60,8 +64,14 @@ class ModuleSample:
         state = self.module.state_dict().items()
         return {name: v.detach().clone() if isinstance(v, Tensor) else v for name, v in state}
 
+    def predict(
+        self, pictures: Any, top: int = 3, reject: float | None = None, *, skip_broken: bool = False
+    ) -> list[Prediction]:
+        """What the module answers to pictures: see :func:`weightloom.fitting.predict`."""
+        return Predict(self.module, self.card)(pictures, top, reject, skip_broken=skip_broken)
+
     def save(self, path: str | Path) -> Path:
-        """Write the state dict as safetensors with its report in the header.
+        """Write the state dict as safetensors, with its card and its report in the header.
 
         Raises:
             CheckpointError: the file cannot be written, tensors are not finite, or the state dict holds more
@@ -71,7 +81,7 @@ class ModuleSample:
         if other is not None:
             raise CheckpointError(path, f"{other!r} is no tensor, and safetensors holds nothing else")
         require_finite(self.state_dict, "this sample")
-        metadata = {"weightloom": __version__, "report": dump_json(self.report)}
+        metadata = {"weightloom": __version__, "report": dump_json(self.report), **self.card.to_metadata()}
         save_tensors(path, {k: v.contiguous() for k, v in self.state_dict.items()}, metadata)
         return Path(path)
 

@@ -29,13 +29,13 @@ from weightloom.fitting.heads import Fitted, Head, Labelled, fit_head, spread_to
 from weightloom.generators.base import (
     Generator,
     Request,
-    Sample,
     Validity,
     generators,
     merge_reports,
 )
 from weightloom.generators.choice import LEFT_OUT
 from weightloom.generators.class_names import told_names
+from weightloom.generators.sample import Sample
 from weightloom.generators.trunks import CHUNK, Trunk, features_of, trunk_of
 from weightloom.io import dump_json, load_tensors, parse_json, read_json, save_tensors, write_json
 from weightloom.tasks import TaskData
@@ -94,7 +94,7 @@ class Pretrained(Generator):
             "batch_norm": "of the published network",
             "trunk": trunk.published.name,
             "trunk_package": trunk.published.package,
-            "trunk_licence": trunk.published.licence,
+            "licence": f"trunk {trunk.published.name}: {trunk.published.licence}",
             "unknown_names": unknown,
         }
         back = torch.argsort(torch.tensor(order))
@@ -219,11 +219,13 @@ class Pretrained(Generator):
 
 def _scores(head: Head, shown: Labelled, fitted: Fitted | None = None) -> dict[str, Any]:
     """How the examples are answered: each by a head made without it, where there are several of its class."""
+    said: dict[str, Any] = {}
     if fitted is not None and fitted.loss is not None:
         loss, hit, count = fitted.loss, fitted.accuracy, fitted.judged
-        said = {LEFT_OUT: "each answered by a last layer that was made without it"}
+        how = "each answered by a last layer that was made without it"
+        said = {LEFT_OUT: how, "calibration": {"temperature": 1.0, "on": f"examples, {how}"}}
     else:
-        logits, count, said = head(shown.features), len(shown.labels), {}
+        logits, count = head(shown.features), len(shown.labels)
         loss = float(F.cross_entropy(logits, shown.labels))
         hit = float((logits.argmax(1) == shown.labels).float().mean())
     return said | {

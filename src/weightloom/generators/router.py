@@ -21,9 +21,10 @@ from weightloom.conditioning.names import names_in, without_numbers
 from weightloom.conditioning.text import reads_text
 from weightloom.errors import UnsupportedRequestError
 from weightloom.fitting.floors import SIDE, Floor, floors
-from weightloom.generators.base import Generator, Sample
+from weightloom.generators.base import Generator
 from weightloom.generators.choice import left_out_loss
 from weightloom.generators.load import load_generator
+from weightloom.generators.sample import Sample
 from weightloom.generators.trunks import CHUNK, checkpoint_of, features_of, installed
 from weightloom.tasks import SupportSet, Task
 
@@ -44,9 +45,9 @@ TARGETS = {"mcu": 100_000, "edge": 5_000_000, "any": None}
 
 _DRAWN = frozenset(
     (
-        "character", "characters", "digit", "digits", "doodle", "doodles", "drawing", "drawings", "glyph",
-        "glyphs", "hand-written", "handwriting", "handwritten", "icon", "icons", "letter", "letters", "sketch",
-        "sketches", "symbol", "symbols",
+        "character", "characters", "digit", "digits", "doodle", "doodles", "drawing", "drawings",
+        "glyph", "glyphs", "hand-written", "handwriting", "handwritten", "icon", "icons", "letter",
+        "letters", "sketch", "sketches", "symbol", "symbols",
     )
 )  # fmt: skip
 """Words of a sentence that say that the pictures are no photographs."""

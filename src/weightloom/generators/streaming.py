@@ -130,6 +130,7 @@ def stream_network(
         "weightloom": __version__,
         "architecture": spec.full_text(),
         "report": dump_json(report),
+        **generator.card(replace(request, architecture=spec), report).to_metadata(),
     }
     pieces = wide_pieces(narrow, spec, flats[0], request.seed)
     writing = time.process_time()

@@ -25,7 +25,7 @@ from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.conditioning import encode_text
 from weightloom.conditioning.names import MAX_NAMES, encode_names
 from weightloom.errors import CheckpointError, SpecError, WeightloomError
-from weightloom.fitting import copies_of, interval_of
+from weightloom.fitting import calibration, copies_of, interval_of
 from weightloom.generators.base import (
     Generator,
     Request,
@@ -319,6 +319,7 @@ class Words(nn.Module, Generator):
             said["support_interval"] = interval_of(right, count)
             said["support_images"] = count
             said[LEFT_OUT] = "each when it is left out"
+            said["calibration"] = calibration(left_out[judged], labels, f"examples, {said[LEFT_OUT]}")
         return network, said
 
     def _network(self, spec: ArchitectureSpec, written: Written, back: Tensor) -> Tensor:

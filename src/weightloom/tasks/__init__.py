@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from weightloom.registry import discover
 from weightloom.tasks import datasets as _datasets_package
+from weightloom.tasks.card import NetworkCard
 from weightloom.tasks.data import SupportSet, TaskData
 from weightloom.tasks.depth import ValueRanges
 from weightloom.tasks.folder import FolderTask
@@ -35,6 +36,7 @@ __all__ = [
     "DatasetTask",
     "FetchReport",
     "FolderTask",
+    "NetworkCard",
     "PictureSet",
     "Source",
     "SupportSet",

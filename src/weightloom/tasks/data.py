@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from weightloom.defaults import with_plain_defaults
 from weightloom.errors import InputError
 from weightloom.finite import extremes, layout_fault
 from weightloom.seeding import torch_generator
+from weightloom.tasks.depth import ValueRanges
 from weightloom.tasks.store import Images, Labels
 from weightloom.tasks.transforms import apply_transform
 from weightloom.whole import whole_number
@@ -55,7 +56,7 @@ def integer_labels(labels: object) -> Tensor:
 PIXELS = (-1.0, 1.0)
 """What pixels are from and to, wherever a network reads them."""
 
-_TOLERANCE = 1e-3
+TOLERANCE = 1e-3
 """Resizing and rounding may leave the range by so little."""
 
 
@@ -93,7 +94,7 @@ def checked_images(images: object, what: str, shape: Sequence[int] | None = None
     low, high = extremes(images)
     if not (math.isfinite(low) and math.isfinite(high)):
         raise InputError(f"{what} hold pixels that are not finite")
-    if low < PIXELS[0] - _TOLERANCE or high > PIXELS[1] + _TOLERANCE:
+    if low < PIXELS[0] - TOLERANCE or high > PIXELS[1] + TOLERANCE:
         raise InputError(
             f"{what} hold pixels from {low:.4g} to {high:.4g}; they must lie in [-1, 1] "
             "(bytes: pixels / 127.5 - 1; from 0 to 1: 2 * pixels - 1)"
@@ -124,10 +125,14 @@ class SupportSet:
     Attributes:
         images: (classes, shots, C, H, W) float32 in [-1, 1]; row ``c`` shows label ``c``.
         class_names: names in label order.
+        ranges: what black and white were in pictures deeper than bytes.
+        licence: of the pictures, where it is known.
     """
 
     images: Tensor
     class_names: tuple[str, ...]
+    ranges: ValueRanges = field(default_factory=ValueRanges)
+    licence: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.images, Tensor):
@@ -202,7 +207,7 @@ class SupportSet:
     @with_plain_defaults
     def to(self, device: torch.device | str) -> SupportSet:
         """The same examples on ``device``."""
-        return SupportSet(images=self.images.to(device), class_names=self.class_names)
+        return replace(self, images=self.images.to(device))
 
 
 class TaskData:
@@ -366,6 +371,28 @@ def resize_pixels(images: Images | Tensor, size: int, channels: int) -> Tensor:
             part = F.interpolate(part.float(), size=(size, size), mode="bilinear", antialias=True)
         out.append(part if part.dtype == torch.uint8 else part.round_().clamp_(0, 255).to(torch.uint8))
     return torch.cat(out)
+
+
+@with_plain_defaults
+def not_shown(data: TaskData, support: SupportSet, most: int, address: Sequence[str | int]) -> TaskData:
+    """Up to ``most`` images of ``data`` that look like none of ``support``, the same for the same address.
+
+    Example:
+        >>> pixels = torch.arange(3 * 16, dtype=torch.uint8).reshape(3, 1, 4, 4)
+        >>> data = TaskData(pixels, torch.arange(3), torch.tensor([0, 1, 1]), channels=1)
+        >>> support = SupportSet.from_labelled(*data.batch([0, 1]))
+        >>> len(not_shown(data, support, 10, ["a seed"]))
+        1
+    """
+    shown = {image.numpy().tobytes() for image in support.images.flatten(0, 1).cpu()}
+    found: list[int] = []
+    for index in torch.randperm(len(data), generator=torch_generator(*address)).split(_CHUNK):
+        images, _ = data.batch(index)
+        others = (image.numpy().tobytes() not in shown for image in images)
+        found += [place for place, other in zip(index.tolist(), others, strict=True) if other]
+        if len(found) >= most:
+            break
+    return data.part(torch.tensor(found[:most], dtype=torch.int64))
 
 
 class PixelCache:

@@ -7,6 +7,7 @@ part for training and one for testing is split as it is.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from weightloom.defaults import with_plain_defaults
 from weightloom.errors import BrokenPicturesError, InputError, printable
 from weightloom.tasks.data import TaskData
 from weightloom.tasks.depth import ValueRanges
-from weightloom.tasks.listing import find_pictures, list_folder
+from weightloom.tasks.listing import find_pictures, list_folder, list_test_folder
 from weightloom.tasks.pictures import PictureSet, read_picture, read_pictures
 from weightloom.tasks.store import SPLITS
 from weightloom.tasks.task import DEFAULT_CHANNELS, DEFAULT_SIZE, Task, check_shape
@@ -84,7 +85,7 @@ class FolderTask(Task):
         channels: 1 or 3.
         transform: a transform's name.
         test_fraction: the share of images kept for testing, between 0 and 1, where the folder has no test
-            part.
+            part; 1 keeps all, of a folder that is there for measuring alone and may have one class.
         skip_broken: leave images out that cannot be read.
         ranges: what black and white are in images deeper than bytes (16-bit ones, floats); left out, it
             follows from all images of the folder together.
@@ -107,14 +108,16 @@ class FolderTask(Task):
         skip_broken: bool = False,
         ranges: ValueRanges | None = None,
     ) -> None:
-        if not 0 < test_fraction < 1:
+        if not 0 < test_fraction <= 1:
             raise InputError(f"the share of test images is between 0 and 1, not {test_fraction}")
         self.path = Path(path).expanduser()
         self.size, self.channels = check_shape(size, channels)
         self.transform = parse_transform(transform)
         self.test_fraction, self.skip_broken, self.known_ranges = test_fraction, skip_broken, ranges
         self.dataset = printable(self.path.resolve().name, one_line=True)
-        self._listing = list_folder(self.path)
+        self._listing = list_test_folder(self.path) if test_fraction == 1 else list_folder(self.path)
+        self.outputs: tuple[str, ...] | None = None
+        self.places: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         """A short name for reports."""
@@ -130,8 +133,28 @@ class FolderTask(Task):
 
     @property
     def class_names(self) -> list[str]:
-        """Names of the sub-folders; what cannot be shown in them is spelt out."""
+        """Names of the sub-folders; what cannot be shown in them is spelt out. After :meth:`matched`, those
+        of the network.
+        """
+        return self._listing.class_names if self.outputs is None else list(self.outputs)
+
+    @property
+    def own_names(self) -> list[str]:
+        """Names of the sub-folders in their order, whatever the labels are."""
         return self._listing.class_names
+
+    def matched(self, outputs: Sequence[str], places: Sequence[int]) -> FolderTask:
+        """The same folder with labels that are the outputs of a network; pictures are not read again.
+
+        Args:
+            outputs: names of all classes of the network, in its order.
+            places: for every class of this folder, in the order of its names, which output it is.
+        """
+        assert len(places) == len(set(places)) == len(self.own_names)
+        twin = copy.copy(self)
+        twin.outputs, twin.places = tuple(outputs), tuple(places)
+        twin.__dict__.pop("_split", None)
+        return twin
 
     @property
     def subject(self) -> Subject:
@@ -144,12 +167,19 @@ class FolderTask(Task):
         """What stood for black and white in images deeper than bytes, with which further ones are read."""
         return self._read.pictures.ranges
 
+    @property
+    def picture_ranges(self) -> ValueRanges:
+        """As :attr:`ranges`."""
+        return self.ranges
+
     @with_plain_defaults
     def data(self, split: str) -> TaskData:
         """The images of ``"train"`` or ``"test"``."""
         if split not in SPLITS:
             raise InputError(f"a task has a train and a test split, no {split!r}")
         data = self._split[split]
+        if not len(data) and split == "train":
+            raise InputError(f"{self.path}: all of its images are there to be measured on")
         if not len(data):
             raise InputError(
                 f"{self.path}: no image is left for testing; give each class at least two different ones"
@@ -213,6 +243,8 @@ class FolderTask(Task):
         labels = [label for _, label, _ in kept]
         if self._listing.parts:
             test = [part == "test" for part, _, _ in kept]
+        elif self.test_fraction == 1:
+            test = [True] * len(kept)
         else:
             # A picture that was saved anew looks the same and has other bytes: it stays where its copy is.
             first: dict[bytes, bytes] = {}
@@ -222,7 +254,7 @@ class FolderTask(Task):
         present = {(part, label) for part, label, _ in kept}
         for part, label, _ in every:
             if (part, label) not in present:
-                name = self.class_names[label]
+                name = self.own_names[label]
                 folder = self._listing.parts.get(part, self.path).name
                 raise InputError(f"{self.path}: none of the images of class {name!r} in {folder} can be read")
         broken = [(every[number][2], reason) for number, reason in pictures.broken]
@@ -233,7 +265,8 @@ class FolderTask(Task):
     @cached_property
     def _split(self) -> dict[str, TaskData]:
         read = self._read
-        return split_data(read.pictures.pixels, read.labels, read.test, self.transform, self.channels)
+        labels = read.labels if self.outputs is None else [self.places[label] for label in read.labels]
+        return split_data(read.pictures.pixels, labels, read.test, self.transform, self.channels)
 
 
 @with_plain_defaults

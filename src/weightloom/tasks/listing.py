@@ -110,6 +110,21 @@ def list_folder(root: Path) -> Listing:
         raise InputError(f"{error.filename or root}: cannot be read ({error.strerror or error})") from error
 
 
+def list_test_folder(root: Path) -> Listing:
+    """The pictures in ``root`` by class, all of them to measure on; one class is enough.
+
+    Raises:
+        InputError: no such folder, no class, a class without pictures, or a folder that is divided into one
+            part for training and one for testing.
+    """
+    try:
+        if not root.is_dir():
+            raise InputError(f"{root}: no such folder of images")
+        return _Lister(root).all_for_testing()
+    except OSError as error:
+        raise InputError(f"{error.filename or root}: cannot be read ({error.strerror or error})") from error
+
+
 def find_pictures(folder: Path) -> tuple[list[Path], PassedOver]:
     """All pictures in ``folder`` and below, whatever the folders mean, and what is passed over.
 
@@ -149,6 +164,18 @@ class _Lister:
         found["test"] = _in_order_of(found["train"], found["test"], parts)
         return Listing(parts=parts, files=found, nested=nested, passed_over=self.passed_over)
 
+    def all_for_testing(self) -> Listing:
+        folders, beside = self._inside(self.root)
+        self.passed_over.beside += len(beside)
+        parts = self._parts(folders)
+        if parts:
+            raise InputError(
+                f"{self.root}: is divided into {parts['train'].name} and {parts['test'].name}; give "
+                f"{parts['test']}, or the whole with --data"
+            )
+        files, nested = self._classes(self.root, folders, least=1)
+        return Listing(parts={}, files={"train": files}, nested=nested, passed_over=self.passed_over)
+
     def _parts(self, folders: list[Path]) -> dict[str, Path]:
         """Which folders are for training and for testing, {} where the folders are classes."""
         train, test, held_back = (
@@ -184,9 +211,15 @@ class _Lister:
             )
         return parts
 
-    def _classes(self, root: Path, folders: list[Path]) -> tuple[dict[str, list[Path]], Counter[str]]:
+    def _classes(
+        self, root: Path, folders: list[Path], least: int = 2
+    ) -> tuple[dict[str, list[Path]], Counter[str]]:
         """Pictures by class, and how many of them lie in sub-folders."""
-        if len(folders) < 2:
+        if len(folders) < least and least == 1:
+            lie = self.passed_over.beside
+            hint = f"; the {lie:,} pictures that lie in it directly have no class" if lie else ""
+            raise InputError(f"{root}: there is no sub-folder of pictures in it, one for each class{hint}")
+        if len(folders) < least:
             hint = "; the pictures that lie in it directly have no class" if self.passed_over.beside else ""
             if len(folders) == 1 and len(inner := _Lister(root)._inside(folders[0])[0]) > 1:
                 hint = f"; {folders[0]}, with its {len(inner)} sub-folders, may be meant"

@@ -202,9 +202,13 @@ def promises_a_picture(path: Path) -> bool:
             start = handle.read(16)
     except CheckpointError:
         return False
-    known = start.startswith(_PLAIN_BEGINNINGS) or start[4:12] in (b"ftypavif", b"ftypavis")
-    known = known or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
-    return known or (not path.suffix and start.startswith(TIFF))
+    return begins_a_picture(start) and (not path.suffix or not start.startswith(TIFF))
+
+
+def begins_a_picture(start: bytes) -> bool:
+    """Whether the first 16 bytes of a file are those of a picture, of a kind that they tell."""
+    known = start.startswith((*_PLAIN_BEGINNINGS, *TIFF)) or start[4:12] in (b"ftypavif", b"ftypavis")
+    return known or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
 
 
 def _name(source: Source) -> str:

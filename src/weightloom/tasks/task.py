@@ -24,6 +24,7 @@ from weightloom.errors import InputError, SpecError, UnknownNameError
 from weightloom.seeding import check_seed
 from weightloom.tasks import words
 from weightloom.tasks.data import PixelCache, SupportSet, TaskData, draw_support
+from weightloom.tasks.depth import ValueRanges
 from weightloom.tasks.store import SPLITS, DatasetInfo, cache_folder, datasets, read_split
 from weightloom.tasks.transforms import parse_transform
 from weightloom.whole import whole_number
@@ -95,6 +96,16 @@ class Task(ABC):
         """(channels, height, width)."""
         return (self.channels, self.size, self.size)
 
+    @property
+    def picture_ranges(self) -> ValueRanges:
+        """What black and white are in its pictures that are deeper than bytes."""
+        return ValueRanges()
+
+    @property
+    def licence(self) -> str | None:
+        """Of its pictures, as their source states it; None where it is not known."""
+        return None
+
     def _class_keys(self) -> list[str | int]:
         """Per label a name of the class that does not depend on its place in the task."""
         return list(self.class_names)
@@ -108,7 +119,8 @@ class Task(ABC):
             InputError: ``shots`` or ``seed`` is no whole number, or a class has no image.
         """
         address = ("support", self.dataset, check_seed(seed))
-        return draw_support(self.data("train"), self._class_keys(), self.class_names, shots, address)
+        drawn = draw_support(self.data("train"), self._class_keys(), self.class_names, shots, address)
+        return replace(drawn, ranges=self.picture_ranges, licence=self.licence)
 
     def describe(self) -> str:
         """One short English phrase, for instance ``"grey-scale pictures of clothing, 10 classes: ..."``."""
@@ -194,6 +206,11 @@ class DatasetTask(Task):
             grey=info.channels == 1,
             whole=self.whole,
         )
+
+    @property
+    def licence(self) -> str | None:
+        """Of the dataset."""
+        return f"pictures of {self.dataset}: {self.info.licence}"
 
     def _class_keys(self) -> list[str | int]:
         return list(self.classes)

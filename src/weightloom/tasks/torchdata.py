@@ -108,6 +108,11 @@ class TorchTask(Task):
         )  # JPEG moves the channels of grey by one or two
         return Subject(title="", subject="pictures", synonyms=("images",), grey=grey, whole=False)
 
+    @property
+    def picture_ranges(self) -> ValueRanges:
+        """Of the training images, once these have been read."""
+        return self.ranges
+
     @with_plain_defaults
     def data(self, split: str) -> TaskData:
         """The images of ``"train"`` or ``"test"``."""

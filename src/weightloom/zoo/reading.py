@@ -20,8 +20,10 @@ from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.defaults import with_plain_defaults
 from weightloom.errors import CheckpointError, InputError, SpecError
 from weightloom.finite import all_finite
+from weightloom.fitting import with_card
 from weightloom.io import parse_json
 from weightloom.io.kinds import quoted
+from weightloom.tasks import NetworkCard
 from weightloom.weights import layout_of
 from weightloom.zoo.contents import Contents, contents_of
 from weightloom.zoo.unwrapping import Network, left_out, unwrap
@@ -47,6 +49,7 @@ class Reading:
         key: where in the file it is: a dictionary's path or a prefix of names; ``.`` is the outermost.
         left_out: tensors of the file that are none of the network's.
         folded: weights that are made of others, and how: ``head.weight (weight norm)``.
+        card: class names, input and what else a user of the network needs, as far as the file says it.
     """
 
     spec: ArchitectureSpec
@@ -56,6 +59,7 @@ class Reading:
     key: str = "."
     left_out: tuple[str, ...] = ()
     folded: tuple[str, ...] = ()
+    card: NetworkCard = field(default_factory=NetworkCard)
 
 
 @with_plain_defaults
@@ -70,7 +74,9 @@ def load_network(
     is. ``key`` chooses where several networks fit and differ (``key="model_ema"``).
 
     It takes images (B, channels, height, width) in [-1, 1] and gives logits (B, classes), the classes in the
-    order of the task that it was made for.
+    order of its ``class_names`` (None where the file says none). ``network.predict(pictures, top=3,
+    reject=None)`` reads files, PIL images and arrays as folders are read, and names what they show
+    (:func:`weightloom.fitting.predict`); ``network.card`` says what else is known.
 
     Raises:
         CheckpointError: the file is broken or of another kind, or does not hold exactly the architecture's
@@ -93,7 +99,7 @@ def load_network(
     reading = read_checked(path, wanted, key=key)
     module = reading.spec.build()
     module.load_state_dict(layout_of(reading.spec).unflatten(reading.flat))
-    return module.eval()
+    return with_card(module.eval(), reading.card)
 
 
 def read_network(
@@ -159,6 +165,8 @@ def read_checked(
     if match == "order" and contents.format == "safetensors":
         raise CheckpointError(path, "tensors can be matched by order in PyTorch files only")
     spec = _agreed_spec(path, spec, contents.metadata)
+    ours = contents.metadata if "weightloom" in contents.metadata else {}
+    card = NetworkCard.from_metadata(path, ours, input=spec.input, classes=spec.classes)
     network, tensors = unwrap(contents, spec, in_order=match == "order", key=key)
     for name, tensor in tensors.items():
         if not all_finite(tensor):
@@ -172,6 +180,7 @@ def read_checked(
         network.key,
         tuple(left_out(contents, network, layout_of(spec))),
         tuple(network.folded()),
+        card,
     )
 
 
@@ -265,6 +274,8 @@ def _agreed_spec(path: Path, spec: ArchitectureSpec | None, metadata: Mapping[st
                 raise CheckpointError(path, f"names an architecture that is none ({error})") from None
         else:  # another library's word may be a name of its own
             spec = agreed(path, own, spec)
+    if spec is None and isinstance(kind := metadata.get("kind"), str) and kind:
+        raise CheckpointError(path, f"is part of a generator or tokenizer ({kind[:40]}), not a network")
     if spec is None:
         raise CheckpointError(
             path,
