@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,9 @@ from weightloom.tasks import SupportSet
 from weightloom.tasks.data import ONE_EXAMPLE, checked_images
 from weightloom.weights import checked_flats, layout_of, require_finite
 from weightloom.whole import whole_number
+
+if TYPE_CHECKING:
+    from weightloom.generators.zoo_index import ZooIndex
 
 generators: Registry[type[Generator]] = Registry("generator")
 
@@ -200,22 +203,29 @@ class Validity:
         size = [f" for {'x'.join(map(str, s.input))}" if several and s.input else "" for s in specs]
         return [short_text(spec) + text for spec, text in zip(specs, size, strict=True)]
 
-    def check(self, spec: ArchitectureSpec) -> None:
-        """Raise :class:`UnsupportedRequestError`, saying what can be done, unless ``spec`` fits."""
+    def refusal(self, spec: ArchitectureSpec) -> str | None:
+        """Why ``spec`` cannot be asked for, with what can be; None where it fits."""
         key = str(replace(spec, classes=None))
         if spec.input != self.input and key not in self.architectures:
             wanted, got = ("x".join(map(str, shape or ())) for shape in (self.input, spec.input))
-            raise UnsupportedRequestError(f"this generator makes networks for {wanted} images, not {got}")
+            return f"this generator makes networks for {wanted} images, not {got}"
         if self.architectures != (ANY_ARCHITECTURE,) and key not in self.architectures:
-            raise UnsupportedRequestError(
-                f"this generator was not trained for {_in_full(spec)}; it makes: " + "; ".join(self.listed())
+            return f"this generator was not trained for {_in_full(spec)}; it makes: " + "; ".join(
+                self.listed()
             )
         classes = spec.classes or 0
         if not self.min_classes <= classes <= self.max_classes:
-            raise UnsupportedRequestError(
+            return (
                 f"this generator makes classifiers of {self.min_classes} to {self.max_classes} classes, "
                 f"not {classes}"
             )
+        return None
+
+    def check(self, spec: ArchitectureSpec) -> None:
+        """Raise :class:`UnsupportedRequestError`, saying what can be done, unless ``spec`` fits."""
+        refusal = self.refusal(spec)
+        if refusal is not None:
+            raise UnsupportedRequestError(refusal)
 
 
 class Generator(ABC):
@@ -234,6 +244,8 @@ class Generator(ABC):
     """Whether it settles batch-norm statistics itself, with examples too."""
     heeds: ClassVar[frozenset[str]] = frozenset()
     """Which of the options of :class:`Sampling` may change what is made."""
+    zoo_index: ZooIndex | None = None
+    """What it carries of the zoo that it was trained on, if it carries any."""
     name: str
     validity: Validity
 
@@ -288,8 +300,8 @@ class Generator(ABC):
         seconds = time.perf_counter() - start
         require_finite({f"sample {i}": flat for i, flat in enumerate(flats)}, f"generator {self.name}")
         scores = support_scores(request.architecture, flats, request.support)
-        fingerprint = getattr(self, "fingerprint", None)
-        found = None if fingerprint is None else fingerprint.novelty(request.architecture, flats)
+        index = self.zoo_index
+        found = None if index is None else index.novelty(request.architecture, flats)
         novelty = [{}] * len(flats) if found is None else [{"novelty": one} for one in found]
         return [
             Sample(
