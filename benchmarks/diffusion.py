@@ -67,7 +67,7 @@ def methods(model: LatentDiffusion, samples: int) -> dict[str, Make]:
         "closed-form": of(closed),
     }
     for kind in over_zoo:
-        found[kind.kind] = of(kind(model.fingerprint, model.images, model.validity))  # type: ignore[arg-type]
+        found[kind.kind] = of(kind(model.zoo_index, model.images, model.validity))  # type: ignore[arg-type]
     return found | {"random-init": of(RandomInit(model.validity))}
 
 

@@ -120,8 +120,8 @@ def again(options: argparse.Namespace, measured: Rows) -> dict[str, Any]:
         )
         scores = accuracy(spec, torch.stack([s.flat for s in made]), *test_batch(task))
         far = None
-        if isinstance(model, IGPG) and model.fingerprint is not None:
-            found = model.fingerprint.novelty(spec, torch.stack([s.flat for s in made]))
+        if isinstance(model, IGPG) and model.zoo_index is not None:
+            found = model.zoo_index.novelty(spec, torch.stack([s.flat for s in made]))
             far = None if not found else found[0]["distance"] / found[0]["zoo_spacing"]
         best = next(i for i, sample in enumerate(made) if sample is best_of(made))
         kept = ("architecture", "task", "dataset", "classes", "seed", "trained", "nearest", "closed_form",
@@ -179,8 +179,8 @@ def pixel_probe(support: SupportSet, images: torch.Tensor, labels: torch.Tensor)
 
 def nearest_other(model: IGPG, spec: ArchitectureSpec, support: SupportSet, dataset: str) -> torch.Tensor:
     """(P,) the checkpoint of the zoo whose task looks most alike, among tasks of other datasets."""
-    assert model.fingerprint is not None
-    groups = [g for s, g in model.fingerprint.groups.items() if s == spec and g.rows]
+    assert model.zoo_index is not None
+    groups = [g for s, g in model.zoo_index.groups.items() if s == spec and g.rows]
     if not groups:
         return model.tokenizer.centre(spec)
     described = model.images.describe(support.images)
@@ -300,7 +300,7 @@ def size_rows(text: str, options: argparse.Namespace) -> Rows:
     torch.set_num_threads(1)
     model = load_generator(options.generator)
     zoo = load_generator("igpg-tiny")
-    assert isinstance(zoo, IGPG) and zoo.fingerprint is not None
+    assert isinstance(zoo, IGPG) and zoo.zoo_index is not None
     rows = []
     for task in size_tasks(options.limit):
         spec = spec_of(text, task)
@@ -316,7 +316,7 @@ def size_rows(text: str, options: argparse.Namespace) -> Rows:
             made = model.generate_many(spec, support=support, num_samples=options.samples, seed=seed)
             scores = accuracy(spec, torch.stack([s.flat for s in made]), images, labels)
             # The mean trunk of the most alike tasks of the zoo, in the nearest size that the zoo has.
-            trunk = zoo.fingerprint.trunk_near(near, zoo.images.describe(support.images))
+            trunk = zoo.zoo_index.trunk_near(near, zoo.images.describe(support.images))
             assert trunk is not None
             copies = {}
             for how in RESIZINGS:
@@ -389,8 +389,8 @@ def table_reward(options: argparse.Namespace) -> dict[str, Any]:
             flats = torch.stack([prior, steered, best])
             scores = accuracy(spec, flats, images, labels).tolist()
             far = None
-            if isinstance(whole, IGPG) and whole.fingerprint is not None:
-                far = whole.fingerprint.novelty(spec, flats)
+            if isinstance(whole, IGPG) and whole.zoo_index is not None:
+                far = whole.zoo_index.novelty(spec, flats)
             novelty = [None] * 3 if far is None else [f["distance"] / f["zoo_spacing"] for f in far]
             row: dict[str, Any] = {"task": str(task), "seed": seed}
             for name, score, new in zip(("prior", "steered", "best_of_prior"), scores, novelty, strict=True):
@@ -420,16 +420,16 @@ def table_reward(options: argparse.Namespace) -> dict[str, Any]:
 def table_audit(options: argparse.Namespace) -> dict[str, Any]:
     """The audit's verdict on samples for tasks of the zoo and for unseen ones.
 
-    The training checkpoints are those that the generator's fingerprint holds, rebuilt from their codes: no
+    The training checkpoints are those that the generator's zoo_index holds, rebuilt from their codes: no
     zoo is needed. Wrong answers are not compared: nobody has trained a checkpoint for an unseen task.
     """
     model = load_generator(options.generator)
-    assert isinstance(model, IGPG) and model.fingerprint is not None
+    assert isinstance(model, IGPG) and model.zoo_index is not None
     trained = {(row["architecture"], row["task"]): row["trained"] for row in held_out_rows()}
     seen = read_json(RESULTS / "igpg-seen.json")["rows"]
     trained |= {(row["architecture"], row["task"]): row["trained"] for row in seen}
     rows = []
-    for spec, group in model.fingerprint.groups.items():
+    for spec, group in model.zoo_index.groups.items():
         name = family(spec)
         known = Checkpoints(spec, model.tokenizer.decode(spec, group.codes))
         usual = known.usual()
@@ -571,10 +571,10 @@ def table_instructions(options: argparse.Namespace) -> dict[str, Any]:
     for number, name in enumerate(names):
         canonical = parse_task(name) if name != "quickdraw" else None
         if canonical is None:
-            assert isinstance(model, IGPG) and model.fingerprint is not None
+            assert isinstance(model, IGPG) and model.zoo_index is not None
             canonical = next(
                 parse_task(str(row["task"]))
-                for group in model.fingerprint.groups.values()
+                for group in model.zoo_index.groups.values()
                 for row in group.rows
                 if row["dataset"] == name and group.spec.classes == 10 and "+" not in str(row["task"])
             )

@@ -97,7 +97,7 @@ def zero_shot(
             guess = model.closed_form(spec, support.images)
             fresh = initial_flats(spec, [seed])
             others = accuracy(spec, torch.cat([copy[None], guess[None], fresh]), images, labels).tolist()
-            novelty = model.fingerprint.novelty(spec, torch.stack([s.flat for s in made]))  # type: ignore[union-attr]
+            novelty = model.zoo_index.novelty(spec, torch.stack([s.flat for s in made]))  # type: ignore[union-attr]
             found.append(
                 {
                     "architecture": family(spec),

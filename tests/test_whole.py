@@ -18,7 +18,6 @@ from weightloom.generators.ghn import GHN, GHNConfig, make_validity
 from weightloom.generators.random_init import RandomInit
 from weightloom.seeding import check_seed, numpy_generator, seed_for, torch_generator
 from weightloom.training.loop import LoopSettings
-from weightloom.training.memories import MemorySettings
 from weightloom.weights.alignment import random_permutations
 from weightloom.whole import whole_fields, whole_number
 
@@ -114,7 +113,7 @@ def test_what_is_no_seed_is_refused(name):
 
 def test_a_map_takes_any_seed():
     with pytest.raises(wl.InputError, match=r"a seed must be a whole number, not 1\.5"):
-        chart(None, [], seed=1.5)  # type: ignore[arg-type]
+        chart([], seed=1.5)  # type: ignore[arg-type]
 
 
 COUNTED = {
@@ -125,7 +124,6 @@ COUNTED = {
     "leaderboard": (lambda n: LeaderboardSettings(seeds=n), SpecError),
     "steps": (lambda n: FitSettings(steps=n), SpecError),
     "loop": (lambda n: LoopSettings(steps=n), SpecError),
-    "memories": (lambda n: MemorySettings(steps=n), SpecError),
     "top_k": (lambda n: Sampling(top_k=n), SpecError),
     "support": (lambda n: TASK.support(n).images.shape, wl.InputError),
     "instructions": (lambda n: TASK.instructions(n), wl.InputError),

@@ -85,10 +85,10 @@ def zoo(call: Call, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="session")
 def generator(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An IGPG generator that was never trained, with a fingerprint of the tiny zoo."""
+    """An IGPG generator that was never trained, with an index of the tiny zoo."""
     from weightloom.generators import Validity
-    from weightloom.generators.fingerprint import Fingerprint, FingerprintGroup
     from weightloom.generators.igpg import IGPG, IGPGConfig
+    from weightloom.generators.zoo_index import ZooIndex, ZooIndexGroup
     from weightloom.tokenizers.fsq import FSQTokenizer, FSQTokenizerConfig
     from weightloom.weights import WeightStatistics, layout_of
     from weightloom.zoo import Zoo
@@ -111,8 +111,8 @@ def generator(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         with torch.no_grad():
             classes = [model.images.describe(r.parsed_task().support(4).images) for r in records]
         facts = [{"id": r.id, "task": r.task, "accuracy": r.accuracy} for r in records]
-        found.append(FingerprintGroup(spec, tokenizer.encode(spec, flats), torch.stack(classes), facts))
-    model.fingerprint = Fingerprint(tokenizer, found)
+        found.append(ZooIndexGroup(spec, flats, torch.stack(classes), facts))
+    model.zoo_index = ZooIndex(found)
     path = tmp_path_factory.mktemp("generator") / "tiny-test"
     model.save_pretrained(path)
     return path

@@ -99,7 +99,7 @@ def test_networks_of_a_folder_are_measured_and_tuned_without_the_broken_ones(cal
     two = call("evaluate", made, made, "--data", messy, "--skip-broken", "--workers", "2", "--json").json
     assert [one["images"] for one in two["networks"]] == [two["data"]["pictures"]["test"]] * 2
     assert "belong to --objective reward" in call(
-        "train", "igpg-tiny", "--out", tmp_path / "x", "--skip-broken"
+        "train", "layerwise-tiny", "--out", tmp_path / "x", "--skip-broken"
     ).sentence(2)
 
 
@@ -199,7 +199,7 @@ def test_pictures_without_labels_lie_in_any_folders(call, photos, tmp_path):
     assert "it makes: cnn(depth=3,width=16)" in refused
     (tmp_path / "empty").mkdir()
     assert "no picture in this folder" in call(*common, "--unlabelled", tmp_path / "empty").sentence(2)
-    refused = call(*common, "--unlabelled", more, "--generator", "igpg-tiny").sentence(2)
+    refused = call(*common, "--unlabelled", more, "--generator", "layerwise-tiny").sentence(2)
     assert "does nothing with pictures without labels" in refused
     (more / "broken.png").write_bytes(b"broken")
     assert "1 of" in call(*common, "--unlabelled", more).sentence(2)

@@ -48,7 +48,7 @@ def call(*arguments):
 
 def test_steering_is_the_work_of_one_process(call, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    answer = call("train", "igpg-tiny", "--objective", "reward", "--out", tmp_path / "out")
+    answer = call("train", "layerwise-tiny", "--objective", "reward", "--out", tmp_path / "out")
     assert "start it without torchrun" in answer.sentence(2)
 
 
@@ -69,11 +69,11 @@ def test_a_generator_is_steered_across_tasks(generator, quick, tmp_path):
     assert done.exit_code == 0, done.output
     made = call("generate", "--generator", out, "--task", TASK, "--arch", "cnn(depth=3,width=5)", "--json")
     assert made.exit_code == 0, made.output
-    assert json.loads(made.stdout)["first_guess"] == "layer by layer"
+    assert json.loads(made.stdout)["initial_codes"] is None
 
 
 def test_a_task_without_reward_is_refused(tmp_path):
-    done = call("train", "igpg-tiny", "--task", "digits", "--out", tmp_path / "x")
+    done = call("train", "layerwise-tiny", "--task", "digits", "--out", tmp_path / "x")
     assert done.exit_code == 2 and not (tmp_path / "x").exists()
 
 

@@ -22,7 +22,7 @@ def test_a_wide_network_goes_into_shards(call, tmp_path):
     assert len(list(out.glob("model-*.safetensors"))) == len(answer["files"])
     assert "not empty" in call(*request).sentence(2)
     shown = call(*request, "--overwrite")
-    assert shown.code == 0 and "igpg-tiny generated" in shown.out
+    assert shown.code == 0 and "layerwise-tiny generated" in shown.out
 
 
 @pytest.mark.parametrize(

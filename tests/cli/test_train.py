@@ -46,7 +46,7 @@ def test_an_interrupt_says_how_to_go_on(call, zoo, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(room, "train_recipe", interrupted)
-    said = call("train", "igpg-tiny", "--zoo", zoo, "--out", tmp_path / "out").sentence(1)
+    said = call("train", "layerwise-tiny", "--zoo", zoo, "--out", tmp_path / "out").sentence(1)
     assert said.startswith("interrupted; ") and "same command" in said
 
 
@@ -62,6 +62,8 @@ def test_bad_recipes(call, zoo, tmp_path, change, words):
 
 
 def test_refuses(call, tmp_path):
-    assert "not a zoo" in call("train", "igpg-tiny", "--zoo", tmp_path, "--out", tmp_path / "o").sentence(2)
+    assert "not a zoo" in call(
+        "train", "layerwise-tiny", "--zoo", tmp_path, "--out", tmp_path / "o"
+    ).sentence(2)
     said = call("train", "igpg-tyni", "--zoo", tmp_path, "--out", tmp_path / "o").sentence(2)
-    assert "did you mean 'igpg-tiny'" in said
+    assert "did you mean 'layerwise-tiny'" in said

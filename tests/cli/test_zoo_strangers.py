@@ -39,7 +39,7 @@ def commands(zoo, copy, recipe, network, generator, tmp_path):
         "import dry": ("zoo", "import", copy, network, "--dry-run"),
         "build": ("zoo", "build", recipe, "--out", copy),
         "info": ("info", copy),
-        "train": ("train", "igpg-tiny", "--zoo", copy, "--out", tmp_path / "out"),
+        "train": ("train", "layerwise-tiny", "--zoo", copy, "--out", tmp_path / "out"),
         "map": ("map", copy, "--generator", generator, "--samples", "0"),
         "audit": ("audit", generator, "--zoo", copy),
         "bench": ("bench", "--zoo", copy, "--generator", generator, "--out", tmp_path / "bench"),

@@ -6,6 +6,7 @@ and not in the table fails :func:`test_nothing_registered_is_left_out`: add one 
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,13 +34,13 @@ from weightloom.generators import Generator, Sampling, Validity, generators
 from weightloom.generators.average import AverageCheckpoint
 from weightloom.generators.closed_form import ClosedForm
 from weightloom.generators.diffusion import DiffusionConfig, LatentDiffusion
-from weightloom.generators.fingerprint import Fingerprint, FingerprintGroup
 from weightloom.generators.gaussian import GaussianWeights
 from weightloom.generators.ghn import GHN, GHNConfig, make_validity
 from weightloom.generators.igpg import IGPG, IGPGConfig
 from weightloom.generators.interpolation import AlignedInterpolation, Interpolation
 from weightloom.generators.kde import KernelDensity
 from weightloom.generators.layerwise import Layerwise, LayerwiseConfig, validity_of
+from weightloom.generators.layerwise_set import LayerwiseSet
 from weightloom.generators.load import load_generator
 from weightloom.generators.nearest import NearestCheckpoint
 from weightloom.generators.noisy import NoisyCheckpoint
@@ -47,6 +48,7 @@ from weightloom.generators.random_init import RandomInit
 from weightloom.generators.static_hypernetwork import StaticHypernetwork, StaticHypernetworkConfig
 from weightloom.generators.words import Words, words_validity
 from weightloom.generators.words_part import WordsConfig
+from weightloom.generators.zoo_index import ZooIndex, ZooIndexGroup
 from weightloom.tasks import SupportSet, parse_task
 from weightloom.tokenizers import WeightTokenizer, architecture_key, load_tokenizer, tokenizers
 from weightloom.weights import WeightStatistics, layout_of
@@ -100,6 +102,7 @@ GENERATORS = {
         lambda: KernelDensity.from_generator(tiny_igpg(), share=1.0), draws=True, needs_examples=True
     ),
     "static_hypernetwork": Promise(lambda: tiny_static(), draws=False, needs_examples=True, saves=True),
+    "layerwise-set": Promise(lambda: tiny_layerwise_set(), draws=True, saves=True, any_architecture=True),
     "layerwise": Promise(lambda: tiny_layerwise(), draws=True, saves=True, any_architecture=True),
     "words": Promise(lambda: tiny_words(), draws=True, saves=True, needs_names=True),
     "diffusion": Promise(lambda: tiny_diffusion("attention"), draws=True, saves=True),
@@ -181,9 +184,8 @@ def tiny_igpg() -> IGPG:
             {"id": f"checkpoint-{i}", "task": TASKS[i // 3], "dataset": "digits", "accuracy": i / 10}
             for i in range(6)
         ]
-        codes = model.tokenizer.encode(spec, networks(spec))
     classes = torch.stack([described[i // 3] for i in range(6)])
-    model.fingerprint = Fingerprint(model.tokenizer, [FingerprintGroup(spec, codes, classes, rows)])
+    model.zoo_index = ZooIndex([ZooIndexGroup(spec, networks(spec), classes, rows)])
     return model
 
 
@@ -202,6 +204,29 @@ def tiny_layerwise() -> Layerwise:
         experts=2, width=16, depth=1, heads=2, image_features=8, image_width=8, channels=1,
     )  # fmt: skip
     return moved(Layerwise(config, validity_of(config, (1, 8, 8), (2, 6), ("digits",)), name="tiny")).eval()
+
+
+@cache
+def tiny_layerwise_set() -> LayerwiseSet:
+    """A part for one architecture before one for any size; the same encoder in both."""
+    config = LayerwiseConfig(
+        largest=("cnn(depth=1,width=4)",), any_size=False, codes=3, levels=9, spread=0.3,
+        width=16, depth=1, heads=2, image_features=8, image_width=8, channels=1,
+    )  # fmt: skip
+    own = moved(Layerwise(config, validity_of(config, (1, 8, 8), (2, 6), ("digits",)), name="own"))
+    whole = copy.deepcopy(tiny_layerwise())
+    own.images.load_state_dict(whole.images.state_dict())
+    index = tiny_igpg().zoo_index
+    assert isinstance(own, Layerwise) and index is not None
+    with torch.no_grad():
+        described = {
+            task: whole.images.describe(parse_task(task).support(20, seed=1).images) for task in TASKS
+        }
+    groups = [
+        replace(group, classes=torch.stack([described[str(row["task"])] for row in group.rows]))
+        for group in index.groups.values()
+    ]
+    return LayerwiseSet([own, whole], ZooIndex(groups), name="tiny-set").eval()
 
 
 @cache
@@ -233,7 +258,7 @@ def tiny_diffusion(mixing: str) -> LatentDiffusion:
                 parameter.data.add_(0.2 * torch.randn_like(parameter))
     texts = ("cnn(depth=1,width=4)", "mlp(depth=1,width=4)")
     diffusion.measure_latents({resolved(text): networks(resolved(text)) for text in texts})
-    diffusion.fingerprint = model.fingerprint
+    diffusion.zoo_index = model.zoo_index
     return diffusion.eval()
 
 
@@ -644,6 +669,10 @@ def likelihood(model: torch.nn.Module, spec: ArchitectureSpec, without: tuple[st
         return F.cross_entropy(torch.func.functional_call(built.initialise(0), weights, (images,)), labels)
     if isinstance(model, Layerwise):
         return layerwise_error(model, without)
+    if isinstance(model, LayerwiseSet):
+        texts = ("cnn(depth=1,width=4)",), ("cnn(depth=4,width=4)", "mlp(depth=4,width=16)")
+        errors = [layerwise_error(part, without, own) for part, own in zip(model.ordered, texts, strict=True)]
+        return torch.stack(errors).sum()
     if isinstance(model, Words):
         return words_error(model, spec, without)
     assert isinstance(model, IGPG), f"say how {type(model).__name__} learns"
@@ -655,10 +684,11 @@ def likelihood(model: torch.nn.Module, spec: ArchitectureSpec, without: tuple[st
         [classes, classes, None, None],
         text_width=TEXT_WIDTH,
         shape=(3, classes.shape[1]),
-        prompts=[model.first_guess(spec, support)[0]] * 2 + [None, None],
-    ).without(*without)
+    )
+    condition = replace(condition, supports=(support, support, None, None)).without(*without)
     codes = model.tokenizer.encode(spec, networks(spec, 4))
-    likely = F.cross_entropy(model(spec, condition, codes).flatten(0, 2), codes.flatten())
+    initial = model.initial_codes(spec, condition, codes)
+    likely = F.cross_entropy(model(spec, condition, codes, initial).flatten(0, 2), codes.flatten())
     with torch.no_grad():
         sampled = model.sample_codes(
             spec, condition, [torch.Generator().manual_seed(i) for i in range(4)], Sampling()
@@ -667,12 +697,16 @@ def likelihood(model: torch.nn.Module, spec: ArchitectureSpec, without: tuple[st
     return likely
 
 
-def layerwise_error(model: Layerwise, without: tuple[str, ...]) -> torch.Tensor:
+def layerwise_error(
+    model: Layerwise,
+    without: tuple[str, ...],
+    texts: tuple[str, ...] = ("cnn(depth=4,width=4)", "mlp(depth=4,width=16)"),
+) -> torch.Tensor:
     words = F.normalize(torch.randn(1, TEXT_WIDTH, generator=torch.Generator().manual_seed(0)), dim=1)
     support = examples().images
     seen = model.images.describe(support)[None]
     loss = torch.zeros(())
-    for text in ("cnn(depth=4,width=4)", "mlp(depth=4,width=16)"):
+    for text in texts:
         spec = resolved(text)
         for told, shown in ((words, None), (None, seen)):
             told = None if "instruction" in without else told
@@ -708,13 +742,14 @@ def words_error(model: Words, spec: ArchitectureSpec, without: tuple[str, ...]) 
 
 def denoising_error(model: LatentDiffusion, spec: ArchitectureSpec, without: tuple[str, ...]) -> torch.Tensor:
     words = F.normalize(torch.randn(TEXT_WIDTH, generator=torch.Generator().manual_seed(0)), dim=0)
-    classes = model.images.describe(examples().images)
+    support = examples().images
+    classes = model.images.describe(support)
     condition = stack_conditions(
         [words, None, words, None],
         [classes, classes, None, None],
         text_width=TEXT_WIDTH,
         shape=(3, classes.shape[1]),
-        prompts=[model.first_guess(spec, examples().images)[0]] * 2 + [None, None],
+        initial=[model.initial_codes(spec, support, classes)[0]] * 2 + [None, None],
     ).without(*without)
     x = model.rescale(spec, model.tokenizer.embed_codes(model.tokenizer.encode(spec, networks(spec, 4))))
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))

@@ -126,7 +126,7 @@ def test_a_finished_training_is_not_done_again(road, monkeypatch):
     for objective in (EncoderObjective, TokenizerObjective, PriorObjective):
         monkeypatch.setattr(objective, "__call__", never)
     before = files_of(road.out)
-    assert len(before) >= 10, "three stages with two states each, the tokenizer, the model, its fingerprint"
+    assert len(before) >= 10, "three stages with two states each, the tokenizer, the model, its zoo_index"
     model = train_recipe(road.recipe, road.zoo.path, road.out)
     assert files_of(road.out) == before
     for (name, a), (_, b) in zip(model.state_dict().items(), road.model.state_dict().items(), strict=True):

@@ -10,7 +10,7 @@ from weightloom.errors import CheckpointError, InputError, SpecError, Unsupporte
 from weightloom.evaluation import AuditSettings, audit
 from weightloom.evaluation.audit import MIXTURES
 from weightloom.generators import Validity
-from weightloom.generators.fingerprint import Fingerprint, FingerprintGroup
+from weightloom.generators.zoo_index import ZooIndex, ZooIndexGroup
 from weightloom.io import dump_json
 from weightloom.plots import draw_audit
 from weightloom.zoo import Zoo
@@ -136,8 +136,8 @@ def test_a_generator_of_another_zoo_is_noted(known, zoo, change, noted):
     model = known("copy")
     ((spec, records),) = zoo.by_architecture(split="train", final=True)
     row = {"id": records[0].id, "task": records[0].task} | change
-    group = FingerprintGroup(spec, torch.zeros(1, 1, 1), torch.zeros(1, 4, 2), [row])
-    model.fingerprint = Fingerprint(None, [group])
+    group = ZooIndexGroup(spec, torch.zeros(1, 1), torch.zeros(1, 4, 2), [row])
+    model.zoo_index = ZooIndex([group])
     report = audit(model, zoo, AuditSettings(samples=2, tasks=1, task=model.task))
     about = [text for text in report.notes if "was trained on" in text]
     assert not about if noted is None else noted in about[0]

@@ -12,14 +12,13 @@ from weightloom.errors import CheckpointError
 from weightloom.evaluation import cells
 from weightloom.evaluation.cells import Cells, version_of
 from weightloom.generators import Validity
-from weightloom.generators.fingerprint import Fingerprint, FingerprintGroup
 from weightloom.generators.noisy import NoisyCheckpoint
+from weightloom.generators.zoo_index import ZooIndex, ZooIndexGroup
 
 SPEC = parse_architecture("mlp(depth=1,width=4,classes=3,input=1x4x4)")
-GROUP = FingerprintGroup(
-    SPEC, torch.zeros(2, 3, 1), torch.zeros(2, 3, 4), [{"id": "a", "task": "t"}, {"id": "b", "task": "u"}],
-    torch.zeros(2, 5), {"t": torch.zeros(3, 1)},
-)  # fmt: skip
+GROUP = ZooIndexGroup(
+    SPEC, torch.zeros(2, 79), torch.zeros(2, 3, 4), [{"id": "a", "task": "t"}, {"id": "b", "task": "u"}]
+)
 
 
 def noisy(group=GROUP, noise=0.1, scale=1.0):
@@ -27,14 +26,15 @@ def noisy(group=GROUP, noise=0.1, scale=1.0):
     with torch.no_grad():
         encoder.weight.fill_(scale), encoder.bias.zero_()
     validity = Validity(architectures=("mlp",), input=(1, 4, 4), min_classes=2, max_classes=10)
-    return NoisyCheckpoint(Fingerprint(None, [group]), encoder, validity, noise=noise)
+    return NoisyCheckpoint(ZooIndex([group]), encoder, validity, noise=noise)
 
 
 def test_a_version_says_all_that_decides_what_is_made():
     changes = [
-        {"codes": GROUP.codes + 1}, {"classes": GROUP.classes + 1}, {"words": GROUP.words + 1},
-        {"memories": {"t": torch.ones(3, 1)}}, {"memories": {}}, {"rows": GROUP.rows[::-1]},
-    ]  # fmt: skip
+        {"flats": GROUP.flats + 1},
+        {"classes": GROUP.classes + 1},
+        {"rows": GROUP.rows[::-1]},
+    ]
     others = [noisy(dataclasses.replace(GROUP, **change)) for change in changes]
     others += [noisy(noise=0.2), noisy(scale=2.0)]
     versions = [version_of(model) for model in (noisy(), *others)]

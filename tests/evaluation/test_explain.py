@@ -40,7 +40,7 @@ def test_examples_drive_a_layerwise_network(layerwise):
     found = asked(layerwise)
     assert set(found["removed"]) == {"nothing", "examples"}
     assert found["removed"]["nothing"] > found["removed"]["examples"] + 0.2
-    assert found["nearest"] is None and found["starts_from"] == "layer by layer"
+    assert found["nearest"] is None and found["starts_from"] is None
 
 
 def test_class_names_are_a_part_of_their_own(text_encoder):
@@ -103,10 +103,9 @@ def test_attention_is_that_of_the_forward_pass():
 
 
 def test_the_nearest_checkpoint_of_a_checkpoint_is_itself():
-    model = load_generator("igpg-tiny")
-    spec, group = next(iter(model.fingerprint.groups.items()))
-    flat = model.tokenizer.decode(spec, group.codes[:1])[0]
-    found = nearest_checkpoints(model, spec, flat)
+    model = load_generator("layerwise-tiny")
+    spec, group = next(iter(model.zoo_index.groups.items()))
+    found = nearest_checkpoints(model, spec, group.flats[0])
     assert found[0]["id"] == group.rows[0]["id"]
     distances = [one["distance"] for one in found]
     assert distances == sorted(distances) and distances[0] < 0.5 * distances[1]

@@ -224,7 +224,7 @@ def calls(folder: Path, own: dict[str, Any], mode: str) -> dict[str, Callable[[]
         "random": lambda: RandomInit.from_generator(kept["static"]).generate(
             "cnn(depth=1,width=4)", support=kept["support"]
         ).flat,
-        "load": lambda: [*keep("igpg", wl.load_generator("igpg-tiny")).state_dict().values()],
+        "load": lambda: [*keep("layerwise", wl.load_generator("layerwise-tiny")).state_dict().values()],
         "generate": lambda: both(
             kept["igpg"].generate("cnn(depth=3,width=16)", support=wide.support(4), num_samples=2, seed=1)
         ),

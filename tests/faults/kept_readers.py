@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from tests.contracts.test_contracts import GENERATORS, TASKS, examples, networks, resolved, tiny_layerwise
+from tests.contracts.test_contracts import GENERATORS, TASKS, examples, resolved, tiny_layerwise
 from tests.faults.reader import Reader
-from tests.faults.writers import SPEC, record_of
+from tests.faults.writers import SPEC
 
 from weightloom.cli.info import _describe
 from weightloom.evaluation import SelectionSettings, select
@@ -40,17 +40,16 @@ from weightloom.io import (
 )
 from weightloom.tasks import FolderTask, parse_task, read_picture
 from weightloom.tasks.store import fetch_dataset, read_split
-from weightloom.training.memories import MemorySettings, keep_memories
 from weightloom.training.recipe import (
     CarriedDiffusionRecipe,
     ConsolidatedRecipe,
     GeneratorRecipe,
     GHNRecipe,
+    LayerwiseSetRecipe,
     RewardRecipe,
     StaticHypernetworkRecipe,
 )
 from weightloom.training.reward import RewardSettings, steer
-from weightloom.training.tokenizer import Population
 from weightloom.weights import layout_of
 from weightloom.zoo.importing import plan_import
 from weightloom.zoo.modelzoos import read_trial
@@ -61,6 +60,7 @@ RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 SAVED = tuple(kind for kind, promise in GENERATORS.items() if promise.saves)
 RECIPE_KINDS = {
     "igpg-tiny": GeneratorRecipe,
+    "layerwise-tiny": LayerwiseSetRecipe,
     "diffusion-tiny": CarriedDiffusionRecipe,
     "ghn-cifar10-start": GHNRecipe,
     "static-tiny": StaticHypernetworkRecipe,
@@ -70,12 +70,12 @@ RECIPE_KINDS = {
 PICTURES = ("JPEG", "TIFF", "WEBP", "AVIF", "GIF")
 KEPT = (
     *(f"{part} of {kind}" for kind in SAVED for part in ("config", "weights")),
-    "fingerprint", "memories of tasks", "tokenizer",
+    "zoo index", "weights of the zoo index", "tokenizer",
     *(f"recipe of {name}" for name in RECIPE_KINDS),
     "parts of a network", "state dict in order", "what a file is", "trial", "results of a trial",
     "wrapped checkpoint", "checkpoint before 1.6", "weight norm in safetensors", "what a checkpoint is",
     "parts of PyTorch", "NumPy's archive", "file without a name", "bytes of other kinds",
-    "cell", "selection", "steering", "kept memories", "picture", *(f"picture as {kind}" for kind in PICTURES),
+    "cell", "selection", "steering", "picture", *(f"picture as {kind}" for kind in PICTURES),
     "images of a dataset",
 )  # fmt: skip
 
@@ -95,8 +95,8 @@ def generators_of(root: Path) -> dict[str, Reader]:
             )
     folder = root / "igpg"
     for name, file in (
-        ("fingerprint", "fingerprint.json"),
-        ("memories of tasks", "fingerprint.safetensors"),
+        ("zoo index", "zoo-index.json"),
+        ("weights of the zoo index", "zoo-index.safetensors"),
         ("tokenizer", "tokenizer/config.json"),
     ):
         found[name] = Reader(folder / file, lambda _: generate(folder), 15, 0.002)
@@ -229,12 +229,6 @@ def states_of_runs(root: Path) -> dict[str, Reader]:
     (root / "steered").mkdir()
     steer(model, request, data, short, folder=root / "steered")
 
-    tokenizer, spec = GENERATORS["igpg"].make().tokenizer, resolved()
-    records = [record_of(spec, "s", n) for n in range(2)]
-    population = Population(spec, records, networks(spec, 2), [data, data])
-    memories = partial(keep_memories, tokenizer, population, MemorySettings(steps=0))
-    memories(root / "memories.safetensors")
-
     return {
         "cell": Reader(cells.path(key), lambda _: cells.get(key), 40, 0.02),
         "selection": Reader(state, selection, 15, 0.002),
@@ -242,7 +236,6 @@ def states_of_runs(root: Path) -> dict[str, Reader]:
             root / "steered" / "steering.safetensors",
             lambda path: steer(model, request, data, short, folder=path.parent), 15, 0.002, root / "steered",
         ),
-        "kept memories": Reader(root / "memories.safetensors", memories, 40, 0.01),
     }  # fmt: skip
 
 

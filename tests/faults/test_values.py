@@ -32,6 +32,9 @@ from weightloom.generators import Sample
 from weightloom.generators.ghn import GHN, GHNConfig, make_validity
 from weightloom.generators.random_init import RandomInit
 from weightloom.tasks.data import TaskData
+from weightloom.tokenizers import architecture_key
+from weightloom.tokenizers.fsq import FSQTokenizer, FSQTokenizerConfig
+from weightloom.weights import WeightStatistics, layout_of
 
 WIDE = wl.parse_architecture("cnn(depth=3,width=16,classes=10,input=3x16x16)")
 SPEC = wl.parse_architecture("cnn(depth=1,width=4,classes=3,input=1x8x8)")
@@ -140,7 +143,14 @@ def _generator() -> GHN:
 
 @cache
 def _tokenizer() -> Any:
-    return wl.load_generator("igpg-tiny").tokenizer
+    statistics = WeightStatistics.measure([(layout_of(WIDE), initial_flats(WIDE, range(4)))])
+    config = FSQTokenizerConfig(chunk=64, codes=8, vocabulary=9, width=16, depth=1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        made = FSQTokenizer(config, {architecture_key(WIDE): statistics}).eval()
+        for parameter in made.parameters():  # an untrained tokenizer gives every network the same codes
+            parameter.data.add_(0.2 * torch.randn_like(parameter))
+    return made.requires_grad_(False)
 
 
 def _kept(flats: Any, *, imported: bool = False) -> Plain:

@@ -1,4 +1,4 @@
-"""A tiny IGPG over real (untrained) networks of scikit-learn's digits, with a fingerprint of its zoo."""
+"""A tiny IGPG over real (untrained) networks of scikit-learn's digits, with an index of its zoo."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from weightloom.architectures import parse_architecture
 from weightloom.fitting import initial_flats
 from weightloom.generators import Validity
-from weightloom.generators.fingerprint import Fingerprint, FingerprintGroup
 from weightloom.generators.igpg import IGPG, IGPGConfig
+from weightloom.generators.zoo_index import ZooIndex, ZooIndexGroup
 from weightloom.tasks import parse_task
 from weightloom.tokenizers import architecture_key
 from weightloom.tokenizers.fsq import FSQTokenizer, FSQTokenizerConfig
@@ -65,7 +65,7 @@ def make_igpg(**changes):
 
 
 @torch.no_grad()
-def make_fingerprint(model):
+def make_zoo_index(model):
     """Three tasks of 3 classes: 3 checkpoints of the first, 2 of the second, 1 of the third; none of 4."""
     spec = resolve()
     flats = make_networks(spec, 6, seed=8)
@@ -75,10 +75,8 @@ def make_fingerprint(model):
         {"id": f"checkpoint-{i}", "task": t, "dataset": "digits", "accuracy": a}
         for i, (t, a) in enumerate(zip(tasks, (0.9, 0.95, 0.8, 0.5, 0.6, 0.7), strict=True))
     ]
-    group = FingerprintGroup(
-        spec, model.tokenizer.encode(spec, flats), torch.stack([supports[t] for t in tasks]), rows
-    )
-    return Fingerprint(model.tokenizer, [group])
+    group = ZooIndexGroup(spec, flats, torch.stack([supports[t] for t in tasks]), rows)
+    return ZooIndex([group.rounded()])
 
 
 @pytest.fixture(scope="session")
@@ -94,9 +92,9 @@ def build():
 
 @pytest.fixture(scope="session")
 def igpg():
-    """One shared tiny IGPG with a fingerprint; tests leave it as it is."""
+    """One shared tiny IGPG with a zoo index; tests leave it as it is."""
     model = make_igpg()
-    model.fingerprint = make_fingerprint(model)
+    model.zoo_index = make_zoo_index(model)
     return model
 
 
@@ -107,5 +105,5 @@ def support():
 
 @pytest.fixture(scope="session")
 def supports():
-    """The support set of each task of the fingerprint."""
+    """The support set of each task of the zoo index."""
     return {task: parse_task(task).support(20) for task in TASKS}

@@ -12,18 +12,18 @@ def flat_of(model, spec, support):
 
 
 def test_it_is_the_mean_of_the_nearest_tasks_checkpoints(igpg, resolved, supports):
-    zoo = igpg.fingerprint._flats(resolved())
+    zoo = igpg.zoo_index.groups[resolved()].flats
     rows = [[0, 1, 2], [3, 4], [5]]
     for (task, support), own in zip(supports.items(), rows, strict=True):
         sample = flat_of(AverageCheckpoint.from_generator(igpg), resolved(), support)
         assert torch.allclose(sample.flat, zoo[own].mean(0), atol=1e-6)
         assert sample.report["checkpoint_tasks"] == [task] and sample.report["checkpoints"] == len(own)
-        wanted = [igpg.fingerprint.groups[resolved()].rows[r]["accuracy"] for r in own]
+        wanted = [igpg.zoo_index.groups[resolved()].rows[r]["accuracy"] for r in own]
         assert sample.report["checkpoint_accuracy"] == pytest.approx(sum(wanted) / len(own))
 
 
 def test_of_several_tasks_every_checkpoint_counts_alike(igpg, resolved, support):
-    zoo = igpg.fingerprint._flats(resolved())
+    zoo = igpg.zoo_index.groups[resolved()].flats
     for tasks in (3, 99):
         sample = flat_of(AverageCheckpoint.from_generator(igpg, tasks=tasks), resolved(), support)
         assert torch.allclose(sample.flat, zoo.mean(0), atol=1e-6)

@@ -46,6 +46,11 @@ def latents_of(model, spec):
     return model.tokenizer.embed_codes(model.tokenizer.encode(spec, networks(spec)))
 
 
+def initial_of(model, spec, support):
+    """Initial codes (T, D) for examples, and what they are."""
+    return model.initial_codes(spec, support.images, model.images.describe(support.images))
+
+
 def test_latents_are_rescaled_and_come_back(make, resolved):
     model = make()
     for text in (CNN, MLP):
@@ -97,7 +102,7 @@ def test_every_part_of_the_condition_is_heard(make, resolved, support, mixing):
         [model.images.describe(support.images)],
         text_width=TEXT_WIDTH,
         shape=(3, 2 * model.config.image_features),
-        prompts=[model.first_guess(spec, support.images)[0]],
+        initial=[initial_of(model, spec, support)[0]],
     )
     t = torch.tensor([0.5])
     with torch.no_grad():
@@ -111,56 +116,56 @@ def test_every_part_of_the_condition_is_heard(make, resolved, support, mixing):
         )
 
 
-def test_the_first_guess_is_heard_and_is_the_closed_form(make, resolved, support):
+def test_initial_codes_are_heard_and_are_the_closed_form(make, resolved, support):
     model, spec = make(), resolved(CNN)
     condition = model.condition(spec, [None], [support.images])
-    wanted = model.first_guess(spec, support.images)[0]
-    assert torch.equal(condition.prompt[0], wanted) and bool(condition.guessed.all())
+    wanted = initial_of(model, spec, support)[0]
+    assert torch.equal(condition.initial[0], wanted) and bool(condition.has_initial.all())
     flat = model.tokenizer.decode(spec, wanted[None])[0]
     closed = closed_form_network(
         spec, model.tokenizer.centre(spec), support.images, head_rms=model.tokenizer.head_rms(spec)
     )
     assert float(torch.corrcoef(torch.stack([flat, closed]))[0, 1]) > 0.5
-    other = replace(condition, prompt=(condition.prompt + 1) % model.tokenizer.vocabulary)
+    other = replace(condition, initial=(condition.initial + 1) % model.tokenizer.vocabulary)
     a, b = (model.described(spec, one) for one in (condition, other))
     assert not torch.allclose(a.tokens, b.tokens, atol=1e-4) and not torch.allclose(a.mean, b.mean)
-    assert model.condition(spec, [None], [None]).prompt is None
+    assert model.condition(spec, [None], [None]).initial is None
 
 
 @pytest.mark.parametrize("best", ["known", "closed form"])
-def test_what_does_best_on_examples_is_the_guess_and_the_report_says_so(
+def test_what_does_best_on_examples_is_started_from_and_the_report_says_so(
     make, igpg, resolved, support, monkeypatch, best
 ):
     """In training it is the closed form in either case: the checkpoint is what has to be learned."""
     model, spec = make(), resolved(CNN)
-    model.fingerprint = igpg.fingerprint
-    row = model.fingerprint.nearest_row(spec, model.images.describe(support.images))
+    model.zoo_index = igpg.zoo_index
+    seen = model.images.describe(support.images)
+    _, flat = model.zoo_index.nearest(spec, seen)
 
     def scores(spec, flats, images, labels):
         made = torch.zeros(len(flats))
         made[-1 if best == "known" else 0] = 1.0  # the checkpoint is the last that is tried
         return made
 
-    monkeypatch.setattr("weightloom.generators.first_guess.accuracy", scores)
-    guess, words, closed = model.first_guess(spec, support.images)
-    kept = model.fingerprint.groups[spec].codes[row]
-    assert closed == (best != "known") and torch.equal(guess, kept) == (best == "known")
-    assert torch.equal(model.condition(spec, [None], [support.images]).prompt[0], guess)
-    assert model.generate(CNN, support=support).report["first_guess"] == words
+    monkeypatch.setattr("weightloom.generators.initial_codes.accuracy", scores)
+    codes, words = model.initial_codes(spec, support.images, seen)
+    kept = model.tokenizer.encode(spec, flat[None])[0]
+    assert torch.equal(codes, kept) == (best == "known")
+    assert torch.equal(model.condition(spec, [None], [support.images]).initial[0], codes)
+    assert model.generate(CNN, support=support).report["initial_codes"] == words
     assert words.startswith("checkpoint") == (best == "known")
-    taught, _, closed = model.taught_guess(spec, support.images)
-    assert closed and not torch.equal(taught, kept)
+    assert not torch.equal(model.training_codes(spec, support.images, seen), kept)
 
 
-def test_an_untrained_denoiser_draws_around_the_guess(make, resolved, support):
-    """As far around it as checkpoints lie around theirs; without noise the guess itself comes back."""
+def test_an_untrained_denoiser_draws_around_its_initial_codes(make, resolved, support):
+    """As far around it as checkpoints lie around theirs; without noise these come back."""
     model, spec = make(steps=50), resolved(CNN)
     torch.nn.init.zeros_(model.denoiser.outward.weight), torch.nn.init.zeros_(model.denoiser.outward.bias)
     own = model.tokenizer.encode(spec, networks(spec, 40))
-    guess = model.first_guess(spec, support.images)[0]
-    model.measure_guesses({spec: (own, own)})
+    initial = initial_of(model, spec, support)[0]
+    model.measure_initial({spec: (own, own)})
     assert not bool(model.described(spec, model.condition(spec, [None], [support.images])).spread.any())
-    model.measure_guesses({spec: (own, guess.expand_as(own))})
+    model.measure_initial({spec: (own, initial.expand_as(own))})
     condition = model.condition(spec, [None], [support.images])
     mask, wanted = model.latent_mask(spec), model.described(spec, condition)
     assert 0 < float(wanted.spread[0][mask].mean()) <= 1

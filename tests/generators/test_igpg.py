@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from weightloom.conditioning import TEXT_WIDTH, stack_conditions
 from weightloom.errors import CheckpointError, InputError, SpecError, UnsupportedRequestError
+from weightloom.fitting import closed_form_network
 from weightloom.generators import Sampling, Validity
 from weightloom.generators.igpg import IGPG, IGPGConfig, draw_codes
 from weightloom.generators.load import load_generator
@@ -39,10 +40,9 @@ def condition_of(model, spec, support=None, instruction=None, count=1):
     """With an instruction given as a vector, so that no sentence encoder is needed."""
     with torch.no_grad():
         classes = None if support is None else model.images.describe(support.images)
-        prompt = None if support is None else model.first_guess(spec, support.images)[0]
     shape = (spec.classes, 2 * model.config.image_features)
-    one = stack_conditions([instruction], [classes], text_width=TEXT_WIDTH, shape=shape, prompts=[prompt])
-    return one.repeat(count)
+    one = stack_conditions([instruction], [classes], text_width=TEXT_WIDTH, shape=shape)
+    return replace(one, supports=(None if support is None else support.images,)).repeat(count)
 
 
 SETTINGS = [
@@ -77,11 +77,12 @@ class TestSampling:
         model, spec = build(context=context, overlap=overlap), resolved()
         condition = condition_of(model, spec, support, words())
         codes = model.sample_codes(spec, condition, noise(1), Sampling(temperature=0.0))
+        initial = model.initial_codes(spec, condition, codes)
         block = 0
         while block < codes.shape[1]:
             first = max(0, block - overlap)
             stop = min(codes.shape[1], first + context)
-            logits = model(spec, condition, codes[:, first:stop], first)
+            logits = model(spec, condition, codes[:, first:stop], initial, first)
             likeliest = logits.argmax(-1)[:, block - first :]
             assert torch.equal(likeliest, codes[:, block:stop])
             block = stop
@@ -173,15 +174,15 @@ class TestConditions:
         spec = resolved()
         with torch.no_grad():
             classes = igpg.images.describe(support.images)
-            prompt = igpg.first_guess(spec, support.images)[0]
-            shape = (3, 32)
-            mixed = stack_conditions(
-                [words(), None], [None, classes], text_width=TEXT_WIDTH, shape=shape, prompts=[None, prompt]
-            )
+            mixed = stack_conditions([words(), None], [None, classes], text_width=TEXT_WIDTH, shape=(3, 32))
+            mixed = replace(mixed, supports=(None, support.images))
             codes = igpg.sample_codes(spec, mixed, noise(2), Sampling())
-            together = igpg(spec, mixed, codes)
-            first = igpg(spec, condition_of(igpg, spec, None, words()), codes[:1])
-            second = igpg(spec, condition_of(igpg, spec, support), codes[1:])
+            singles = [condition_of(igpg, spec, None, words()), condition_of(igpg, spec, support)]
+            together = igpg(spec, mixed, codes, igpg.initial_codes(spec, mixed, codes))
+            first, second = (
+                igpg(spec, one, own, igpg.initial_codes(spec, one, own))
+                for one, own in zip(singles, codes.split(1), strict=True)
+            )
         assert torch.allclose(together, torch.cat([first, second]), atol=1e-5)
 
     def test_labels_are_told_by_their_place(self, igpg, resolved, support):
@@ -295,31 +296,36 @@ class TestLearning:
         assert not any(p.requires_grad for p in igpg.tokenizer.parameters())
         assert not igpg.tokenizer.training
 
-    def test_an_untrained_prior_stays_near_the_first_guess(self, build, resolved, support):
+    def test_an_untrained_prior_gives_its_initial_codes(self, build, resolved, support):
+        """About the zoo's mean network, and with examples the closed-form head on it."""
         model, spec = build(), resolved()
         torch.nn.init.zeros_(model.out.weight)
         torch.nn.init.zeros_(model.out.bias)
         torch.nn.init.zeros_(model.shift.weight)
         torch.nn.init.zeros_(model.shift.bias)
-        guess = model.first_guess(spec, support.images)[0]
-        condition = condition_of(model, spec, support)
-        greedy = model.sample_codes(spec, condition, noise(1), Sampling(temperature=0.0))
-        assert torch.equal(greedy[0], guess)
+        for examples in (None, support):
+            condition = condition_of(model, spec, examples)
+            greedy = model.sample_codes(spec, condition, noise(1), Sampling(temperature=0.0))
+            initial = model.initial_codes(spec, condition, greedy)
+            allowed = model.tokenizer.allowed(spec).expand(1, -1, -1, -1)
+            held = allowed.gather(-1, initial[..., None])[..., 0]  # the others have one value alone
+            assert torch.equal(greedy[held], initial[held]) and bool(held.float().mean() > 0.5)
 
-    def test_closed_heads_are_made_on_the_trunk_that_was_drawn(self, build, resolved, support):
-        model, spec = build(), resolved()
-        condition = replace(
-            condition_of(model, spec, support), refit=(support.images,), prompt_from=("closed form",)
-        )
-        head = model.tokenizer.bind(spec)[1].slots.class_index >= 0
-        codes = torch.randint(5, condition.prompt.shape, generator=torch.Generator().manual_seed(3))
-        made = model.with_heads(spec, condition, codes)
-        assert torch.equal(made.prompt[:, ~head], condition.prompt[:, ~head])
-        flat = model.tokenizer.decode(spec, torch.where(head[:, None], condition.prompt, codes))[0]
-        wanted = model.tokenizer.encode(spec, model.closed_form(spec, support.images, flat)[None])[0]
-        assert torch.equal(made.prompt[0, head], wanted[head])
-        kept = replace(condition, refit=(None,))
-        assert torch.equal(model.with_heads(spec, kept, codes).prompt, condition.prompt)
+    def test_heads_start_from_a_closed_form_on_the_trunk_that_was_written(self, igpg, resolved, support):
+        spec = resolved()
+        condition = condition_of(igpg, spec, support)
+        head = igpg.tokenizer.bind(spec)[1].slots.class_index >= 0
+        codes = torch.randint(5, (1, len(head), 4), generator=torch.Generator().manual_seed(3))
+        middle, made = igpg.initial_codes(spec, condition), igpg.initial_codes(spec, condition, codes)
+        assert bool((middle == 2).all()) and bool((made[:, ~head] == 2).all())
+        flat = igpg.tokenizer.decode(spec, torch.where(head[:, None], middle, codes))[0]
+        rms = igpg.tokenizer.head_rms(spec)
+        closed = closed_form_network(spec, flat, support.images, head_rms=rms)
+        assert torch.equal(made[0, head], igpg.tokenizer.encode(spec, closed[None])[0, head])
+        bare = condition_of(igpg, spec)
+        assert torch.equal(igpg.initial_codes(spec, bare, codes), middle)
+        assert igpg.generate(spec, support=support).report["initial_codes"].startswith("closed-form head")
+        assert igpg.generate(spec).report["initial_codes"] is None
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
@@ -394,8 +400,8 @@ class TestFiles:
             assert name == other and torch.equal(a, b)
         a, b = (m.generate(resolved(), support=support, num_samples=2, seed=5) for m in (igpg, again))
         assert torch.equal(a.flat, b.flat)
-        assert again.fingerprint is not None
-        assert again.fingerprint.groups[resolved()].rows == igpg.fingerprint.groups[resolved()].rows
+        assert again.zoo_index is not None
+        assert again.zoo_index.groups[resolved()].rows == igpg.zoo_index.groups[resolved()].rows
 
     def test_only_plain_files_and_no_pickles(self, saved):
         names = {str(p.relative_to(saved)) for p in saved.rglob("*") if p.is_file()}
@@ -410,7 +416,7 @@ class TestFiles:
     @pytest.mark.parametrize(
         "name",
         ["config.json", "model.safetensors", "tokenizer/config.json", "tokenizer/model.safetensors",
-         "fingerprint.json", "fingerprint.safetensors"],
+         "zoo-index.json", "zoo-index.safetensors"],
     )  # fmt: skip
     @pytest.mark.parametrize("keep", [0.0, 0.5])
     def test_a_file_is_cut(self, saved, name, keep):
@@ -453,15 +459,14 @@ class TestFiles:
         with pytest.raises(CheckpointError, match="'other' is not part"):
             load_generator(saved)
 
-    def test_without_a_fingerprint(self, saved):
-        (saved / "fingerprint.json").unlink()
-        (saved / "fingerprint.safetensors").unlink()
-        assert load_generator(saved).fingerprint is None
+    def test_without_a_zoo_index(self, saved):
+        (saved / "zoo-index.json").unlink()
+        (saved / "zoo-index.safetensors").unlink()
+        assert load_generator(saved).zoo_index is None
 
-    def test_codes_the_tokenizer_does_not_have(self, saved):
-        file = saved / "fingerprint.safetensors"
-        tensors = load_file(file)
-        name = next(n for n in tensors if n.startswith("codes"))
-        save_file({**tensors, name: torch.full_like(tensors[name], 99)}, file)
-        with pytest.raises(CheckpointError, match="codes that the tokenizer does not have"):
+    def test_a_folder_of_the_first_version_is_refused(self, saved):
+        config = json.loads((saved / "config.json").read_text())
+        config["config"]["correction"] = 0.0
+        (saved / "config.json").write_text(json.dumps(config))
+        with pytest.raises(CheckpointError, match=r"a correction.*0\.1\.0.*train the generator anew"):
             load_generator(saved)

@@ -5,6 +5,11 @@ import torch
 
 from weightloom.errors import InputError, SpecError, UnsupportedRequestError
 from weightloom.generators.kde import KernelDensity, bandwidth_factor
+from weightloom.generators.nearest import NearestCheckpoint
+
+
+class LayerwiseStandIn:
+    """What baselines read of a generator without a tokenizer."""
 
 
 @pytest.fixture
@@ -35,8 +40,8 @@ def test_draws_spread_around_the_checkpoints_kept(igpg, resolved, support):
     """Noise has the bandwidth of the rule, dimension by dimension; without spread there is none."""
     model = KernelDensity.from_generator(igpg, tasks=3, share=1.0)
     tokenizer = igpg.tokenizer
-    group = igpg.fingerprint.groups[resolved()]
-    latents = tokenizer.embed_codes(group.codes)
+    group = igpg.zoo_index.groups[resolved()]
+    latents = tokenizer.embed_codes(tokenizer.encode(resolved(), group.flats))
     seen = []
     real = tokenizer.decode_latents
 
@@ -62,11 +67,12 @@ def test_draws_spread_around_the_checkpoints_kept(igpg, resolved, support):
     assert samples[0].report["bandwidth"] == pytest.approx(6**-0.2)
 
 
-def test_one_checkpoint_alone_is_given_as_it_is(igpg, resolved, supports):
+def test_one_checkpoint_alone_is_given_as_the_tokenizer_rebuilds_it(igpg, resolved, supports):
     model = KernelDensity.from_generator(igpg, tasks=1)
     support = list(supports.values())[2]
     sample = model.generate(resolved(), support=support, batch_norm="generated")
-    assert torch.allclose(sample.flat, igpg.fingerprint._flats(resolved())[5], atol=1e-5)
+    codes = igpg.tokenizer.encode(resolved(), igpg.zoo_index.groups[resolved()].flats[5:6])
+    assert torch.allclose(sample.flat, igpg.tokenizer.decode(resolved(), codes)[0], atol=1e-5)
 
 
 def test_bandwidth_rules():
@@ -89,3 +95,13 @@ def test_what_it_cannot_do_is_refused(igpg, resolved, support):
         model.generate(resolved())
     with pytest.raises(UnsupportedRequestError, match="no checkpoint of mlp"):
         model.generate(resolved("mlp(depth=1,width=4)"), support=support)
+
+
+def test_without_a_tokenizer_there_are_no_latents_to_draw_in(igpg):
+    model = LayerwiseStandIn()
+    model.zoo_index, model.images, model.validity, model.name = (
+        igpg.zoo_index, igpg.images, igpg.validity, "bare",
+    )  # fmt: skip
+    with pytest.raises(InputError, match="bare has no weight tokenizer"):
+        KernelDensity.from_generator(model)
+    NearestCheckpoint.from_generator(model)

@@ -1,4 +1,4 @@
-"""The layer-wise generator, and IGPG with one beside it."""
+"""The layer-wise generator."""
 
 from __future__ import annotations
 
@@ -127,39 +127,3 @@ def test_a_broken_folder_is_one_sentence(model, tmp_path):
     (tmp_path / "whole" / "config.json").write_text('{"kind": "layerwise", "name": "x"}')
     with pytest.raises(CheckpointError, match="layer-wise"):
         load_generator(tmp_path / "whole")
-
-
-@pytest.fixture(scope="module")
-def both(build):
-    whole = build()
-    shape = whole.validity.input
-    sizes = config(channels=shape[0])
-    beside = Layerwise(sizes, validity_of(sizes, shape, (2, 10), ("digits",)), name="beside").eval()
-    whole.carry(beside)
-    return whole
-
-
-class TestBesideIGPG:
-    def examples(self, model):
-        channels, size, _ = model.validity.input
-        return parse_task(f"digits[3,1,7]@{size}c{channels}").support(8)
-
-    def test_it_takes_over_where_the_zoo_has_no_such_architecture(self, both):
-        sample = both.generate("cnn(depth=4,width=5)", support=self.examples(both))
-        assert sample.report["first_guess"] == "layer by layer"
-
-    def test_what_neither_makes_is_refused_by_both(self, both):
-        with pytest.raises(UnsupportedRequestError, match=r"it makes.*any depth and width"):
-            both.generate("vit(depth=1,width=8)", support=self.examples(both))
-
-    def test_it_is_saved_and_comes_back(self, both, tmp_path):
-        both.save_pretrained(tmp_path / "both")
-        again = load_generator(tmp_path / "both")
-        assert len(again.layerwise) == 1
-        text, support = "mlp(depth=3,width=7)", self.examples(both)
-        assert torch.equal(
-            both.generate(text, support=support).flat, again.generate(text, support=support).flat
-        )
-
-    def test_it_is_no_part_of_the_other_model(self, both):
-        assert not any("layerwise" in name for name in both.state_dict())

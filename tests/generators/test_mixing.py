@@ -21,8 +21,8 @@ def many(model, spec, support, count=1, **options):
 
 
 def test_a_gaussian_is_drawn_around_the_nearest_tasks_checkpoints(igpg, resolved, support):
-    zoo = igpg.fingerprint._flats(resolved())
-    bound = igpg.tokenizer.bind(resolved())[2]
+    zoo = igpg.zoo_index.groups[resolved()].flats
+    bound = igpg.zoo_index.bind(resolved())
     samples = many(GaussianWeights.from_generator(igpg), resolved(), support, 400)
     drawn = bound.normalise(torch.stack([s.flat for s in samples]))
     wanted = bound.normalise(zoo[:3])
@@ -34,8 +34,8 @@ def test_a_gaussian_is_drawn_around_the_nearest_tasks_checkpoints(igpg, resolved
 
 
 def test_noise_is_added_to_checkpoints_of_the_nearest_task(igpg, resolved, support):
-    zoo = igpg.fingerprint._flats(resolved())
-    bound = igpg.tokenizer.bind(resolved())[2]
+    zoo = igpg.zoo_index.groups[resolved()].flats
+    bound = igpg.zoo_index.bind(resolved())
     samples = many(NoisyCheckpoint.from_generator(igpg, noise=0.5), resolved(), support, 6)
     for sample in samples:
         row = int(sample.report["checkpoint"].split("-")[1])
@@ -46,7 +46,7 @@ def test_noise_is_added_to_checkpoints_of_the_nearest_task(igpg, resolved, suppo
 
 
 def test_a_mixture_lies_between_its_two_checkpoints(igpg, resolved, support):
-    zoo = igpg.fingerprint._flats(resolved())
+    zoo = igpg.zoo_index.groups[resolved()].flats
     for sample in many(Interpolation.from_generator(igpg), resolved(), support, 12):
         one, other = (zoo[int(name.split("-")[1])] for name in sample.report["checkpoints"])
         assert 0 < sample.report["share"] < 1
@@ -57,7 +57,7 @@ def test_a_mixture_lies_between_its_two_checkpoints(igpg, resolved, support):
 def test_alignment_takes_a_permutation_away(igpg, resolved, support, monkeypatch):
     """Between a checkpoint and its permuted copy every aligned mixture is the checkpoint itself."""
     spec = resolved()
-    zoo = igpg.fingerprint._flats(spec)[:1]
+    zoo = igpg.zoo_index.groups[spec].flats[:1]
     twins = torch.cat([zoo, permute(spec, zoo, random_permutations(spec, 1)), zoo])
     assert not torch.equal(twins[0], twins[1])
     models = [kind.from_generator(igpg) for kind in (Interpolation, AlignedInterpolation)]
@@ -71,7 +71,7 @@ def test_alignment_takes_a_permutation_away(igpg, resolved, support, monkeypatch
 
 def test_a_task_with_one_checkpoint_gives_that_one(igpg, resolved, supports):
     spec, support = resolved(), list(supports.values())[2]
-    wanted = igpg.fingerprint._flats(spec)[5]
+    wanted = igpg.zoo_index.groups[spec].flats[5]
     for kind in (GaussianWeights, Interpolation, AlignedInterpolation):
         (sample,) = many(kind.from_generator(igpg), spec, support)
         assert torch.allclose(sample.flat, wanted, atol=1e-5), kind

@@ -18,16 +18,16 @@ def test_the_task_that_looks_alike_is_found(nearest, igpg, resolved, supports, n
     task = list(supports)[number]
     sample = nearest.generate_many(resolved(), support=supports[task], batch_norm="generated")[0]
     assert sample.report["checkpoint_task"] == task
-    row = next(r for r in igpg.fingerprint.groups[resolved()].rows if r["task"] == task)
+    row = next(r for r in igpg.zoo_index.groups[resolved()].rows if r["task"] == task)
     assert (
         sample.report["checkpoint"] == row["id"] and sample.report["checkpoint_accuracy"] == row["accuracy"]
     )
     assert sample.report["task_distance"] > 0
 
 
-def test_it_agrees_with_the_fingerprint(nearest, igpg, resolved, supports):
+def test_it_agrees_with_the_zoo_index(nearest, igpg, resolved, supports):
     for support in supports.values():
-        facts, flat = igpg.fingerprint.nearest(resolved(), igpg.images.describe(support.images).detach())
+        facts, flat = igpg.zoo_index.nearest(resolved(), igpg.images.describe(support.images).detach())
         sample = nearest.generate_many(resolved(), support=support, batch_norm="generated")[0]
         assert sample.report["checkpoint"] == facts["id"] and torch.equal(sample.flat, flat)
 
@@ -45,7 +45,7 @@ def test_label_order_counts(nearest, resolved, supports):
 
 def test_more_samples_are_the_checkpoints_of_the_task_and_of_no_other(nearest, igpg, resolved, support):
     samples = nearest.generate_many(resolved(), support=support, num_samples=8, batch_norm="generated")
-    rows = igpg.fingerprint.groups[resolved()].rows
+    rows = igpg.zoo_index.groups[resolved()].rows
     task = samples[0].report["checkpoint_task"]
     own = [row["id"] for row in rows if row["task"] == task]
     assert 1 < len(own) < len(rows)
@@ -53,7 +53,7 @@ def test_more_samples_are_the_checkpoints_of_the_task_and_of_no_other(nearest, i
     assert {s.report["checkpoint_task"] for s in samples} == {task}
     for sample in samples:
         row = int(sample.report["checkpoint"].split("-")[1])
-        assert torch.equal(sample.flat, igpg.fingerprint._flats(resolved())[row])
+        assert torch.equal(sample.flat, igpg.zoo_index.groups[resolved()].flats[row])
 
 
 def test_without_examples_one_clear_sentence(nearest, resolved):
@@ -71,13 +71,13 @@ def test_what_the_zoo_does_not_hold_is_refused(nearest, resolved, support):
         nearest.generate(resolved(classes=4), support=four)
 
 
-def test_a_generator_without_a_fingerprint_has_nothing_to_look_among(build):
+def test_a_generator_without_a_zoo_index_has_nothing_to_look_among(build):
     with pytest.raises(InputError, match="generator tiny carries no checkpoints of its zoo"):
         NearestCheckpoint.from_generator(build())
 
 
-def test_the_fingerprint_is_not_changed(nearest, igpg, resolved, support):
-    before = igpg.fingerprint._flats(resolved()).clone()
+def test_the_zoo_index_is_not_changed(nearest, igpg, resolved, support):
+    before = igpg.zoo_index.groups[resolved()].flats.clone()
     sample = nearest.generate(resolved(), support=support, batch_norm="generated")
     sample.flat.zero_()
-    assert torch.equal(igpg.fingerprint._flats(resolved()), before)
+    assert torch.equal(igpg.zoo_index.groups[resolved()].flats, before)

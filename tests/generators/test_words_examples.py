@@ -322,7 +322,7 @@ def test_pictures_without_labels_are_used_and_checked(bundled):
     with pytest.raises(InputError, match="beside examples"):
         bundled.generate(arch, classes=["cat", "dog"], unlabelled=more)
     with pytest.raises(InputError, match="does nothing with pictures without labels"):
-        load_generator("igpg-tiny").generate(arch, support=support, unlabelled=more)
+        load_generator("layerwise-tiny").generate(arch, support=support, unlabelled=more)
 
 
 def test_scores_on_repeated_examples_are_of_pictures_that_differ(bundled):

@@ -28,6 +28,7 @@ from weightloom.training.recipe import (
     GeneratorRecipe,
     GHNRecipe,
     LayerwiseRecipe,
+    LayerwiseSetRecipe,
     PlainRecipe,
     RewardRecipe,
     StaticHypernetworkRecipe,
@@ -55,6 +56,8 @@ HYPERNETWORKS = [name for name in GENERATORS if RAW[name]["generator"] == "ghn"]
 """Generators that are trained on a task's images and need no zoo; the others make themselves from one."""
 LAYERWISE = [name for name in GENERATORS if RAW[name]["generator"] == "layerwise"]
 """Generators of any depth and width, trained on episodes; they need no zoo."""
+SETS = [name for name in GENERATORS if RAW[name]["generator"] == "layerwise-set"]
+"""Several of them as one; tests/training/test_layerwise_set.py has one at tiny size."""
 REWARDS = sorted(name for name, raw in RAW.items() if raw["kind"] == "reward")
 """Settings for steering a trained generator."""
 WORDS = [name for name in GENERATORS if RAW[name]["generator"] == "words"]
@@ -66,6 +69,8 @@ CONSOLIDATED = [name for name in GENERATORS if RAW[name]["generator"] == "consol
 def model_of(name):
     if name in LAYERWISE:
         return LayerwiseRecipe
+    if name in SETS:
+        return LayerwiseSetRecipe
     if name in REWARDS:
         return RewardRecipe
     if name in ZOOS:
@@ -93,7 +98,7 @@ def zoo_of(name):
 
 
 def test_there_are_recipes():
-    assert ZOOS and GENERATORS and {"zoo-tiny", "igpg-tiny"} <= RAW.keys()
+    assert ZOOS and GENERATORS and {"zoo-tiny", "igpg-tiny", "layerwise-tiny"} <= RAW.keys()
 
 
 # ------------------------------------------------------------------------------ as they are published
@@ -131,11 +136,16 @@ def test_a_generator_recipe_makes_sense_on_its_zoo(name):
     recipe = read_yaml(FOLDER / f"{name}.yaml", GeneratorRecipe)
     zoo = read_yaml(FOLDER / f"{zoo_of(name)}.yaml", ZooRecipe)
     check_recipe(recipe, zoo.model_dump(mode="json"))
-    for part in recipe.layerwise:
-        held = read_yaml(FOLDER / f"{part}.yaml", LayerwiseRecipe)
-        assert (held.salt, held.datasets, held.size) == (zoo.salt, list(zoo.datasets), zoo.size)
     trained = {group.classes for group in zoo.groups if group.split == "train"}
     assert trained & recipe.encoder.tasks.keys(), "its dataset encoder sees the class counts of the zoo"
+
+
+def test_the_parts_of_the_layerwise_set_hold_out_what_its_zoo_does():
+    recipe = read_yaml(FOLDER / "layerwise-tiny.yaml", LayerwiseSetRecipe)
+    zoo = read_yaml(FOLDER / "zoo-tiny.yaml", ZooRecipe)
+    for part in recipe.parts:
+        held = read_yaml(FOLDER / f"{part}.yaml", LayerwiseRecipe)
+        assert (held.salt, held.datasets, held.size) == (zoo.salt, list(zoo.datasets), zoo.size)
 
 
 @pytest.mark.parametrize("name", HYPERNETWORKS)
@@ -192,8 +202,6 @@ def shrunk_generator(name):
         for part in ("encoder", "tokenizer", "denoiser"):
             raw[part]["loop"] = {**raw[part]["loop"], **loop}
         return raw
-    raw["layerwise"] = []  # recipes of their own, tested above
-    raw["memories"] = {"steps": 1, "batch_size": 8}
     raw["prior"] |= {"wordings": 1, "supports": 1, "evaluate_every": 2}
     raw["prior"].setdefault("objective", {}).update({"networks": 2, "queries": 4})
     for part, field in (("encoder", "tasks"), ("prior", "fresh")):
@@ -293,7 +301,7 @@ def test_the_settings_of_steering_make_sense(name):
         assert parse_architecture(text).resolve(classes=10, input=(3, 16, 16)).num_parameters() > 0
 
 
-WITHOUT_ZOO = HYPERNETWORKS + LAYERWISE + CONSOLIDATED + CARRIED + WORDS
+WITHOUT_ZOO = HYPERNETWORKS + LAYERWISE + SETS + CONSOLIDATED + CARRIED + WORDS
 
 
 @pytest.mark.parametrize("name", [name for name in GENERATORS if name not in WITHOUT_ZOO])

@@ -8,7 +8,7 @@ import torch
 from weightloom.conditioning import encode_text
 from weightloom.seeding import torch_generator
 from weightloom.tasks import parse_task
-from weightloom.training.bank import banked_condition, build_bank
+from weightloom.training.bank import banked_condition, build_bank, initial_codes_of
 
 TASKS = ("digits[3,1,7]@8c1", "digits[0,2,4]+invert@8c1")
 
@@ -63,8 +63,8 @@ def test_a_bank_is_the_same_for_the_same_seed(encoder):
 
 
 def test_a_condition_says_what_the_bank_holds(chosen, rng_untouched):
-    model, spec, tasks = chosen
-    condition = banked_condition(model, spec, tasks, torch_generator("test", 0))
+    _, _, tasks = chosen
+    condition = banked_condition(tasks, torch_generator("test", 0))
     assert len(condition) == 4 and condition.num_classes == 3
     assert bool(condition.has_instruction.all()) and bool(condition.has_classes.all())
     assert condition.has_architecture
@@ -72,16 +72,16 @@ def test_a_condition_says_what_the_bank_holds(chosen, rng_untouched):
         assert any(torch.equal(condition.instruction[row], words) for words in banked.wordings)
         drawn = [j for j in range(2) if torch.equal(condition.classes[row], banked.supports[j])]
         assert len(drawn) == 1
-        assert torch.equal(condition.prompt[row], model.first_guess(spec, banked.images[drawn[0]])[0])
+        assert torch.equal(condition.supports[row], banked.images[drawn[0]])
 
 
 def test_wordings_and_support_sets_are_drawn_anew(chosen):
-    model, spec, tasks = chosen
-    drawn = [banked_condition(model, spec, tasks, torch_generator("test", seed)) for seed in range(8)]
+    _, _, tasks = chosen
+    drawn = [banked_condition(tasks, torch_generator("test", seed)) for seed in range(8)]
     assert len({tuple(c.instruction[:, 0].tolist()) for c in drawn}) > 2
     assert len({tuple(c.classes[:, 0, 0].tolist()) for c in drawn}) > 2
-    again = banked_condition(model, spec, tasks, torch_generator("test", 3))
-    for part in ("instruction", "has_instruction", "classes", "has_classes", "prompt"):
+    again = banked_condition(tasks, torch_generator("test", 3))
+    for part in ("instruction", "has_instruction", "classes", "has_classes"):
         assert torch.equal(getattr(again, part), getattr(drawn[3], part)), part
 
 
@@ -95,19 +95,19 @@ def test_wordings_and_support_sets_are_drawn_anew(chosen):
     ],
 )
 def test_parts_are_left_out(chosen, drops, words, pictures):
-    model, spec, tasks = chosen
-    condition = banked_condition(model, spec, tasks, torch_generator("test", 0), **drops)
+    _, _, tasks = chosen
+    condition = banked_condition(tasks, torch_generator("test", 0), **drops)
     assert condition.has_instruction.tolist() == [words] * 4
     assert condition.has_classes.tolist() == [pictures] * 4
     assert bool(condition.instruction.any()) is words and bool(condition.classes.any()) is pictures
-    assert (condition.prompt is not None) is pictures, "without examples there is no first guess either"
+    assert [images is not None for images in condition.supports] == [pictures] * 4
 
 
 def test_parts_are_left_out_at_their_rates(chosen):
-    model, spec, tasks = chosen
+    _, _, tasks = chosen
     generator = torch_generator("test", 1)
     rates = {"drop_instruction": 0.5, "drop_dataset": 0.25, "drop_all": 0.2}
-    made = [banked_condition(model, spec, tasks, generator, **rates) for _ in range(250)]
+    made = [banked_condition(tasks, generator, **rates) for _ in range(250)]
     words = torch.cat([c.has_instruction for c in made]).float().mean()
     pictures = torch.cat([c.has_classes for c in made]).float().mean()
     assert float(words) == pytest.approx(0.8 * 0.5, abs=0.05)
@@ -115,10 +115,10 @@ def test_parts_are_left_out_at_their_rates(chosen):
 
 
 def test_leaving_parts_out_changes_nothing_else_that_is_drawn(chosen):
-    model, spec, tasks = chosen
-    whole = banked_condition(model, spec, tasks, torch_generator("test", 2))
+    _, _, tasks = chosen
+    whole = banked_condition(tasks, torch_generator("test", 2))
     some = banked_condition(
-        model, spec, tasks, torch_generator("test", 2), drop_instruction=0.5, drop_dataset=0.5, drop_all=0.1
+        tasks, torch_generator("test", 2), drop_instruction=0.5, drop_dataset=0.5, drop_all=0.1
     )
     assert 0 < int(some.has_instruction.sum()) < 4 or 0 < int(some.has_classes.sum()) < 4
     for row in range(4):
@@ -126,21 +126,24 @@ def test_leaving_parts_out_changes_nothing_else_that_is_drawn(chosen):
             assert torch.equal(some.instruction[row], whole.instruction[row])
         if some.has_classes[row]:
             assert torch.equal(some.classes[row], whole.classes[row])
-            assert torch.equal(some.prompt[row], whole.prompt[row])
+            assert torch.equal(some.supports[row], whole.supports[row])
 
 
-def test_first_guesses_are_made_once_for_each_architecture(chosen, monkeypatch):
-    model, spec, tasks = chosen
-    made, real = [], model.closed_form
+def test_initial_codes_are_made_once_for_each_architecture_and_told(chosen):
+    """They are those of the support set that was drawn, and none without examples."""
+    _, spec, tasks = chosen
+    made = []
 
-    def counted(*arguments):
-        made.append(arguments[0])
-        return real(*arguments)
+    class Model:
+        def training_codes(self, spec, support, classes):
+            made.append((spec, len(support)))
+            return torch.full((5, 2), support.shape[1])
 
-    monkeypatch.setattr(model, "closed_form", counted)
-    banked_condition(model, spec, tasks[:1], torch_generator("test", 0))
-    assert made and set(made) == {spec}
-    count = len(made)
-    for seed in range(1, 5):
-        banked_condition(model, spec, tasks[:1], torch_generator("test", seed))
-    assert len(made) == count
+    for seed in range(4):
+        initial = initial_codes_of(Model(), spec, tasks[:1])
+        told = banked_condition(tasks[:1], torch_generator("test", seed), initial=initial)
+        assert told.has_initial.tolist() == [True]
+        assert told.initial[0].unique().tolist() == [told.supports[0].shape[1]]
+    assert made == [(spec, 3)] * len(tasks[0].images)
+    bare = banked_condition(tasks[:1], torch_generator("test", 0), initial=initial, drop_dataset=1.0)
+    assert bare.initial is None

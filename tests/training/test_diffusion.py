@@ -91,12 +91,12 @@ def test_what_is_dropped_is_dropped(diffusion):
     spec = objective.populations[0].spec
     condition = objective.condition(spec, tasks, torch.Generator().manual_seed(0))
     assert not bool(condition.has_instruction.any()) and bool(condition.has_classes.all())
-    assert bool(condition.guessed.all())
+    assert bool(condition.has_initial.all())
     assert not condition.has_architecture
     _, objective = diffusion(drop_all=1.0)
     condition = objective.condition(spec, tasks, torch.Generator().manual_seed(0))
     assert not bool(condition.has_instruction.any()) and not bool(condition.has_classes.any())
-    assert not bool(condition.guessed.any())
+    assert condition.initial is None
 
 
 def test_it_learns_the_zoo_by_heart_where_it_can(diffusion, populations):
@@ -172,7 +172,7 @@ def recipe(tmp_path, text_encoder):
 
 def test_it_is_trained_and_comes_back(zoo, recipe, tmp_path, rng_untouched):
     model = train_recipe(recipe(), zoo.path, tmp_path / "out")
-    assert isinstance(model, LatentDiffusion) and model.fingerprint is not None
+    assert isinstance(model, LatentDiffusion) and model.zoo_index is not None
     again = load_generator(tmp_path / "out")
     record = zoo.records(split="train", final=True)[0]
     spec, support = record.spec(), record.parsed_task().support(4)
@@ -218,7 +218,7 @@ def test_a_denoiser_is_trained_over_what_another_generator_carries(zoo, recipe, 
     path = tmp_path / "over.yaml"
     path.write_text(yaml.safe_dump(held))
     model = train_recipe(path, None, tmp_path / "out")
-    assert model.fingerprint is not None and model.fingerprint.groups.keys() == base.fingerprint.groups.keys()
+    assert model.zoo_index is not None and model.zoo_index.groups.keys() == base.zoo_index.groups.keys()
     again = load_generator(tmp_path / "out")
     record = zoo.records(split="train", final=True)[0]
     spec, support = record.spec(), record.parsed_task().support(4)

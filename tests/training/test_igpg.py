@@ -12,6 +12,7 @@ from weightloom.seeding import torch_generator
 from weightloom.training import LoopSettings, run_loop
 from weightloom.training.bank import banked_condition
 from weightloom.training.igpg import PriorObjective, PriorSettings
+from weightloom.weights import layout_of
 
 SMALL = {"networks": 3, "queries": 8}
 
@@ -37,7 +38,7 @@ def test_expected_networks_have_a_gradient(prior, banks, populations, kind):
     bank, _ = banks(made)
     population = populations[0]
     tasks = [bank[record.task] for record in population.records[:3]]
-    condition = banked_condition(made, population.spec, tasks, torch_generator("test", 0))
+    condition = banked_condition(tasks, torch_generator("test", 0))
     flats = objective.expected(population.spec, condition)
     assert flats.shape == (3, population.flats.shape[1]) and bool(torch.isfinite(flats).all())
     images = torch.stack([one.data.batch(torch.arange(16))[0] for one in tasks])
@@ -54,7 +55,7 @@ def test_an_expected_network_is_the_hard_one_of_a_prior_that_is_sure(
     bank, _ = banks(made)
     population = populations[0]
     tasks = [bank[record.task] for record in population.records[:2]]
-    condition = banked_condition(made, population.spec, tasks, torch_generator("test", 0))
+    condition = banked_condition(tasks, torch_generator("test", 0))
     codes = made.tokenizer.encode(population.spec, population.flats[:2])
     sure = 100.0 * F.one_hot(codes, made.tokenizer.vocabulary).float()
     monkeypatch.setattr(made, "forward", lambda *_: sure)
@@ -83,19 +84,20 @@ def test_fresh_steps_learn_behaviour(prior, kind):
         assert float(loss.detach()) == pytest.approx(2 * numbers["fresh_loss"], rel=1e-4)
 
 
-def test_a_request_without_a_guess_has_no_network_to_learn_from(prior):
+def test_what_is_not_shown_is_learned_from_all_the_same(prior):
+    """Without examples in the condition the trunk is made from words; a head shows what it is worth."""
     _, objective = prior(fresh_share=0.0, drop_dataset=1.0)
-    assert objective(0)[1].keys() == {"code_nats"}
+    assert objective(0)[1].keys() == {"code_nats", "zoo_loss", "zoo_accuracy"}
 
 
-def test_on_fresh_tasks_the_head_does_not_matter(prior, banks, populations, monkeypatch):
+def test_the_head_of_what_it_makes_does_not_matter_to_behaviour(prior, banks, populations, monkeypatch):
     """Only the trunk is the prior's: what it says of the head's tokens is replaced by the closed form."""
     made, objective = prior()
     _, fresh = banks(made)
     spec = populations[0].spec
     tasks = fresh[spec.classes][:2]
-    condition = banked_condition(made, spec, tasks, torch_generator("test", 0))
-    trunk = made.tokenizer.trunk_size(spec)
+    condition = banked_condition(tasks, torch_generator("test", 0))
+    trunk = layout_of(spec).trunk_size
     real = objective.expected
 
     def loss(spoil):

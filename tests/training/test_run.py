@@ -18,10 +18,8 @@ from weightloom.errors import (
     InputError,
     SpecError,
     UnknownNameError,
-    WeightloomError,
 )
 from weightloom.generators import Validity
-from weightloom.generators.load import load_generator
 from weightloom.io import read_json, write_json
 from weightloom.tasks import parse_task
 from weightloom.tokenizers import architecture_key
@@ -30,7 +28,7 @@ from weightloom.training.recipe import GeneratorRecipe
 from weightloom.training.run import train_recipe
 from weightloom.training.stages import (
     VALIDATION_FIRST,
-    make_fingerprint,
+    make_zoo_index,
     train_tokenizer,
     validation_probe,
     validation_tasks,
@@ -57,7 +55,6 @@ RECIPE = {
         "images": 8,
         "loop": {"steps": 5, **LOOP},
     },
-    "memories": {"steps": 2, "batch_size": 8},
     "prior": {
         "config": {
             "width": 16,
@@ -114,19 +111,18 @@ def test_the_generator_says_what_it_is_valid_for(trained, zoo, populations):
     assert model.validity.input == (1, 8, 8) and model.validity.tasks == ("digits",)
     held = read_json(out / "config.json")
     assert held["kind"] == "igpg" and held["config"]["image_width"] == 8
-    assert {p.name for p in (out / "work").iterdir()} == {"encoder", "tokenizer", "memories", "prior"}
+    assert {p.name for p in (out / "work").iterdir()} == {"encoder", "tokenizer", "prior"}
 
 
-def test_its_fingerprint_is_the_final_checkpoints(trained, populations):
+def test_its_zoo_index_is_the_final_checkpoints(trained, populations):
     model, _ = trained
-    assert {spec: len(group.rows) for spec, group in model.fingerprint.groups.items()} == {
+    assert {spec: len(group.rows) for spec, group in model.zoo_index.groups.items()} == {
         p.spec: sum(r.final for r in p.records) for p in populations
     }
     for population in populations:
-        group = model.fingerprint.groups[population.spec]
+        group = model.zoo_index.groups[population.spec]
         finals = [(r, f) for r, f in zip(population.records, population.flats, strict=True) if r.final]
-        codes = model.tokenizer.encode(population.spec, torch.stack([flat for _, flat in finals]))
-        assert torch.equal(group.codes, codes)
+        assert torch.equal(group.flats, torch.stack([flat for _, flat in finals]).half().float())
         for row, described, (record, _) in zip(group.rows, group.classes, finals, strict=True):
             assert (row["id"], row["task"], row["dataset"]) == (record.id, record.task, "digits")
             assert row["accuracy"] == pytest.approx(record.accuracy, abs=1e-4)
@@ -149,7 +145,6 @@ def test_what_is_trained_is_what_is_used(trained):
     [
         ("dataset encoder", 3),
         ("weight tokenizer", 3),
-        ("memories of cnn", 2),
         ("task bank", 2),
         ("prior", 1),
         ("prior", 4),
@@ -168,7 +163,7 @@ def test_a_killed_training_ends_where_the_whole_one_did(trained, zoo, tmp_path, 
 
 
 def test_a_finished_tokenizer_is_taken_as_its_stage_left_it(trained, populations):
-    """With gradients torch takes other kernels, and memories would be coded otherwise."""
+    """With gradients torch takes other kernels, and checkpoints would be coded otherwise."""
     again = train_tokenizer(recipe_of(), populations, trained[1] / "work" / "tokenizer", quiet)
     assert not again.training and not any(parameter.requires_grad for parameter in again.parameters())
 
@@ -344,11 +339,11 @@ def test_the_probe_measures_against_the_zoo(populations):
 def test_choices_are_made_on_tasks_that_nothing_learned_from(model, banks, populations, zoo):
     made = model()
     bank, _ = banks(made)
-    made.fingerprint = make_fingerprint(made, populations, bank)
+    made.zoo_index = make_zoo_index(populations, {name: task.supports[0] for name, task in bank.items()})
     source = zoo.about()["recipe"]
     tasks = zoo_tasks(source, {3: 2}, VALIDATION_FIRST)[3]
     probed = validation_probe(made, tasks, images=40)
-    assert probed.keys() == {f"validation_{name}" for name in ("sample", "first_guess", "closed_form")}
+    assert probed.keys() == {f"validation_{name}" for name in ("sample", "closed_form")}
     assert all(0 <= value <= 1 for value in probed.values())
     assert validation_probe(made, tasks, images=40) == probed
 
@@ -365,12 +360,13 @@ def test_validation_is_for_class_counts_that_the_generator_makes(zoo):
     )
 
 
-def test_a_population_without_accuracies_has_a_fingerprint(model, banks, populations):
+def test_a_population_without_accuracies_has_a_zoo_index(model, banks, populations):
     made = model()
     bank, _ = banks(made)
     records = [replace(record, accuracy=None) for record in populations[0].records]
-    group = make_fingerprint(made, [replace(populations[0], records=records)], bank)
-    assert all(row["accuracy"] == 0.0 for row in group.groups[populations[0].spec].rows)
+    described = {name: task.supports[0] for name, task in bank.items()}
+    index = make_zoo_index([replace(populations[0], records=records)], described)
+    assert all(row["accuracy"] == 0.0 for row in index.groups[populations[0].spec].rows)
 
 
 def test_a_note_that_is_broken_is_told(trained, zoo, tmp_path):
@@ -378,41 +374,3 @@ def test_a_note_that_is_broken_is_told(trained, zoo, tmp_path):
     write_json(out / "work" / "encoder" / "made-from.json", [])
     with pytest.raises(InputError, match="another recipe or zoo"):
         train_generator(recipe_of(), zoo, out, quiet)
-
-
-LAYERWISE = {
-    "kind": "generator",
-    "generator": "layerwise",
-    "name": "any-size",
-    "salt": "training-tests",
-    "datasets": ["digits"],
-    "size": 8,
-    "channels": 1,
-    "classes": [3, 4],
-    "architectures": ["cnn(depth=2,width=4)"],
-    "encoder": {**RECIPE["encoder"]},
-    "config": {
-        "largest": ["cnn(depth=2,width=4)"], "channels": 1, "codes": 2, "width": 16, "depth": 1, "heads": 2,
-        "image_features": 8, "image_width": 8,
-    },
-    "objective": {"tasks": 1, "shots": [2], "queries": 2},
-    "loop": {"steps": 2, "log_every": 1, "save_every": 2},
-}  # fmt: skip
-
-
-def test_layerwise_parts_are_trained_and_carried(zoo, text_encoder, tmp_path):
-    whole = {**RECIPE, "layerwise": ["any-size"]}
-    for name, raw in (("whole", whole), ("any-size", LAYERWISE)):
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(raw))
-    made = train_recipe(tmp_path / "whole.yaml", zoo.path, tmp_path / "out")
-    again = load_generator(tmp_path / "out")
-    assert [part.name for part in again.layerwise] == ["any-size"] == [part.name for part in made.layerwise]
-    support = parse_task("digits[3,1,7]@8c1").support(4)
-    assert again.generate("cnn(depth=2,width=3)", support=support).report["first_guess"] == "layer by layer"
-
-
-def test_a_layerwise_part_that_is_missing_is_said_before_anything_is_trained(zoo, tmp_path):
-    (tmp_path / "whole.yaml").write_text(yaml.safe_dump({**RECIPE, "layerwise": ["nowhere"]}))
-    with pytest.raises(WeightloomError, match="nowhere"):
-        train_recipe(tmp_path / "whole.yaml", zoo.path, tmp_path / "out")
-    assert not (tmp_path / "out").exists()

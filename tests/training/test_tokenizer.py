@@ -16,7 +16,7 @@ from weightloom.training.tokenizer import (
     load_populations,
     measure_statistics,
     round_trip,
-    with_first_guesses,
+    with_closed_forms,
 )
 from weightloom.weights import layout_of
 from weightloom.zoo import Zoo
@@ -71,8 +71,8 @@ def test_held_out_populations(zoo):
     assert all(r.split == "held-out-order" and r.final for p in held for r in p.records)
 
 
-def test_first_guesses_join_their_populations(populations, rng_untouched):
-    grown = with_first_guesses(populations)
+def test_closed_forms_join_their_populations(populations, rng_untouched):
+    grown = with_closed_forms(populations)
     statistics = measure_statistics(populations)
     for before, after in zip(populations, grown, strict=True):
         tasks = list(dict.fromkeys(record.task for record in before.records))

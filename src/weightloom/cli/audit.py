@@ -71,9 +71,9 @@ def audit(
     zoo have to be where they find them.
 
     Examples:
-        weightloom audit igpg-tiny --zoo zoos/tiny
+        weightloom audit layerwise-tiny --zoo zoos/tiny
         weightloom audit runs/diffusion --zoo zoos/mnist --samples 32 --plot audit.png --out audit.json
-        weightloom audit igpg-tiny --zoo zoos/tiny --tasks 20 --workers 2 --work runs/audit
+        weightloom audit layerwise-tiny --zoo zoos/tiny --tasks 20 --workers 2 --work runs/audit
     """
     started = time.perf_counter()
     out = check_out(out, (".json",), "--out")

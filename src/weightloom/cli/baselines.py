@@ -1,6 +1,6 @@
 """What generated networks are compared with: random initialisation, the nearest checkpoint, trained ones.
 
-Everything of a generator that is not part of the protocol (its fingerprint, its image encoder) is asked
+Everything of a generator that is not part of the protocol (its zoo index, its image encoder) is asked
 for here and nowhere else on the command line.
 
 Shapes: P values of a network.
@@ -83,14 +83,14 @@ def baselines(
     made = fresh.generate_many(spec, num_samples=RANDOM_NETWORKS, support=support, seed=seed)
     random = torch.stack([sample.flat for sample in made])
     chance = float(accuracy(spec, random, images, labels).mean())
-    fingerprint = getattr(generator, "fingerprint", None)
-    if fingerprint is None:
+    index = generator.zoo_index
+    if index is None:
         return Baselines(chance, random_flat=random[0])
-    trained = fingerprint.trained_accuracy(str(task), spec)
+    trained = index.trained_accuracy(str(task), spec)
     encoder = getattr(generator, "images", None)
     if encoder is None or support is None:
         return Baselines(chance, trained=trained, random_flat=random[0])
-    nearest = NearestCheckpoint(fingerprint, encoder, generator.validity)
+    nearest = NearestCheckpoint(index, encoder, generator.validity)
     try:
         found = nearest.generate(spec, support=support)
     except UnsupportedRequestError:  # the zoo has no network of this class count

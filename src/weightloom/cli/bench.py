@@ -42,7 +42,7 @@ def bench(
             "--generator",
             metavar="NAME",
             help="A bundled name, a folder, or a hub id; may be repeated. The first lends the baselines its "
-            "checkpoints. Left out: igpg-tiny.",
+            "checkpoints. Left out: layerwise-tiny.",
         ),
     ] = None,
     zoo: Annotated[
@@ -106,7 +106,7 @@ def bench(
     Examples:
         weightloom bench --out runs/bench --quick
         weightloom bench --out runs/bench --workers 2
-        weightloom bench --zoo zoos/tiny --generator igpg-tiny --generator runs/diffusion --out runs/bench
+        weightloom bench --zoo zoos/tiny --generator layerwise-tiny --generator runs/other --out runs/bench
     """
     started = time.perf_counter()
     out = out.expanduser()
@@ -133,7 +133,7 @@ def bench(
     }
     make = LeaderboardSettings.quick if quick else LeaderboardSettings
     settings = make(**{name: value for name, value in options.items() if value is not None})
-    given = [load_generator(plain_text(name, "generator")) for name in generator or ["igpg-tiny"]]
+    given = [load_generator(plain_text(name, "generator")) for name in generator or ["layerwise-tiny"]]
     ground = _ground(zoo, given[0])
     calm_threads()
     goes_on = f"what was measured is kept in {out}, and the same command goes on from there"
@@ -143,7 +143,7 @@ def bench(
             from weightloom.zoo import Zoo
 
             held = zoo_or_recipe(zoo)
-            names = tuple(findable(name) for name in generator or ["igpg-tiny"])
+            names = tuple(findable(name) for name in generator or ["layerwise-tiny"])
             source = Source(names, held.path.absolute() if isinstance(held, Zoo) else held)
             spread_cells(source, given, ground, out, settings, machine, progress=move)
         board = run_leaderboard(given, ground, out, settings, progress=move)
@@ -178,7 +178,7 @@ def _ground(zoo: str, first: Generator) -> Ground:
     held = zoo_or_recipe(zoo)
     if isinstance(held, Zoo):
         return Ground.from_zoo(held)
-    return Ground.from_fingerprint(held, carried_by(first))
+    return Ground.from_zoo_index(held, carried_by(first))
 
 
 def _shown(figure: dict[str, Any] | None) -> str | None:

@@ -39,7 +39,7 @@ def info(
     Examples:
         weightloom info clothing.safetensors
         weightloom info model_best.pth.tar --arch 'mlp(depth=1,width=8,classes=10,input=3x16x16)'
-        weightloom info igpg-tiny
+        weightloom info layerwise-tiny
         weightloom info 'resnet(depth=8,width=8)'
         weightloom info 'mnist[3,1,7]+rot90'
         weightloom info runs/*.safetensors
@@ -223,16 +223,17 @@ def _task(text: str) -> Answer:
 
 
 def _generator(name: str | Path) -> Answer:
+    from weightloom.generators.layerwise import Layerwise
     from weightloom.generators.load import load_generator
 
     model = load_generator(name)
     validity = model.validity
-    fingerprint = getattr(model, "fingerprint", None)
+    index = model.zoo_index
     weights = sum(p.numel() for p in model.parameters()) if hasattr(model, "parameters") else None
     sizes = [
         str(replace(spec, classes=None, input=None))
-        for one in (model, *getattr(model, "layerwise", ()))
-        if hasattr(one, "dictionary") and one.config.any_size
+        for one in getattr(model, "parts", [model])
+        if isinstance(one, Layerwise) and one.config.any_size
         for spec in one.dictionary.largest.values()
     ]
     described = {
@@ -244,7 +245,7 @@ def _generator(name: str | Path) -> Answer:
         "classes": [validity.min_classes, validity.max_classes],
         "tasks": list(validity.tasks),
         "num_parameters": weights,
-        "checkpoints": sum(len(g.rows) for g in fingerprint.groups.values()) if fingerprint else None,
+        "checkpoints": sum(len(g.rows) for g in index.groups.values()) if index else None,
         "any_size_of": sizes,
     }
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from weightloom.architectures import ArchitectureSpec
     from weightloom.engines import Engine
     from weightloom.generators import Generator
-    from weightloom.generators.fingerprint import Fingerprint
+    from weightloom.generators.zoo_index import ZooIndex
     from weightloom.tasks import NetworkCard, Task
     from weightloom.zoo import Zoo, ZooRecipe
 
@@ -348,17 +348,14 @@ def zoo_or_recipe(text: str) -> Zoo | ZooRecipe:
     return Zoo(folder) if folder.is_dir() else read_yaml(find_recipe(text), ZooRecipe)
 
 
-def carried_by(generator: Generator) -> Fingerprint:
+def carried_by(generator: Generator) -> ZooIndex:
     """The training checkpoints that a generator carries.
 
     Raises:
         InputError: it carries none.
     """
-    from weightloom.generators.fingerprint import Fingerprint
-
-    fingerprint = getattr(generator, "fingerprint", None)
-    if not isinstance(fingerprint, Fingerprint):
+    if generator.zoo_index is None:
         raise InputError(
             f"generator {generator.name} carries no checkpoints of its zoo; give the zoo's folder"
         )
-    return fingerprint
+    return generator.zoo_index

@@ -1,4 +1,4 @@
-"""``weightloom map``: a zoo in its generator's latent space, generated networks among its own."""
+"""``weightloom map``: a zoo in weight space, generated networks among its own."""
 
 from __future__ import annotations
 
@@ -40,9 +40,11 @@ def map_zoo(
     generator: Annotated[
         str,
         typer.Option(
-            "--generator", metavar="NAME", help="Whose latent space: a bundled name, a folder, or a hub id."
+            "--generator",
+            metavar="NAME",
+            help="Whose networks lie among the zoo's: a bundled name, a folder, or a hub id.",
         ),
-    ] = "igpg-tiny",
+    ] = "layerwise-tiny",
     arch: Annotated[
         str | None, typer.Option("--arch", metavar="SPEC", help="Only this architecture.")
     ] = None,
@@ -62,10 +64,10 @@ def map_zoo(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Map a zoo in a generator's latent space, and predict accuracy from it.
+    """Map a zoo in weight space, with generated networks, and predict accuracy from it.
 
     Every network is one point, coloured by dataset, by architecture and classes, and by accuracy; generated
-    networks lie among them. Kendall's tau says how well accuracy is predicted from latents on checkpoints
+    networks lie among them. Kendall's tau says how well accuracy is predicted from weights on checkpoints
     that nothing was fitted on, beside a prediction from plain statistics of the weights.
 
     Examples:
@@ -77,32 +79,28 @@ def map_zoo(
     plot = check_out(plot, PLOT_SUFFIXES, "--plot")
     if not 0 <= samples <= MOST_SAMPLES:
         raise InputError(f"--samples must be from 0 to {MOST_SAMPLES}, not {samples}")
-    from weightloom.evaluation.atlas import chart, settlements_of_fingerprint, settlements_of_zoo
+    from weightloom.evaluation.atlas import chart, settlements_of_zoo, settlements_of_zoo_index
     from weightloom.evaluation.ground import Ground
     from weightloom.generators.load import load_generator
     from weightloom.io import write_json
     from weightloom.plots import draw_atlas
-    from weightloom.tokenizers import WeightTokenizer
     from weightloom.zoo import Zoo
 
     held = zoo_or_recipe(zoo)
     model = load_generator(plain_text(generator, "generator"))
-    tokenizer = getattr(model, "tokenizer", None)
-    if not isinstance(tokenizer, WeightTokenizer):
-        raise InputError(f"generator {model.name} has no weight tokenizer, so no latent space to map into")
     calm_threads()
     with working("reading the zoo"):
         if isinstance(held, Zoo):
-            ground, people = Ground.from_zoo(held), settlements_of_zoo(held, tokenizer)
+            ground, people = Ground.from_zoo(held), settlements_of_zoo(held)
         else:
             carried = carried_by(model)
-            ground = Ground.from_fingerprint(held, carried)
-            people = settlements_of_fingerprint(carried)
+            ground = Ground.from_zoo_index(held, carried)
+            people = settlements_of_zoo_index(carried)
     people = _only(people, arch)
     with working("generating"):
-        made = _generated(model, tokenizer, ground, people, samples, seed)
+        made = _generated(model, ground, people, samples, seed)
     with working("drawing the map"):
-        atlas = chart(tokenizer, people, made, method=cast("Method", method), seed=seed)
+        atlas = chart(people, made, method=cast("Method", method), seed=seed)
     result = {"zoo": ground.name, "generator": model.name, **atlas.to_json()}
     if out is not None:
         write_json(out, result)
@@ -129,7 +127,7 @@ def _only(people: list[Settlement], arch: str | None) -> list[Settlement]:
 
 
 def _generated(
-    model: Generator, tokenizer: Any, ground: Ground, people: list[Settlement], samples: int, seed: int
+    model: Generator, ground: Ground, people: list[Settlement], samples: int, seed: int
 ) -> list[Settlement]:
     """One network each for seen tasks of the mapped architectures, at most ``samples``."""
     from weightloom.evaluation.atlas import settle
@@ -141,7 +139,7 @@ def _generated(
         trial = trials[number % len(trials)]
         own = seed + number // len(trials)
         sample = model.generate_many(trial.spec, support=trial.task.support(seed=own), seed=own)[0]
-        made.append(settle(tokenizer, trial.spec, sample.flat[None], str(trial.task)))
+        made.append(settle(trial.spec, sample.flat[None], str(trial.task)))
     return made
 
 
@@ -160,7 +158,7 @@ def _print(result: dict[str, Any], seconds: float) -> None:
     if result["prediction"]:
         say()
         say("accuracy predicted on held-out checkpoints, Kendall's tau", style="bold")
-        numbers = ["fitted", "tested", "from latents", "from weight statistics"]
+        numbers = ["fitted", "tested", "from weights", "from weight statistics"]
         table(
             ["architecture", *numbers],
             [
@@ -168,7 +166,7 @@ def _print(result: dict[str, Any], seconds: float) -> None:
                     short_text(one["architecture"]),
                     one["fitted"],
                     one["tested"],
-                    _tau(one["latents"]),
+                    _tau(one["weights"]),
                     _tau(one["statistics"]),
                 )
                 for one in result["prediction"]

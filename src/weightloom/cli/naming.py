@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from weightloom.generators import Validity
     from weightloom.tasks import Task
 
-FIRST, OTHER = "words-small", "igpg-tiny"
+FIRST, OTHER = "words-small", "layerwise-tiny"
 """Bundled generators: one that reads names, for four architectures, one for any depth and width."""
 
 Classes = Annotated[

@@ -58,7 +58,7 @@ def select(
             "--arch", metavar="SPEC", help="A candidate; may be repeated. Left out: what the generator makes."
         ),
     ] = None,
-    generator: GeneratorName = "igpg-tiny",
+    generator: GeneratorName = "layerwise-tiny",
     instruction: Annotated[
         str | None, typer.Option("--instruction", metavar="TEXT", help="What the network is to do.")
     ] = None,

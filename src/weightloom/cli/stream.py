@@ -35,7 +35,7 @@ def stream(
     task: TaskName = None,
     data: DataFolder = None,
     skip_broken: SkipBroken = False,
-    generator: GeneratorName = "igpg-tiny",
+    generator: GeneratorName = "layerwise-tiny",
     shots: Annotated[int, typer.Option("--shots", help="Examples of each class to look at.")] = 16,
     seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same network.")] = 0,
     shard_mb: Annotated[
@@ -50,7 +50,7 @@ def stream(
 
     Memory does not grow with the width. The files have the hub's layout: model.safetensors, or
     model-00001-of-0000N.safetensors and model.safetensors.index.json. The generator needs layer-wise
-    parts, as igpg-tiny has.
+    parts, as layerwise-tiny has.
 
     Examples:
         weightloom stream --arch 'cnn(depth=8,width=1260)' --task digits --out runs/wide

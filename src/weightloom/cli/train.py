@@ -74,10 +74,10 @@ def train(
     of them can go on.
 
     Examples:
-        weightloom train igpg-tiny --zoo zoos/tiny --out runs/igpg-tiny
-        weightloom train igpg-tiny --objective reward --task 'digits[3,1,7,0]+rot90' --out runs/better
-        torchrun --nproc-per-node=2 --no-python weightloom train layerwise-tiny --out runs/layerwise-tiny
-        weightloom generate "Recognise handwritten digits" --task digits --generator runs/igpg-tiny
+        weightloom train layerwise-tiny --zoo zoos/tiny --out runs/layerwise-tiny
+        weightloom train layerwise-tiny --objective reward --task 'digits[3,1,7,0]+rot90' --out runs/better
+        torchrun --nproc-per-node=2 --no-python weightloom train layerwise-tiny-any --out runs/any
+        weightloom generate "Recognise handwritten digits" --task digits --generator runs/layerwise-tiny
     """
     started = time.perf_counter()
     out = out.expanduser()

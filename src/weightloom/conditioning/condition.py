@@ -17,10 +17,10 @@ class Condition:
     """A batch of conditions that share an architecture and a class count.
 
     instruction (B, 384) with has_instruction (B,) bool; classes (B, C, F) with has_classes (B,) bool;
-    has_architecture: whether the architecture's own description is used; prompt (B, T, D): the codes of a
-    first guess at the network, used where has_prompt (B,) bool says so; prompt_from: what each is, in words;
-    refit: for each request its support set (C, S, channels, height, width) if the guess at its head is to be
-    made from it once the trunk stands, else None; () for none.
+    has_architecture: whether the architecture's own description is used; initial (B, T, D): the codes that a
+    request starts from, used where has_initial (B,) bool says so; initial_from: what each is, in words;
+    supports: for each request its support set (C, S, channels, height, width) if the head starts from it once
+    the trunk stands, else None; () for none.
     """
 
     instruction: Tensor
@@ -28,10 +28,10 @@ class Condition:
     classes: Tensor
     has_classes: Tensor
     has_architecture: bool = True
-    prompt: Tensor | None = None
-    has_prompt: Tensor | None = None
-    prompt_from: tuple[str | None, ...] = ()
-    refit: tuple[Tensor | None, ...] = ()
+    initial: Tensor | None = None
+    has_initial: Tensor | None = None
+    initial_from: tuple[str | None, ...] = ()
+    supports: tuple[Tensor | None, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -40,13 +40,6 @@ class Condition:
 
     def __len__(self) -> int:
         return len(self.instruction)
-
-    @property
-    def guessed(self) -> Tensor:
-        """(B,) bool: the requests that start from a first guess."""
-        if self.prompt is None:
-            return torch.zeros_like(self.has_classes)
-        return self.has_classes if self.has_prompt is None else self.has_prompt
 
     def without(self, *parts: str) -> Condition:
         """The same condition with ``instruction``, ``dataset`` or ``architecture`` taken away."""
@@ -57,10 +50,10 @@ class Condition:
             classes=self.classes,
             has_classes=self.has_classes & ("dataset" not in parts),
             has_architecture=self.has_architecture and "architecture" not in parts,
-            prompt=self.prompt,
-            has_prompt=None if self.has_prompt is None else self.has_prompt & ("dataset" not in parts),
-            prompt_from=self.prompt_from,
-            refit=() if "dataset" in parts else self.refit,
+            initial=self.initial,
+            has_initial=None if self.has_initial is None else self.has_initial & ("dataset" not in parts),
+            initial_from=self.initial_from,
+            supports=() if "dataset" in parts else self.supports,
         )
 
     def rows(self, chosen: slice) -> Condition:
@@ -71,10 +64,10 @@ class Condition:
             classes=self.classes[chosen],
             has_classes=self.has_classes[chosen],
             has_architecture=self.has_architecture,
-            prompt=None if self.prompt is None else self.prompt[chosen],
-            has_prompt=None if self.has_prompt is None else self.has_prompt[chosen],
-            prompt_from=self.prompt_from[chosen],
-            refit=self.refit[chosen],
+            initial=None if self.initial is None else self.initial[chosen],
+            has_initial=None if self.has_initial is None else self.has_initial[chosen],
+            initial_from=self.initial_from[chosen],
+            supports=self.supports[chosen],
         )
 
     def repeat(self, times: int) -> Condition:
@@ -85,10 +78,10 @@ class Condition:
             classes=self.classes.repeat_interleave(times, 0),
             has_classes=self.has_classes.repeat_interleave(times, 0),
             has_architecture=self.has_architecture,
-            prompt=None if self.prompt is None else self.prompt.repeat_interleave(times, 0),
-            has_prompt=None if self.has_prompt is None else self.has_prompt.repeat_interleave(times, 0),
-            prompt_from=tuple(words for words in self.prompt_from for _ in range(times)),
-            refit=tuple(images for images in self.refit for _ in range(times)),
+            initial=None if self.initial is None else self.initial.repeat_interleave(times, 0),
+            has_initial=None if self.has_initial is None else self.has_initial.repeat_interleave(times, 0),
+            initial_from=tuple(words for words in self.initial_from for _ in range(times)),
+            supports=tuple(images for images in self.supports for _ in range(times)),
         )
 
 
@@ -98,19 +91,19 @@ def stack_conditions(
     *,
     text_width: int,
     shape: tuple[int, int],
-    prompts: Sequence[Tensor | None] | None = None,
+    initial: Sequence[Tensor | None] | None = None,
 ) -> Condition:
     """One batch from single encodings, None where a part is missing; ``shape`` is (C, F)."""
     assert len(instructions) == len(classes)
-    prompt = None
-    known = [p for p in prompts or () if p is not None]
-    if prompts is not None and known:
-        prompt = torch.stack([torch.zeros_like(known[0]) if p is None else p for p in prompts])
+    codes = None
+    known = [i for i in initial or () if i is not None]
+    if initial is not None and known:
+        codes = torch.stack([torch.zeros_like(known[0]) if i is None else i for i in initial])
     return Condition(
         instruction=torch.stack([torch.zeros(text_width) if i is None else i for i in instructions]),
         has_instruction=torch.tensor([i is not None for i in instructions]),
         classes=torch.stack([torch.zeros(shape) if c is None else c for c in classes]),
         has_classes=torch.tensor([c is not None for c in classes]),
-        prompt=prompt,
-        has_prompt=None if prompts is None else torch.tensor([p is not None for p in prompts]),
+        initial=codes,
+        has_initial=None if codes is None else torch.tensor([i is not None for i in initial or ()]),
     )

@@ -1,19 +1,19 @@
-"""A zoo as a map: its networks in a weight tokenizer's latent space, and what their place says of accuracy.
+"""A zoo as a map: where its networks lie in weight space, and what their place says of accuracy.
 
-Every network becomes one vector of its latents. Within one architecture that is every latent of the trunk,
-and mean and spread of the head's over the classes, so that networks of different class counts share a space;
-over several architectures it is mean and spread over the trunk's tokens as well. Two directions make the
-map, and a ridge regression on it predicts accuracy, beside one on plain statistics of the weights. Knows no
-generator.
+Every network becomes one vector of its weights, centred and scaled by the zoo's own, cut into tokens. Within
+one architecture that is every value of the trunk, and mean and spread of the head's tokens over the classes,
+so that networks of different class counts share a space; over several architectures it is mean and spread
+over the trunk's tokens as well. Two directions make the map, and a ridge regression on it predicts accuracy,
+beside one on plain statistics of the weights. Knows no generator.
 
-Shapes: N networks, T tokens, D codes, Z latent width, Q values of a vector, P values of a network.
+Shapes: N networks, T tokens, K values a token, Q values of a vector, P values of a network.
 Sources: hyper-representations and their probes (arXiv 2110.15288), section 4; weight statistics as features,
 Unterthiner et al. (arXiv 2002.11448), section 3.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -26,11 +26,11 @@ from weightloom.architectures import ArchitectureSpec
 from weightloom.defaults import with_plain_defaults
 from weightloom.errors import DataUnavailableError, InputError
 from weightloom.evaluation.audit import GENERATED
-from weightloom.generators.fingerprint import Fingerprint
+from weightloom.generators.zoo_index import ZooIndex
 from weightloom.seeding import check_seed, seed_for
 from weightloom.tasks import TASK_SPLITS, parse_task
-from weightloom.tokenizers import WeightTokenizer, architecture_key
-from weightloom.weights import layout_of
+from weightloom.tokenizers import architecture_key
+from weightloom.weights import Layout, WeightStatistics, chunk_layout, layout_of
 from weightloom.zoo import Zoo
 
 Method = Literal["pca", "umap"]
@@ -38,8 +38,8 @@ METHODS = ("pca", "umap")
 Values = NDArray[np.float64]
 
 CHECKPOINT = "checkpoint"
-_AT_ONCE = 16
-"""Networks whose codes are embedded together: one-hot codes take room."""
+_TOKEN = 288
+"""Values of a token at most."""
 _COMPONENTS = 32
 _ONE_IN = 5
 """Tasks held back for the prediction where the zoo holds none out."""
@@ -49,18 +49,17 @@ _LEAST = 8
 
 @dataclass(frozen=True)
 class Settlement:
-    """Networks of one resolved architecture: raw weights (N, P), codes (N, T, D), and facts of each."""
+    """Networks of one resolved architecture: raw weights (N, P), and facts of each."""
 
     spec: ArchitectureSpec
     flats: Tensor
-    codes: Tensor
     rows: list[dict[str, Any]]
 
 
 @torch.no_grad()
 @with_plain_defaults
-def settlements_of_zoo(zoo: Zoo, tokenizer: WeightTokenizer) -> list[Settlement]:
-    """Final checkpoints of every split whose architecture the tokenizer knows.
+def settlements_of_zoo(zoo: Zoo) -> list[Settlement]:
+    """Final checkpoints of every split.
 
     Raises:
         InputError: there is none.
@@ -68,64 +67,66 @@ def settlements_of_zoo(zoo: Zoo, tokenizer: WeightTokenizer) -> list[Settlement]
     found = []
     for split in TASK_SPLITS:
         for spec, records in zoo.by_architecture(split=split, final=True):
-            if architecture_key(spec) not in tokenizer.statistics:
-                continue
-            flats = zoo.load(records)
-            codes = torch.cat([tokenizer.encode(spec, part) for part in flats.split(_AT_ONCE)])
             rows = [
                 {"task": r.task, "dataset": r.dataset, "accuracy": r.accuracy}
                 | {"split": split, "kind": CHECKPOINT}
                 for r in records
             ]
-            found.append(Settlement(spec, flats, codes, rows))
+            found.append(Settlement(spec, zoo.load(records), rows))
     if not found:
-        raise InputError(
-            f"{zoo.path} has no network of an architecture that this generator's tokenizer knows"
+        raise InputError(f"{zoo.path} has no finished network")
+    return found
+
+
+def settlements_of_zoo_index(zoo_index: ZooIndex) -> list[Settlement]:
+    """The training checkpoints that a generator carries of its zoo."""
+    names = ("task", "dataset", "accuracy")
+    return [
+        Settlement(
+            spec,
+            group.flats,
+            [
+                {**{name: row.get(name) for name in names}, "split": "train", "kind": CHECKPOINT}
+                for row in group.rows
+            ],
         )
-    return found
+        for spec, group in zoo_index.groups.items()
+    ]
 
 
-@torch.no_grad()
-@with_plain_defaults
-def settlements_of_fingerprint(fingerprint: Fingerprint) -> list[Settlement]:
-    """The training checkpoints that a generator carries of its zoo, as its tokenizer rebuilds them."""
-    found = []
-    for spec, group in fingerprint.groups.items():
-        parts = group.codes.split(_AT_ONCE)
-        flats = torch.cat([fingerprint.tokenizer.decode(spec, part) for part in parts])
-        names = ("task", "dataset", "accuracy")
-        rows = [
-            {**{name: row.get(name) for name in names}, "split": "train", "kind": CHECKPOINT}
-            for row in group.rows
-        ]
-        found.append(Settlement(spec, flats, group.codes, rows))
-    return found
-
-
-@torch.no_grad()
-@with_plain_defaults
-def settle(tokenizer: WeightTokenizer, spec: ArchitectureSpec, flats: Tensor, task: str) -> Settlement:
+def settle(spec: ArchitectureSpec, flats: Tensor, task: str) -> Settlement:
     """Generated networks (M, P) for ``task`` as points of the map."""
     facts = {"task": task, "dataset": parse_task(task).dataset, "accuracy": None, "split": None}
-    rows = [{**facts, "kind": GENERATED} for _ in flats]
-    return Settlement(spec, flats, tokenizer.encode(spec, flats), rows)
+    return Settlement(spec, flats, [{**facts, "kind": GENERATED} for _ in flats])
 
 
 # ------------------------------------------------------------------------------------- vectors
 
 
+def spreads(zoo: Sequence[Settlement]) -> dict[str, WeightStatistics]:
+    """Centre and scale of a zoo's networks by architecture, whatever their class counts."""
+    groups: dict[str, list[tuple[Layout, Tensor]]] = {}
+    for people in zoo:
+        groups.setdefault(architecture_key(people.spec), []).append((layout_of(people.spec), people.flats))
+    return {key: WeightStatistics.measure(group) for key, group in groups.items()}
+
+
 @torch.no_grad()
-def vectors(tokenizer: WeightTokenizer, people: Settlement, *, pooled: bool) -> Values:
-    """(N, Q) one vector a network; Q is the same for all class counts and, ``pooled``, all architectures."""
-    head = tokenizer.bind(people.spec)[1].slots.class_index >= 0  # (T,)
-    parts = []
-    for codes in people.codes.split(_AT_ONCE):
-        latents = tokenizer.embed_codes(codes)  # (n, T, Z)
-        trunk, own = latents[:, ~head], latents[:, head]
-        summed = [own.mean(1), own.std(1, correction=0)]
-        first = [trunk.mean(1), trunk.std(1, correction=0)] if pooled else [trunk.flatten(1)]
-        parts.append(torch.cat([*first, *summed], dim=1))
-    return torch.cat(parts).double().numpy()
+@with_plain_defaults
+def vectors(zoo: Mapping[str, WeightStatistics], people: Settlement, *, pooled: bool) -> Values:
+    """(N, Q) one vector a network; Q is the same for all class counts and, ``pooled``, all architectures.
+
+    ``zoo``: of :func:`spreads`.
+    """
+    layout = layout_of(people.spec)
+    chunking = chunk_layout(layout, _TOKEN)
+    values = zoo[architecture_key(people.spec)].bind(layout).normalise(people.flats)
+    tokens = chunking.to_tokens(values)  # (N, T, K)
+    head = chunking.slots.class_index >= 0  # (T,)
+    trunk, own = tokens[:, ~head], tokens[:, head]
+    summed = [own.mean(1), own.std(1, correction=0)]
+    first = [trunk.mean(1), trunk.std(1, correction=0)] if pooled else [trunk.flatten(1)]
+    return torch.cat([*first, *summed], dim=1).double().numpy()
 
 
 def statistics_of(people: Settlement) -> Values:
@@ -166,7 +167,6 @@ class Atlas:
 
 @with_plain_defaults
 def chart(
-    tokenizer: WeightTokenizer,
     zoo: Sequence[Settlement],
     generated: Sequence[Settlement] = (),
     *,
@@ -187,14 +187,15 @@ def chart(
     if sum(len(people.rows) for people in zoo) < 3:
         raise InputError("a map needs at least three networks")
     pooled = len({architecture_key(people.spec) for people in zoo}) > 1
-    held = np.concatenate([vectors(tokenizer, people, pooled=pooled) for people in zoo])
+    known = spreads(zoo)
+    held = np.concatenate([vectors(known, people, pooled=pooled) for people in zoo])
     project, explained = _projection(held, method, seed)
     points = []
     for people in [*zoo, *generated]:
-        own = project(vectors(tokenizer, people, pooled=pooled))
+        own = project(vectors(known, people, pooled=pooled))
         for row, (x, y) in zip(people.rows, own.tolist(), strict=True):
             points.append({"architecture": people.spec.full_text(), **row, "x": x, "y": y})
-    return Atlas(points, method, explained, predict_accuracy(tokenizer, zoo))
+    return Atlas(points, method, explained, predict_accuracy(zoo))
 
 
 def _projection(held: Values, method: Method, seed: int) -> tuple[Any, list[float]]:
@@ -203,7 +204,7 @@ def _projection(held: Values, method: Method, seed: int) -> tuple[Any, list[floa
 
     scaler = StandardScaler().fit(held)
     if method == "pca":
-        with np.errstate(invalid="ignore"):  # networks that a tokenizer does not tell apart have no variance
+        with np.errstate(invalid="ignore"):  # networks that are all alike have no variance
             pca = PCA(2, svd_solver="full").fit(scaler.transform(held))
         explained = np.nan_to_num(pca.explained_variance_ratio_)
         return lambda x: pca.transform(scaler.transform(x)), explained.tolist()
@@ -222,12 +223,13 @@ def _projection(held: Values, method: Method, seed: int) -> tuple[Any, list[floa
 
 
 @with_plain_defaults
-def predict_accuracy(tokenizer: WeightTokenizer, zoo: Sequence[Settlement]) -> list[dict[str, Any]]:
+def predict_accuracy(zoo: Sequence[Settlement]) -> list[dict[str, Any]]:
     """By architecture: Kendall's tau of predicted with true accuracies on checkpoints not fitted on.
 
-    Those are the zoo's held-out ones, or where it has none the checkpoints of one task in five. ``latents``
+    Those are the zoo's held-out ones, or where it has none the checkpoints of one task in five. ``weights``
     and ``statistics`` say what was predicted from; both know the number of classes.
     """
+    spread = spreads(zoo)
     groups: dict[str, list[Settlement]] = {}
     for people in zoo:
         groups.setdefault(architecture_key(people.spec), []).append(people)
@@ -249,7 +251,7 @@ def predict_accuracy(tokenizer: WeightTokenizer, zoo: Sequence[Settlement]) -> l
             "tested": int(tested.sum()),
         }
         for name, values in (
-            ("latents", np.concatenate([vectors(tokenizer, p, pooled=False) for p in members])),
+            ("weights", np.concatenate([vectors(spread, p, pooled=False) for p in members])),
             ("statistics", np.concatenate([statistics_of(p) for p in members])),
         ):
             features = np.concatenate([values, classes], axis=1)

@@ -37,7 +37,6 @@ from weightloom.evaluation.novelty import (
 )
 from weightloom.fitting import recalibrate
 from weightloom.generators import Generator
-from weightloom.generators.fingerprint import Fingerprint
 from weightloom.seeding import check_seed, torch_generator
 from weightloom.tasks import Task
 from weightloom.weights import WeightStatistics, align, layout_of
@@ -353,10 +352,9 @@ def subjects(generator: Generator, zoo: Zoo, settings: AuditSettings) -> list[Su
 def _notes(generator: Generator, zoo: Zoo, chosen: Sequence[Subject]) -> list[str]:
     """What could mislead a reader."""
     notes = []
-    fingerprint = getattr(generator, "fingerprint", None)
-    if isinstance(fingerprint, Fingerprint):
+    if generator.zoo_index is not None:
         own = {(one.spec, record.id, record.task) for one in chosen for record in one.records}
-        held, count = fingerprint.held_by(
+        held, count = generator.zoo_index.held_by(
             lambda spec, row: (spec, row.get("id"), row.get("task")) in own, {one.spec for one in chosen}
         )
         if held < count or not count:

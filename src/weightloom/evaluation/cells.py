@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from weightloom.errors import CheckpointError, WeightloomError
 from weightloom.generators import Generator
-from weightloom.generators.fingerprint import Fingerprint
+from weightloom.generators.zoo_index import ZooIndex
 from weightloom.io import dump_json, read_json, write_json
 
 MEASURING = 1
@@ -81,24 +81,20 @@ def version_of(model: Generator) -> str:
         elif isinstance(value, nn.Module):
             for key, held in sorted(value.state_dict().items()):
                 add(f"{name}.{key}", held)
-        elif isinstance(value, Fingerprint):
+        elif isinstance(value, ZooIndex):
             for spec, group in value.groups.items():
-                add(f"{name}.{spec.full_text()}", [group.rows, sorted(group.memories)])
-                for key, held in (("codes", group.codes), ("classes", group.classes), ("words", group.words)):
+                add(f"{name}.{spec.full_text()}", group.rows)
+                for key, held in (("weights", group.flats), ("classes", group.classes)):
                     add(f"{name}.{key}", held)
-                for task, kept in sorted(group.memories.items()):
-                    add(f"{name}.{task}", kept)
         elif is_dataclass(value) and not isinstance(value, type):
             add(name, asdict(value))
         else:
             with suppress(WeightloomError):  # what is not plain data is made of what is
                 digest.update(name.encode() + dump_json(value).encode())
 
-    for part in getattr(model, "layerwise", ()):  # carried beside it, not in its state
-        digest.update(version_of(part).encode())
     if isinstance(model, nn.Module):
         add("", model)
     for name, value in sorted(vars(model).items()):
-        if name != "name" and not name.startswith("_") and name not in ("training", "layerwise"):
+        if name not in ("name", "training") and not name.startswith("_"):
             add(name, value)
     return digest.hexdigest()[:16]

@@ -6,7 +6,6 @@ Shapes: P values of a network, T tokens, C classes, L blocks, H heads, S positio
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,9 +19,9 @@ from weightloom.defaults import with_plain_defaults
 from weightloom.errors import WeightloomError
 from weightloom.fitting import accuracy, interval_of
 from weightloom.generators import Generator, Sampling
-from weightloom.generators.fingerprint import Fingerprint
 from weightloom.generators.igpg import IGPG
 from weightloom.generators.layerwise import Layerwise
+from weightloom.generators.layerwise_set import LayerwiseSet
 from weightloom.nn.transformer import CausalTransformer
 from weightloom.tasks import SupportSet
 
@@ -63,7 +62,7 @@ def explain(
         ``removed``: accuracy of the whole request and of it without each part that it has, with their
         ``intervals`` and ``num_images`` (without the class names, they are names that no one knows);
         ``knows_checkpoints``: whether the generator carries any; ``nearest``: checkpoints by distance in
-        latent space (the whole network's codes), nearest first, or None; ``attention``: the share of the
+        root mean square of normalised weights, nearest first, or None; ``attention``: the share of the
         generated tokens' attention that goes to each part of the prefix (what goes to the network's own
         tokens is left out; parts sum to 1), or None; ``starts_from``.
     """
@@ -111,24 +110,25 @@ def explain(
         "removed": removed,
         "intervals": {name: interval_of(value, len(labels)) for name, value in removed.items()},
         "num_images": len(labels),
-        "knows_checkpoints": getattr(model, "fingerprint", None) is not None,
+        "knows_checkpoints": model.zoo_index is not None,
         "nearest": nearest_checkpoints(model, spec, sample.flat),
-        "attention": attention_over_prefix(model, spec, instruction, support, sample.report),
-        "starts_from": sample.report.get("first_guess"),
+        "attention": attention_over_prefix(model, spec, instruction, support),
+        "starts_from": sample.report.get("initial_codes"),
     }
 
 
 def nearest_checkpoints(
     model: Generator, spec: ArchitectureSpec, flat: Tensor
 ) -> list[dict[str, Any]] | None:
-    """The zoo's checkpoints nearest to a network (P,) by the root mean square of the latents' difference."""
-    fingerprint: Fingerprint | None = getattr(model, "fingerprint", None)
-    group = None if fingerprint is None else fingerprint.groups.get(spec)
-    if fingerprint is None or group is None or not group.rows:
+    """The zoo's checkpoints nearest to a network (P,), by the root mean square of the difference of weights
+    in units of the checkpoints' own spread.
+    """
+    index = model.zoo_index
+    group = None if index is None else index.groups.get(spec)
+    if index is None or group is None or not group.rows:
         return None
-    tokenizer = fingerprint.tokenizer
-    own = tokenizer.embed_codes(tokenizer.encode(spec, flat[None]))  # (1, T, D')
-    distance = (tokenizer.embed_codes(group.codes) - own).square().mean((1, 2)).sqrt()  # (M,)
+    bound = index.bind(spec)
+    distance = (bound.normalise(group.flats) - bound.normalise(flat)).square().mean(1).sqrt()  # (M,)
     order = distance.topk(min(NEAREST, len(distance)), largest=False).indices.tolist()
     return [{**group.rows[row], "distance": float(distance[row])} for row in order]
 
@@ -138,17 +138,14 @@ def attention_over_prefix(
     spec: ArchitectureSpec,
     instruction: str | None,
     support: SupportSet | None,
-    report: Mapping[str, Any],
 ) -> dict[str, float] | None:
     """Mean attention of the generated tokens to the words, the architecture and each class."""
     names = (
         [f"class {name}" for name in support.class_names] if support is not None else ["(no examples given)"]
     )
     words = "instruction" if instruction is not None else "(no instruction given)"
-    layerwise = model if isinstance(model, Layerwise) else None
-    if isinstance(model, IGPG):
-        layerwise = model.layerwise_for(spec)
-    if layerwise is not None and report.get("first_guess") == "layer by layer":
+    layerwise = model.part_for(spec) if isinstance(model, LayerwiseSet) else model
+    if isinstance(layerwise, Layerwise):
         encoded = None if instruction is None else encode_text([instruction])
         seen = None if support is None else layerwise.images.describe(support.images)[None]
         x, tokens = layerwise.sequence(spec, encoded, seen)
@@ -156,7 +153,7 @@ def attention_over_prefix(
     if isinstance(model, IGPG) and isinstance(model.backbone, CausalTransformer):
         images = None if support is None else support.images
         condition = model.condition(spec, [instruction], [images])
-        prefix, starts, _ = model.prefix(spec, condition)
+        prefix, starts = model.prefix(spec, condition, model.initial_codes(spec, condition))
         if support is None:
             names = ["(no examples given)"] * condition.num_classes
         x = torch.cat([prefix, starts], dim=1)

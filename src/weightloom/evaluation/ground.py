@@ -1,8 +1,8 @@
 """What generators are compared on: a zoo's tasks, seen and held out, architectures and datasets beyond it.
 
-A ground is read from a zoo's folder, or from its recipe and the fingerprint of a generator that was trained
-on it: the fingerprint holds the training checkpoints as codes, and what is held out follows from the recipe.
-Knows no generator and measures nothing.
+A ground is read from a zoo's folder, or from its recipe and the index of it that a generator carries: the
+index holds the training checkpoints, and what is held out follows from the recipe. Knows no generator and
+measures nothing.
 
 Shapes: N checkpoints, P values of a network.
 """
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.errors import InputError, SpecError
-from weightloom.generators.fingerprint import Fingerprint
+from weightloom.generators.zoo_index import ZooIndex
 from weightloom.io import dump_json
 from weightloom.seeding import numpy_generator, torch_generator
 from weightloom.tasks import TASK_SPLITS, DatasetTask, TaskSampler, dataset_info, dataset_names, parse_task
@@ -98,18 +98,17 @@ class Ground:
         return cls(str(recipe["name"]), ZooRecipe(**recipe), ids, means, checkpoints)
 
     @classmethod
-    def from_fingerprint(cls, recipe: ZooRecipe, fingerprint: Fingerprint) -> Ground:
-        """The ground of a zoo that is not here, by its recipe and a generator's fingerprint of it.
+    def from_zoo_index(cls, recipe: ZooRecipe, zoo_index: ZooIndex) -> Ground:
+        """The ground of a zoo that is not here, by its recipe and the index of it that a generator carries.
 
-        Checkpoints are as the generator's tokenizer rebuilds them. What networks reach on held-out tasks is
-        not known.
+        What networks reach on held-out tasks is not known.
 
         Raises:
-            InputError: the fingerprint is of another zoo.
+            InputError: the index is of another zoo.
         """
         trained: dict[tuple[str, ArchitectureSpec], dict[str, float | None]] = {}
         ids = []
-        for spec, group in fingerprint.groups.items():
+        for spec, group in zoo_index.groups.items():
             accuracies: dict[str, list[float | None]] = {}
             for row in group.rows:
                 accuracies.setdefault(str(row["task"]), []).append(row.get("accuracy"))
@@ -136,7 +135,7 @@ class Ground:
         def checkpoints(spec: ArchitectureSpec) -> Tensor:
             if ("train", spec) not in trained:
                 return torch.zeros(0, 0)
-            return fingerprint.tokenizer.decode(spec, fingerprint.groups[spec].codes)
+            return zoo_index.groups[spec].flats
 
         return cls(recipe.name, recipe, frozenset(ids), trained, checkpoints)
 

@@ -32,7 +32,6 @@ from weightloom.fitting import FitSettings, accuracy, finetune, fit_population, 
 from weightloom.fitting.finetune import LADDER
 from weightloom.generators import Generator, Sample, best_of, generators
 from weightloom.generators.base import Baseline
-from weightloom.generators.fingerprint import Fingerprint
 from weightloom.weights import layout_of
 from weightloom.whole import whole_fields
 
@@ -438,9 +437,8 @@ def check_any(model: Generator, trials: Sequence[Trial]) -> None:
 def _notes(model: Generator, ground: Ground, trials: Sequence[Trial]) -> list[str]:
     """What is seen or unseen to others, but not to this generator."""
     notes = []
-    fingerprint = getattr(model, "fingerprint", None)
-    if isinstance(fingerprint, Fingerprint):
-        held, count = fingerprint.held_by(
+    if model.zoo_index is not None:
+        held, count = model.zoo_index.held_by(
             lambda spec, row: (
                 str(row.get("id")) in ground.checkpoint_ids
                 and str(row.get("task")) in ground.trained.get(("train", spec), {})

@@ -30,7 +30,6 @@ from weightloom.evaluation.leaderboard import (
 )
 from weightloom.evaluation.novelty import Checkpoints, Usual
 from weightloom.generators import Generator
-from weightloom.generators.fingerprint import Fingerprint
 from weightloom.generators.load import load_generator
 from weightloom.io import dump_json, parse_json
 from weightloom.tasks import parse_task
@@ -62,10 +61,9 @@ def ground_of(zoo: Path | ZooRecipe, first: Generator) -> Ground:
     """
     if isinstance(zoo, Path):
         return Ground.from_zoo(Zoo(zoo))
-    fingerprint = getattr(first, "fingerprint", None)
-    if not isinstance(fingerprint, Fingerprint):
+    if first.zoo_index is None:
         raise InputError(f"{first.name} carries no checkpoints; name a zoo's folder")
-    return Ground.from_fingerprint(zoo, fingerprint)
+    return Ground.from_zoo_index(zoo, first.zoo_index)
 
 
 def spread_cells(

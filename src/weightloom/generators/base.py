@@ -11,7 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,9 @@ from weightloom.tasks import NetworkCard, SupportSet, TaskData
 from weightloom.tasks.data import ONE_EXAMPLE, checked_images
 from weightloom.weights import layout_of, require_finite
 from weightloom.whole import whole_number
+
+if TYPE_CHECKING:
+    from weightloom.generators.zoo_index import ZooIndex
 
 generators: Registry[type[Generator]] = Registry("generator")
 
@@ -148,32 +151,41 @@ class Validity:
         size = [f" for {'x'.join(map(str, s.input))}" if several and s.input else "" for s in specs]
         return [short_text(spec) + text for spec, text in zip(specs, size, strict=True)]
 
-    def check(self, spec: ArchitectureSpec) -> None:
-        """Raise :class:`UnsupportedRequestError`, saying what can be done, unless ``spec`` fits."""
+    def refusal(self, spec: ArchitectureSpec) -> str | None:
+        """Why ``spec`` cannot be asked for, with what can be; None where it fits."""
         key = str(replace(spec, classes=None, input=spec.input if self.sizes is None else None))
         if self.sizes is not None:
-            self._check_size(spec, self.sizes)
+            if (problem := self._size_problem(spec, self.sizes)) is not None:
+                return problem
         elif spec.input != self.input and key not in self.architectures:
             wanted, got = ("x".join(map(str, shape or ())) for shape in (self.input, spec.input))
-            raise UnsupportedRequestError(f"this generator makes networks for {wanted} images, not {got}")
+            return f"this generator makes networks for {wanted} images, not {got}"
         if self.architectures != (ANY_ARCHITECTURE,) and key not in self.architectures:
-            raise UnsupportedRequestError(
-                f"this generator was not trained for {_in_full(spec)}; it makes: " + "; ".join(self.listed())
+            return f"this generator was not trained for {_in_full(spec)}; it makes: " + "; ".join(
+                self.listed()
             )
         classes = spec.classes or 0
         if not self.min_classes <= classes <= self.max_classes:
-            raise UnsupportedRequestError(
+            return (
                 f"this generator makes classifiers of {self.min_classes} to {self.max_classes} classes, "
                 f"not {classes}"
             )
+        return None
 
-    def _check_size(self, spec: ArchitectureSpec, sizes: tuple[int, int]) -> None:
+    def check(self, spec: ArchitectureSpec) -> None:
+        """Raise :class:`UnsupportedRequestError`, saying what can be done, unless ``spec`` fits."""
+        refusal = self.refusal(spec)
+        if refusal is not None:
+            raise UnsupportedRequestError(refusal)
+
+    def _size_problem(self, spec: ArchitectureSpec, sizes: tuple[int, int]) -> str | None:
         channels, height, width = spec.input or (0, 0, 0)
-        if channels != self.input[0] or height != width or not sizes[0] <= height <= sizes[1]:
-            raise UnsupportedRequestError(
-                f"this generator makes networks for square pictures of {sizes[0]} to {sizes[1]} pixels with "
-                f"{self.input[0]} channels, not {'x'.join(map(str, spec.input or ()))}"
-            )
+        if channels == self.input[0] and height == width and sizes[0] <= height <= sizes[1]:
+            return None
+        return (
+            f"this generator makes networks for square pictures of {sizes[0]} to {sizes[1]} pixels with "
+            f"{self.input[0]} channels, not {'x'.join(map(str, spec.input or ()))}"
+        )
 
 
 class Generator(ABC):
@@ -194,6 +206,8 @@ class Generator(ABC):
     """Whether it settles batch-norm statistics itself, with examples too."""
     heeds: ClassVar[frozenset[str]] = frozenset()
     """Which of the options of :class:`Sampling` may change what is made."""
+    zoo_index: ZooIndex | None = None
+    """What it carries of the zoo that it was trained on, if it carries any."""
     name: str
     validity: Validity
     progress: Callable[[int, int], None] | None = None
@@ -252,8 +266,8 @@ class Generator(ABC):
         scores: list[dict[str, Any]] = [{}] * len(flats)
         if not all("support_loss" in report for report in reports):
             scores = support_scores(request.architecture, flats, request.support)
-        fingerprint = getattr(self, "fingerprint", None)
-        found = None if fingerprint is None else fingerprint.novelty(request.architecture, flats)
+        held = self.zoo_index
+        found = None if held is None else held.novelty(request.architecture, flats)
         novelty = [{}] * len(flats) if found is None else [{"novelty": one} for one in found]
         made = []
         for index, (flat, score, new, report) in enumerate(zip(flats, scores, novelty, reports, strict=True)):

@@ -1,7 +1,7 @@
-"""Baseline: the zoo's mean trunk with a head in closed form. One of IGPG's first guesses, as a generator.
+"""Baseline: the zoo's mean trunk with a head in closed form.
 
-A linear discriminant on the features that the zoo's mean network has for the support set: whatever IGPG is
-worth on a new task, it is worth above this.
+A linear discriminant on the features that the zoo's mean network has for the support set: whatever a method
+that learned from a zoo is worth on a new task, it is worth above this.
 
 Shapes: M samples, P values of a network.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 from weightloom.errors import InputError
 from weightloom.fitting import closed_form_network
 from weightloom.generators.base import Baseline, Generator, Request, Validity, generators, merge_reports
-from weightloom.tokenizers import WeightTokenizer
+from weightloom.generators.zoo_index import ZooIndex
 
 
 @generators.register("closed-form")
@@ -26,21 +26,22 @@ class ClosedForm(Baseline):
     kind: ClassVar[str] = "closed-form"
     draws: ClassVar[bool] = False
 
-    def __init__(self, tokenizer: WeightTokenizer, validity: Validity, *, name: str = "closed-form") -> None:
-        """``tokenizer`` holds the mean networks."""
-        self.tokenizer, self.validity, self.name = tokenizer, validity, name
+    zoo_index: ZooIndex
+
+    def __init__(self, zoo_index: ZooIndex, validity: Validity, *, name: str = "closed-form") -> None:
+        """``zoo_index`` has the mean networks."""
+        self.zoo_index, self.validity, self.name = zoo_index, validity, name
 
     @classmethod
     def from_generator(cls, model: Generator) -> ClosedForm:
-        """The baseline of ``model``, on the mean networks of its tokenizer.
+        """The baseline of ``model``, on the mean networks of its zoo.
 
         Raises:
-            InputError: the generator has no weight tokenizer.
+            InputError: the generator carries no index of its zoo.
         """
-        tokenizer = getattr(model, "tokenizer", None)
-        if not isinstance(tokenizer, WeightTokenizer):
-            raise InputError(f"generator {model.name} has no weight tokenizer with mean networks")
-        return cls(tokenizer, model.validity)
+        if model.zoo_index is None:
+            raise InputError(f"generator {model.name} carries no checkpoints of its zoo to take a mean of")
+        return cls(model.zoo_index, model.validity)
 
     @torch.no_grad()
     def sample_flats(self, request: Request) -> tuple[Tensor, list[dict[str, Any]]]:
@@ -54,8 +55,8 @@ class ClosedForm(Baseline):
         spec = request.architecture
         flat = closed_form_network(
             spec,
-            self.tokenizer.centre(spec),
+            self.zoo_index.bind(spec).mean_network(),
             request.support.images,
-            head_rms=self.tokenizer.head_rms(spec),
+            head_rms=self.zoo_index.head_rms(spec),
         )
         return flat.repeat(request.num_samples, 1), merge_reports(request.num_samples, {})

@@ -3,10 +3,10 @@
 The autoencoder is a weight tokenizer (whole networks, token by token); latents are rescaled to unit spread
 before anything is diffused, and held within what a latent can be afterwards. A denoiser that sees all tokens
 of a network is told time, instruction, examples, class and architecture, and where there are examples the
-latents of a first guess (in training a closed-form head on the trunk of the most alike tasks, later what is
-known of the task where that does better on examples); each but time may be missing, and classifier-free
-guidance goes beyond the conditional answer. What is left to be drawn lies around the guess: an untrained
-denoiser draws a Gaussian as wide as checkpoints lie around theirs. Knows nothing of training.
+latents of initial codes (in training a closed-form head on the trunk of the most alike tasks, later the
+checkpoint of the most alike task where that does better on examples); each but time may be missing, and
+classifier-free guidance goes beyond the conditional answer. What is left to be drawn lies around these codes:
+an untrained denoiser draws a Gaussian as wide as checkpoints lie around theirs. Knows nothing of training.
 
 The recurrent variant is for long networks: what is known of each token is read in order by a recurrent
 network, once, and what that says of a token (its prototype) is all that the token's own small denoiser sees
@@ -49,9 +49,9 @@ from weightloom.generators.base import (
     merge_reports,
     sample_generators,
 )
-from weightloom.generators.fingerprint import Fingerprint
-from weightloom.generators.first_guess import StartsFromGuess
+from weightloom.generators.initial_codes import StartsFromCodes
 from weightloom.generators.schedules import SCHEDULES, Schedule, build_schedule
+from weightloom.generators.zoo_index import ZooIndex
 from weightloom.io import load_tensors, read_json, save_tensors, write_json
 from weightloom.tokenizers import WeightTokenizer, architecture_key, load_tokenizer
 from weightloom.tokenizers.base import load_strictly, narrowed
@@ -116,7 +116,7 @@ class Described(NamedTuple):
 
 
 @generators.register("diffusion")
-class LatentDiffusion(nn.Module, StartsFromGuess, Generator):
+class LatentDiffusion(nn.Module, StartsFromCodes, Generator):
     """Latent diffusion of whole networks, conditional and unconditional.
 
     Without instruction and examples it draws from all that the zoo holds of the architecture. Of the
@@ -160,13 +160,14 @@ class LatentDiffusion(nn.Module, StartsFromGuess, Generator):
         self.no_instruction = nn.Parameter(torch.zeros(w))
         self.no_dataset = nn.Parameter(torch.zeros(w))
         self.no_architecture = nn.Parameter(torch.zeros(w))
-        self.guess = nn.Linear(z, w)
-        self.no_guess = nn.Parameter(torch.zeros(w))
+        self.initial = nn.Linear(z, w)
+        self.no_initial = nn.Parameter(torch.zeros(w))
         self.time = nn.Sequential(nn.Linear(2 * _WAVES, w), nn.SiLU(), nn.Linear(w, w))
         alone = config.mixing == "recurrent"
         self.recurrence = nn.GRU(w, w, batch_first=True) if alone else None
         self.denoiser = TokenRefiner(z, z, width=w, depth=config.depth, attention=not alone)
-        # The untrained denoiser adds next to nothing: its samples are Gaussian latents around the guess.
+        # The untrained denoiser adds next to nothing: its samples are Gaussian latents around the initial
+        # codes.
         self.denoiser.outward.weight.data.mul_(0.05)
         self.denoiser.outward.bias.data.zero_()
         for key, trunk in tokenizer.slots.known.items():
@@ -174,7 +175,6 @@ class LatentDiffusion(nn.Module, StartsFromGuess, Generator):
             self.register_buffer(f"mean_{parameter_key(key)}", torch.zeros(trunk + 1, z))
             self.register_buffer(f"spread_{parameter_key(key)}", torch.ones(trunk + 1, z))
             self.register_buffer(f"around_{parameter_key(key)}", torch.ones(trunk + 1, z))
-        self.fingerprint: Fingerprint | None = None
 
     # ---------------------------------------------------------------- latents
 
@@ -203,17 +203,17 @@ class LatentDiffusion(nn.Module, StartsFromGuess, Generator):
             spread.copy_(torch.where(variance > 1e-8, variance.sqrt(), 0.0))
 
     @torch.no_grad()
-    def measure_guesses(self, groups: Mapping[ArchitectureSpec, tuple[Tensor, Tensor]]) -> None:
-        """Set how far latents lie around their first guesses, from both as codes (N, T, D) each, by resolved
+    def measure_initial(self, groups: Mapping[ArchitectureSpec, tuple[Tensor, Tensor]]) -> None:
+        """Set how far latents lie around their initial codes, from both (N, T, D) each, by resolved
         architecture. Root mean squares, in spreads of the latents, and never above one.
         """
         sums: dict[str, tuple[Tensor, Tensor]] = {}
-        for spec, (codes, guesses) in groups.items():
+        for spec, (codes, initial) in groups.items():
             key, places = architecture_key(spec), self._places(spec)
             around = self._around(key)
             total, count = sums.setdefault(key, (torch.zeros_like(around), torch.zeros(len(around), 1)))
-            for own, guess in zip(codes.split(_AT_ONCE), guesses.split(_AT_ONCE), strict=True):
-                held, start = (self.coded(spec, one).clamp(-_FAR, _FAR) for one in (own, guess))
+            for own, from_ in zip(codes.split(_AT_ONCE), initial.split(_AT_ONCE), strict=True):
+                held, start = (self.coded(spec, one).clamp(-_FAR, _FAR) for one in (own, from_))
                 apart = held - start  # (n, T, Z)
                 total.index_add_(0, places, apart.square().sum(0))
             count.index_add_(0, places, torch.full((len(places), 1), float(len(codes))))
@@ -282,24 +282,19 @@ class LatentDiffusion(nn.Module, StartsFromGuess, Generator):
         assert spec.classes is not None
         written = [text for text in instructions if text is not None]
         vectors = iter(encode_text(written)) if written else iter(())
-        guesses = [(None, None) if s is None else self.first_guess(spec, s)[:2] for s in supports]
+        classes = [None if support is None else self.images.describe(support) for support in supports]
+        initial = [
+            (None, None) if support is None or seen is None else self.initial_codes(spec, support, seen)
+            for support, seen in zip(supports, classes, strict=True)
+        ]
         condition = stack_conditions(
             [None if text is None else next(vectors) for text in instructions],
-            [None if support is None else self.images.describe(support) for support in supports],
+            classes,
             text_width=TEXT_WIDTH,
             shape=(spec.classes, 2 * self.config.image_features),
-            prompts=[codes for codes, _ in guesses],
+            initial=[codes for codes, _ in initial],
         )
-        return replace(condition, prompt_from=tuple(words for _, words in guesses))
-
-    @torch.no_grad()
-    def taught_guess(self, spec: ArchitectureSpec, support: Tensor) -> tuple[Tensor, str, bool]:
-        """The closed form, whatever is known: the checkpoint of a task is what its denoiser has to learn."""
-        near = None
-        if self.fingerprint is not None:
-            near = self.fingerprint.trunk_near(spec, self.images.describe(support))
-        flat = self.closed_form(spec, support, near)
-        return self.tokenizer.encode(spec, flat[None])[0], "closed form", True
+        return replace(condition, initial_from=tuple(words for _, words in initial))
 
     def described(self, spec: ArchitectureSpec, condition: Condition) -> Described:
         """What is known of every token before any noise."""
@@ -318,14 +313,14 @@ class LatentDiffusion(nn.Module, StartsFromGuess, Generator):
         own = self.to_head(classes)[:, index.clamp_min(0)] * (index >= 0)[:, None]  # (B, T, W)
         told = tokens + own + (words + self.whole(classes.mean(1)))[:, None]
         around = self._around(architecture_key(spec))[self._places(spec)]  # (T, Z)
-        if condition.prompt is None:
+        if condition.initial is None or condition.has_initial is None:
             nothing = around.new_zeros(len(condition), *around.shape)
-            return Described(self._mixed(told + self.no_guess), nothing, nothing + 1)
-        guessed = condition.guessed[:, None, None]
-        latents = self.coded(spec, condition.prompt).clamp(-_FAR, _FAR)  # (B, T, Z)
-        tokens = told + torch.where(guessed, self.guess(latents), self.no_guess)
+            return Described(self._mixed(told + self.no_initial), nothing, nothing + 1)
+        given = condition.has_initial[:, None, None]
+        latents = self.coded(spec, condition.initial).clamp(-_FAR, _FAR)  # (B, T, Z)
+        tokens = told + torch.where(given, self.initial(latents), self.no_initial)
         return Described(
-            self._mixed(tokens), torch.where(guessed, latents, 0.0), torch.where(guessed, around, 1.0)
+            self._mixed(tokens), torch.where(given, latents, 0.0), torch.where(given, around, 1.0)
         )
 
     def _mixed(self, tokens: Tensor) -> Tensor:
@@ -406,7 +401,7 @@ class LatentDiffusion(nn.Module, StartsFromGuess, Generator):
             "guidance": sampling.guidance,
             "temperature": sampling.temperature,
             "told": told,
-            "first_guess": condition.prompt_from[0],
+            "initial_codes": condition.initial_from[0],
             "tokens": len(self._places(spec)),
         }
         return torch.cat(made), merge_reports(request.num_samples, common)
@@ -414,14 +409,14 @@ class LatentDiffusion(nn.Module, StartsFromGuess, Generator):
     # ---------------------------------------------------------------- files
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a directory that :meth:`from_pretrained` reads: config, weights, tokenizer, fingerprint."""
+        """Write a directory that :meth:`from_pretrained` reads: config, weights, tokenizer, zoo index."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save(folder / "tokenizer")
         own = {k: v for k, v in self.state_dict().items() if not k.startswith("tokenizer.")}
         save_tensors(folder / "model.safetensors", narrowed(own), {"kind": self.kind})
-        if self.fingerprint is not None:
-            self.fingerprint.save(folder)
+        if self.zoo_index is not None:
+            self.zoo_index.save(folder)
         settings = {"config": asdict(self.config), "validity": asdict(self.validity)}
         write_json(folder / "config.json", {"kind": self.kind, "name": self.name, **settings})
 
@@ -450,5 +445,5 @@ class LatentDiffusion(nn.Module, StartsFromGuess, Generator):
         tensors, _ = load_tensors(folder / "model.safetensors")
         own = {f"tokenizer.{k}": v for k, v in tokenizer.state_dict().items()}
         load_strictly(model, {**tensors, **own}, folder / "model.safetensors")
-        model.fingerprint = Fingerprint.load(folder, tokenizer, config.image_features)
+        model.zoo_index = ZooIndex.load(folder, config.image_features)
         return model.eval()

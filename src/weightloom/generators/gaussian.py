@@ -29,7 +29,7 @@ class GaussianWeights(TasksGenerator):
         found = self.neighbours(request)
         tasks = found.tasks(self.tasks)
         rows = [row for task in tasks for row in found.rows_of(task)]
-        bound = self.fingerprint.tokenizer.bind(request.architecture)[2]
+        bound = self.zoo_index.bind(request.architecture)
         flats = gaussian(bound, self.flats(found)[rows], sample_generators(request))
         report = {"checkpoints": len(rows), "checkpoint_tasks": tasks}
         return flats, merge_reports(request.num_samples, report)

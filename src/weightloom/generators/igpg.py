@@ -1,14 +1,11 @@
 """IGPG: a causal transformer over weight codes, told what to make by words, examples and architecture.
 
-A prefix carries the condition: one token for the instruction, one for the architecture, one a class in
-label order. Where there are examples, a first guess at the network (a closed-form head on the mean trunk of
-the most alike tasks, or what is kept of a known task where that does better) is coded too: its codes are
-what the prior starts from and improves. Then comes one token for each weight token; at each, all D codes are
-predicted together. A closed-form head is made anew on the trunk that was generated, before the head's tokens.
-Networks longer than the context are made block by block, each block seeing the prefix and the tail of
-the one before. Beside this road a generator may carry a layer-wise one, which takes over where the
-architecture is none of the zoo's, and where it does better on examples held back than what is remembered of
-the most alike task. Knows nothing of training.
+A prefix carries the condition: one token for the instruction, one for the architecture, one a class in label
+order. Then comes one token for each weight token; at each, all D codes are predicted together, spread around
+initial codes that the prior can move away from. Those are the middle of the vocabulary, about the zoo's mean
+network, and for the head of a request with examples the closed-form head on the trunk that was written: the
+head's tokens come last. Networks longer than the context are made block by block, each block seeing the
+prefix and the tail of the one before. Knows nothing of training.
 
 Shapes: B requests, T tokens of a network, D codes a token, V codes to choose from, C classes, W width,
 F features of a class, M samples, P values of a network.
@@ -39,10 +36,9 @@ from weightloom.errors import (
     CheckpointError,
     DataUnavailableError,
     SpecError,
-    UnsupportedRequestError,
     WeightloomError,
 )
-from weightloom.fitting import accuracy, recalibrate
+from weightloom.fitting import closed_form_network
 from weightloom.generators.backbones import build_backbone
 from weightloom.generators.base import (
     Generator,
@@ -54,16 +50,10 @@ from weightloom.generators.base import (
     sample_generators,
 )
 from weightloom.generators.drawing import draw_codes
-from weightloom.generators.fingerprint import Fingerprint
-from weightloom.generators.first_guess import StartsFromGuess
-from weightloom.generators.layerwise import Layerwise
+from weightloom.generators.zoo_index import ANEW, ZooIndex
 from weightloom.io import load_tensors, read_json, save_tensors, write_json
-from weightloom.tasks import SupportSet
 from weightloom.tokenizers import WeightTokenizer, architecture_key, load_tokenizer
 from weightloom.tokenizers.base import load_strictly, narrowed
-
-LAYERWISE = "layerwise"
-"""Folders of the layer-wise parts in a saved generator, with their number behind it."""
 
 _REACH = 4.0
 """Codes that a unit of the shift layer moves the bump by: large moves without large weights."""
@@ -85,22 +75,17 @@ class IGPGConfig:
     image_features: int = 128
     image_width: int = 48
     channels: int = 3
-    correction: float = 1.0
-    """How much of what was learned is applied to a first guess; chosen on training tasks after training.
-    Without a first guess all of it always is."""
     backbone: dict[str, Any] = field(default_factory=lambda: {"kind": "native"})
 
     def __post_init__(self) -> None:
         if not 8 <= self.width <= 8192 or not 1 <= self.depth <= 128 or not 1 <= self.heads <= 128:
             raise SpecError("the prior's width must be 8 to 8192, its depth and heads 1 to 128")
-        if not 0 <= self.correction <= 1:
-            raise SpecError(f"the correction must be from 0 to 1, not {self.correction}")
         if not 1 <= self.overlap < self.context <= 1_000_000:
             raise SpecError("the overlap must be at least 1 and below the context")
 
 
 @generators.register("igpg")
-class IGPG(nn.Module, StartsFromGuess, Generator):
+class IGPG(nn.Module, Generator):
     """Instruction-guided parameter generation."""
 
     kind: ClassVar[str] = "igpg"
@@ -131,42 +116,15 @@ class IGPG(nn.Module, StartsFromGuess, Generator):
         self.no_instruction = nn.Parameter(torch.zeros(w))
         self.no_dataset = nn.Parameter(torch.zeros(w))
         self.no_architecture = nn.Parameter(torch.zeros(w))
-        self.guess = nn.Linear(tokenizer.latent_width, w)
-        self.no_guess = nn.Parameter(torch.zeros(w))
+        self.initial = nn.Linear(tokenizer.latent_width, w)
         self.trust = nn.Parameter(torch.zeros(tokenizer.num_codes))
         self.begin = nn.Parameter(torch.zeros(w))
         self.previous = nn.Linear(tokenizer.latent_width, w)
         self.out = nn.Linear(w, tokenizer.num_codes * tokenizer.vocabulary)
         self.shift = nn.Linear(w, tokenizer.num_codes) if tokenizer.ordered else None
         for layer in filter(None, (self.out, self.shift)):
-            nn.init.zeros_(layer.weight)  # the untrained prior is spread around the first guess
+            nn.init.zeros_(layer.weight)  # the untrained prior is spread around its initial codes
             nn.init.zeros_(layer.bias)
-        self.fingerprint: Fingerprint | None = None
-        self.layerwise: tuple[Layerwise, ...] = ()  # a tuple: their parameters are not this module's
-        """Layer-wise generators beside this one, each asked before those after it."""
-
-    def carry(self, *models: Layerwise) -> None:
-        """Put layer-wise generators beside this one, in place of those that are there."""
-        self.layerwise = tuple(model.eval() for model in models)
-
-    def layerwise_for(self, spec: ArchitectureSpec) -> Layerwise | None:
-        """The first of the layer-wise generators that makes networks like ``spec``."""
-        return next((model for model in self.layerwise if model.makes(spec)), None)
-
-    def check(self, *arguments: Any, **options: Any) -> Request:
-        """As every generator's; what only the layer-wise part can make is left to it."""
-        try:
-            return super().check(*arguments, **options)
-        except UnsupportedRequestError as error:
-            refusals = [error]
-            for model in self.layerwise:
-                try:
-                    return model.check(*arguments, **options)
-                except UnsupportedRequestError as other:
-                    refusals.append(other)
-            raise UnsupportedRequestError(
-                str(error) if len(refusals) == 1 else f"{error}; {refusals[-1]}"
-            ) from None
 
     # ---------------------------------------------------------------- condition
 
@@ -179,51 +137,30 @@ class IGPG(nn.Module, StartsFromGuess, Generator):
         vectors = iter(encode_text(written)) if written else iter(())
         encoded = [None if text is None else next(vectors) for text in instructions]
         classes = [None if support is None else self.images.describe(support) for support in supports]
-        guesses = [
-            (*self.guess_from_words(spec, words), False)
-            if support is None
-            else self.first_guess(spec, support)
-            for words, support in zip(encoded, supports, strict=True)
-        ]
         condition = stack_conditions(
-            encoded,
-            classes,
-            text_width=TEXT_WIDTH,
-            shape=(spec.classes, 2 * self.config.image_features),
-            prompts=[codes for codes, _, _ in guesses],
+            encoded, classes, text_width=TEXT_WIDTH, shape=(spec.classes, 2 * self.config.image_features)
         )
-        refit = [
-            support if closed else None for support, (_, _, closed) in zip(supports, guesses, strict=True)
-        ]
-        return replace(condition, prompt_from=tuple(words for _, words, _ in guesses), refit=tuple(refit))
-
-    def guess_from_words(
-        self, spec: ArchitectureSpec, instruction: Tensor | None
-    ) -> tuple[Tensor | None, str | None]:
-        """What the prior starts from when there are words (384,) and no examples: the checkpoint of the task
-        whose wordings are most like them. Labels then are in that task's order.
-        """
-        if instruction is None or self.fingerprint is None:
-            return None, None
-        row = self.fingerprint.row_by_words(spec, instruction)
-        if row is None:
-            return None, None
-        codes, what = self.fingerprint.groups[spec].known(row)
-        return codes, f"{what}, by its words"
+        return replace(condition, supports=tuple(supports))
 
     @torch.no_grad()
-    def with_heads(self, spec: ArchitectureSpec, condition: Condition, codes: Tensor) -> Condition:
-        """The condition with the closed-form heads that the trunks of ``codes`` (B, T, D) ask for."""
-        if condition.prompt is None or not any(images is not None for images in condition.refit):
-            return condition
+    def initial_codes(
+        self, spec: ArchitectureSpec, condition: Condition, codes: Tensor | None = None
+    ) -> Tensor:
+        """(B, T, D) what the prior starts from: the middle of the vocabulary, and for the head of a request
+        with examples, where the trunk is written in ``codes`` (B, T, D), the closed-form head on that trunk.
+        """
         head = self._head_tokens(spec)  # (T,) bool
-        prompt = condition.prompt.clone()
-        flats = self.tokenizer.decode(spec, torch.where(head[:, None], prompt, codes))
-        for row, support in enumerate(condition.refit):
+        shape = (len(condition), len(head), self.tokenizer.num_codes)
+        initial = torch.full(shape, self.tokenizer.vocabulary // 2, device=head.device)
+        if codes is None or not any(support is not None for support in condition.supports):
+            return initial
+        flats = self.tokenizer.decode(spec, torch.where(head[:, None], initial, codes))
+        rms = self.tokenizer.head_rms(spec)
+        for row, support in enumerate(condition.supports):
             if support is not None:
-                flat = self.closed_form(spec, support, flats[row])
-                prompt[row, head] = self.tokenizer.encode(spec, flat[None])[0, head]
-        return replace(condition, prompt=prompt)
+                flat = closed_form_network(spec, flats[row], support, head_rms=rms)
+                initial[row, head] = self.tokenizer.encode(spec, flat[None])[0, head]
+        return initial
 
     def _head_tokens(self, spec: ArchitectureSpec) -> Tensor:
         return self.tokenizer.bind(spec)[1].slots.class_index >= 0
@@ -241,12 +178,11 @@ class IGPG(nn.Module, StartsFromGuess, Generator):
             return self.no_architecture.expand(chunking.num_tokens, -1)
         return self.slots(chunking.slots, architecture_key(spec))
 
-    def prefix(self, spec: ArchitectureSpec, condition: Condition) -> tuple[Tensor, Tensor, Tensor]:
-        """What does not depend on the codes made so far.
+    def prefix(self, spec: ArchitectureSpec, condition: Condition, initial: Tensor) -> tuple[Tensor, Tensor]:
+        """What does not depend on the codes made so far; ``initial`` (B, T, D) are the initial codes.
 
         Returns:
-            prefix tokens (B, 2 + C, W); the vectors that every weight token starts from (B, T, W); the codes
-            that it is spread around (B, T, D): the first guess, or the middle of the vocabulary without one.
+            prefix tokens (B, 2 + C, W); the vectors that every weight token starts from (B, T, W).
         """
         described = self._described(spec, condition)
         classes = self._class_vectors(condition)
@@ -258,50 +194,44 @@ class IGPG(nn.Module, StartsFromGuess, Generator):
         _, chunking, _ = self.tokenizer.bind(spec)
         index = chunking.slots.class_index
         own = self.to_head(classes)[:, index.clamp_min(0)] * (index >= 0)[:, None]  # (B, T, W)
-        starts = described + own
-        shape = (len(condition), chunking.num_tokens, self.tokenizer.num_codes)
-        middle = torch.full(shape, self.tokenizer.vocabulary // 2, device=starts.device)
-        if condition.prompt is None:
-            return prefix, starts + self.no_guess, middle
-        known = condition.guessed[:, None, None]
-        guess = self.guess(self.tokenizer.embed_codes(condition.prompt))  # (B, T, W)
-        around = torch.where(known, condition.prompt, middle)
-        return prefix, starts + torch.where(known, guess, self.no_guess), around
+        return prefix, described + own + self.initial(self.tokenizer.embed_codes(initial))
 
-    def _strength(self, condition: Condition) -> Tensor:
-        """(B, 1, 1): how much of what was learned is applied to each request."""
-        known = condition.guessed[:, None, None]
-        return torch.where(known, self.config.correction, 1.0)
-
-    def _logits(self, hidden: Tensor, around: Tensor, strength: Tensor, allowed: Tensor) -> Tensor:
+    def _logits(self, hidden: Tensor, around: Tensor, allowed: Tensor) -> Tensor:
         """(B, S, D, V) from hidden states (B, S, W) and the codes (B, S, D) that they are spread around;
         minus infinity where ``allowed`` (S, D, V) is False.
 
-        Free logits for every code, and a bump around the given code; where codes are ordered the prior may
-        move the bump, which is what it does to improve the first guess.
+        Free logits for every code, and a bump around the given code, which the prior may move where codes are
+        ordered.
         """
-        free = (strength * self.out(hidden)).unflatten(
-            -1, (self.tokenizer.num_codes, self.tokenizer.vocabulary)
-        )
-        place = around if self.shift is None else around + _REACH * strength * self.shift(hidden)
+        free = self.out(hidden).unflatten(-1, (self.tokenizer.num_codes, self.tokenizer.vocabulary))
+        place = around if self.shift is None else around + _REACH * self.shift(hidden)
         logits = free + self.tokenizer.closeness(place) * self.trust.exp()[:, None]
         return logits.masked_fill(~allowed, -torch.inf)
 
     # ---------------------------------------------------------------- likelihood
 
-    def forward(self, spec: ArchitectureSpec, condition: Condition, codes: Tensor, first: int = 0) -> Tensor:
-        """Teacher-forced logits (B, S, D, V) of ``codes`` (B, S, D), tokens ``first`` ... ``first + S - 1``.
+    def forward(
+        self,
+        spec: ArchitectureSpec,
+        condition: Condition,
+        codes: Tensor,
+        initial: Tensor | None = None,
+        first: int = 0,
+    ) -> Tensor:
+        """Teacher-forced logits (B, S, D, V) of ``codes`` (B, S, D), tokens ``first`` ... ``first + S - 1``,
+        that start from ``initial`` (B, T, D), by default the middle of the vocabulary.
 
         The token before the window counts as unseen: its place is taken by the begin vector.
         """
-        prefix, starts, around = self.prefix(spec, condition)
+        initial = self.initial_codes(spec, condition) if initial is None else initial
+        prefix, starts = self.prefix(spec, condition, initial)
         count = codes.shape[1]
         seen = self.previous(self.tokenizer.embed_codes(codes[:, :-1]))  # (B, S-1, W)
         seen = torch.cat([self.begin.expand(len(codes), 1, -1), seen], dim=1)
         x = torch.cat([prefix, starts[:, first : first + count] + seen], dim=1)  # (B, 2+C+S, W)
         hidden = self.backbone(x)[:, prefix.shape[1] :]
         allowed = self.tokenizer.allowed(spec)[first : first + count]
-        return self._logits(hidden, around[:, first : first + count], self._strength(condition), allowed)
+        return self._logits(hidden, initial[:, first : first + count], allowed)
 
     # ---------------------------------------------------------------- generation
 
@@ -321,7 +251,7 @@ class IGPG(nn.Module, StartsFromGuess, Generator):
         """
         guided = sampling.guidance != 1.0
         batch = len(condition)
-        prefix, starts, around, strength = self._begun(spec, condition, guided)
+        prefix, starts, around = self._begun(spec, condition, None, guided)
         allowed = self.tokenizer.allowed(spec)
         total = starts.shape[1]
         head_start = int(self._head_tokens(spec).long().argmax())
@@ -341,14 +271,13 @@ class IGPG(nn.Module, StartsFromGuess, Generator):
             history = prefix
             for position in range(block_start, stop):
                 if position == head_start:
-                    condition = self.with_heads(spec, condition, codes)
-                    _, starts, around, _ = self._begun(spec, condition, guided)
+                    _, starts, around = self._begun(spec, condition, codes, guided)
                 inputs = inputs + starts[:, position + 1 - inputs.shape[1] : position + 1]
                 x = torch.cat([prefix, inputs], dim=1) if position == block_start else inputs
                 history = x if position == block_start else torch.cat([history, x], dim=1)
                 hidden = self.backbone(x, cache) if cached else self.backbone(history)
                 place = slice(position, position + 1)
-                logits = self._logits(hidden[:, -1:], around[:, place], strength, allowed[place])[:, 0]
+                logits = self._logits(hidden[:, -1:], around[:, place], allowed[place])[:, 0]
                 if guided:
                     told, untold = logits.chunk(2)
                     # What is not allowed is so for both: infinity minus infinity is no number.
@@ -360,16 +289,18 @@ class IGPG(nn.Module, StartsFromGuess, Generator):
             block_start = stop
         return codes
 
-    def _begun(self, spec: ArchitectureSpec, condition: Condition, guided: bool) -> tuple[Tensor, ...]:
-        """Prefix, starts and first codes (:meth:`prefix`) and strengths; with guidance, those of the bare
+    def _begun(
+        self, spec: ArchitectureSpec, condition: Condition, codes: Tensor | None, guided: bool
+    ) -> tuple[Tensor, ...]:
+        """Prefix, starts (:meth:`prefix`) and initial codes after ``codes``; with guidance, those of the bare
         condition are stacked below.
         """
-        told = (*self.prefix(spec, condition), self._strength(condition))
-        if not guided:
-            return told
-        bare = condition.without("instruction", "dataset")
-        untold = (*self.prefix(spec, bare), self._strength(bare))
-        return tuple(torch.cat(pair) for pair in zip(told, untold, strict=True))
+        asked = [condition, condition.without("instruction", "dataset")] if guided else [condition]
+        parts = []
+        for one in asked:
+            initial = self.initial_codes(spec, one, codes)
+            parts.append((*self.prefix(spec, one, initial), initial))
+        return tuple(torch.cat(own) for own in zip(*parts, strict=True))
 
     def new_cache(self, batch_size: int, limit: int) -> Any:
         """The backbone's own kind of cache."""
@@ -380,37 +311,8 @@ class IGPG(nn.Module, StartsFromGuess, Generator):
         return torch.cat([x, x]) if guided else x
 
     @torch.no_grad()
-    def by_layers(self, request: Request) -> bool:
-        """Whether the layer-wise part answers: always for architectures that the zoo does not have, and else
-        where it does better than the memory of the most alike task, both on examples held back.
-        """
-        spec, support = request.architecture, request.support
-        layerwise = self.layerwise_for(spec)
-        if layerwise is None:
-            return False
-        if architecture_key(spec) not in self.tokenizer.statistics:
-            return True
-        if support is None:
-            return False
-        codes, _ = self._known_like(spec, self.images.describe(support.images))
-        if codes is None or support.shots < 4:
-            return True
-        half = support.shots // 2
-        part = SupportSet(images=support.images[:, :half], class_names=support.class_names)
-        rest = SupportSet(images=support.images[:, half:], class_names=support.class_names)
-        kept = recalibrate(spec, self.tokenizer.decode(spec, codes[None]), part.flat()[0])
-        sampling = replace(request.sampling, temperature=0.0)
-        made, _ = layerwise.sample_flats(replace(request, support=part, num_samples=1, sampling=sampling))
-        remembered, fresh = accuracy(spec, torch.cat([kept, made]), *rest.flat()).tolist()
-        return fresh > remembered
-
-    @torch.no_grad()
     def sample_flats(self, request: Request) -> tuple[Tensor, list[dict[str, Any]]]:
         """Draw codes for every sample, decode them."""
-        if self.by_layers(request):
-            layerwise = self.layerwise_for(request.architecture)
-            assert layerwise is not None
-            return layerwise.sample_flats(request)
         spec = request.architecture
         assert spec.classes is not None
         support = None if request.support is None else request.support.images
@@ -419,7 +321,7 @@ class IGPG(nn.Module, StartsFromGuess, Generator):
         flats = self.tokenizer.decode(spec, codes)
         common = {
             "sampling": asdict(request.sampling),
-            "first_guess": condition.prompt_from[0],
+            "initial_codes": None if support is None else "closed-form head on the trunk as written",
             "tokens": codes.shape[1],
             "codes_per_token": codes.shape[2],
         }
@@ -428,16 +330,14 @@ class IGPG(nn.Module, StartsFromGuess, Generator):
     # ---------------------------------------------------------------- files
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a directory that :meth:`from_pretrained` reads: config, weights, tokenizer, fingerprint."""
+        """Write a directory that :meth:`from_pretrained` reads: config, weights, tokenizer, zoo index."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save(folder / "tokenizer")
         own = {k: v for k, v in self.state_dict().items() if not k.startswith("tokenizer.")}
         save_tensors(folder / "model.safetensors", narrowed(own), {"kind": self.kind})
-        if self.fingerprint is not None:
-            self.fingerprint.save(folder)
-        for number, model in enumerate(self.layerwise):
-            model.save_pretrained(folder / f"{LAYERWISE}-{number}")
+        if self.zoo_index is not None:
+            self.zoo_index.save(folder)
         write_json(
             folder / "config.json",
             {
@@ -457,6 +357,10 @@ class IGPG(nn.Module, StartsFromGuess, Generator):
         """
         folder = Path(folder)
         held = read_json(folder / "config.json")
+        if "correction" in (held.get("config") or {}):
+            raise CheckpointError(
+                folder, f"was written by an IGPG with a correction of its initial codes; {ANEW}"
+            )
         tokenizer = load_tokenizer(folder / "tokenizer")
         try:
             config = IGPGConfig(**held["config"])
@@ -470,7 +374,5 @@ class IGPG(nn.Module, StartsFromGuess, Generator):
         tensors, _ = load_tensors(folder / "model.safetensors")
         own = {f"tokenizer.{k}": v for k, v in tokenizer.state_dict().items()}
         load_strictly(model, {**tensors, **own}, folder / "model.safetensors")
-        model.fingerprint = Fingerprint.load(folder, tokenizer, config.image_features)
-        beside = sorted(folder.glob(f"{LAYERWISE}-*"))
-        model.carry(*(Layerwise.from_pretrained(one) for one in beside if one.is_dir()))
+        model.zoo_index = ZooIndex.load(folder, config.image_features)
         return model.eval()

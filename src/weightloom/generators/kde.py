@@ -13,17 +13,26 @@ Sources: S_KDE30 of hyper-representations (arXiv 2209.14733), section 3.2; subsa
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
 from weightloom.conditioning import SupportEncoder
-from weightloom.errors import SpecError
+from weightloom.defaults import with_plain_defaults
+from weightloom.errors import InputError, SpecError
 from weightloom.fitting import recalibrate
-from weightloom.generators.base import Request, Validity, generators, sample_generators, support_scores
-from weightloom.generators.fingerprint import Fingerprint
+from weightloom.generators.base import (
+    Generator,
+    Request,
+    Validity,
+    generators,
+    sample_generators,
+    support_scores,
+)
 from weightloom.generators.nearest import Neighbours, ZooGenerator, require_positive
+from weightloom.generators.zoo_index import ZooIndex
+from weightloom.tokenizers import WeightTokenizer
 
 Bandwidth = Literal["scott", "silverman"]
 
@@ -48,9 +57,10 @@ class KernelDensity(ZooGenerator):
 
     def __init__(
         self,
-        fingerprint: Fingerprint,
+        zoo_index: ZooIndex,
         images: SupportEncoder,
         validity: Validity,
+        tokenizer: WeightTokenizer,
         *,
         tasks: int = 3,
         share: float = 0.3,
@@ -60,22 +70,37 @@ class KernelDensity(ZooGenerator):
     ) -> None:
         """
         Args:
+            tokenizer: in whose latents is drawn.
             tasks: of how many nearest tasks.
             share: best share of each task's checkpoints, by the zoo's accuracy; at least one is kept.
             bandwidth: the rule of thumb.
             candidates: draws a sample, of which the one with the lowest loss on the examples is given.
-            fingerprint, images, validity, name: as in :class:`ZooGenerator`.
+            zoo_index, images, validity, name: as in :class:`ZooGenerator`.
 
         Raises:
             SpecError: an option is out of range.
         """
-        super().__init__(fingerprint, images, validity, name=name)
+        super().__init__(zoo_index, images, validity, name=name)
+        self.tokenizer = tokenizer
         if not 0 < share <= 1:
             raise SpecError(f"share must be above 0 and at most 1, not {share}")
         if bandwidth not in ("scott", "silverman"):
             raise SpecError(f"bandwidth must be scott or silverman, not {bandwidth!r}")
         self.tasks, self.share, self.bandwidth = require_positive("tasks", tasks), share, bandwidth
         self.candidates = require_positive("candidates", candidates)
+
+    @classmethod
+    @with_plain_defaults
+    def from_generator(cls, model: Generator, **options: Any) -> Self:
+        """As every baseline's over a zoo.
+
+        Raises:
+            InputError: the generator carries no index of its zoo, or has no weight tokenizer.
+        """
+        tokenizer = getattr(model, "tokenizer", None)
+        if not isinstance(tokenizer, WeightTokenizer):
+            raise InputError(f"generator {model.name} has no weight tokenizer, in whose latents to draw")
+        return super().from_generator(model, tokenizer=tokenizer, **options)
 
     def kept(self, found: Neighbours) -> list[int]:
         """Rows of the best checkpoints: best of each task apart, so that an easy task drives no other out."""
@@ -91,8 +116,8 @@ class KernelDensity(ZooGenerator):
         """(M, P) draws from the density."""
         found = self.neighbours(request)
         rows = self.kept(found)
-        tokenizer = self.fingerprint.tokenizer
-        latents = tokenizer.embed_codes(found.group.codes[rows])  # (N, T, Z)
+        tokenizer, spec = self.tokenizer, request.architecture
+        latents = tokenizer.embed_codes(tokenizer.encode(spec, found.group.flats[rows]))  # (N, T, Z)
         factor = bandwidth_factor(self.bandwidth, len(rows))
         width = factor * latents.std(0, correction=1) if len(rows) > 1 else torch.zeros_like(latents[0])
         made, reports = [], []
@@ -102,9 +127,7 @@ class KernelDensity(ZooGenerator):
                 places.append(int(torch.randint(len(rows), (1,), generator=noise)))
                 move = width * torch.randn(width.shape, generator=noise).to(width)
                 # One by one: a batched product may round differently, and a batch has to equal its singles.
-                drawn.append(
-                    tokenizer.decode_latents(request.architecture, (latents[places[-1]] + move)[None])
-                )
+                drawn.append(tokenizer.decode_latents(spec, (latents[places[-1]] + move)[None]))
             chosen = self.chosen(request, torch.cat(drawn))
             made.append(drawn[chosen])
             best = found.group.rows[rows[places[chosen]]]

@@ -295,28 +295,25 @@ class Layerwise(nn.Module, Generator):
         codes = self.sample_codes(self.describe(request), noise, request.sampling)
         common = {
             "sampling": asdict(request.sampling),
-            "first_guess": "layer by layer",
             "head": "random" if request.support is None else "closed form",
             "tokens": codes.shape[1],
             "codes_per_token": codes.shape[2],
         }
         return self.make(request, codes, noise), merge_reports(len(codes), common)
 
-    def makes(self, spec: ArchitectureSpec) -> bool:
-        """Whether networks like ``spec``, resolved, can be asked for."""
-        try:
-            self.validity.check(spec)
-            self.dictionary.check(spec)
-        except UnsupportedRequestError:
-            return False
-        return True
+    def refusal(self, spec: ArchitectureSpec) -> str | None:
+        """Why networks like ``spec``, resolved, cannot be asked for; None where they can."""
+        refusal = self.validity.refusal(spec) or self.dictionary.refusal(spec)
+        if refusal is None and self.dictionary.num_tokens(spec) > MAX_LAYERS:
+            return f"at most {MAX_LAYERS} layers are made, not {spec}"
+        return refusal
 
     def check(self, *arguments: Any, **options: Any) -> Request:
         """As every generator's, and what the dictionary cannot make is refused."""
         request = super().check(*arguments, **options)
-        self.dictionary.check(request.architecture)
-        if self.dictionary.num_tokens(request.architecture) > MAX_LAYERS:
-            raise UnsupportedRequestError(f"at most {MAX_LAYERS} layers are made, not {request.architecture}")
+        refusal = self.refusal(request.architecture)
+        if refusal is not None:
+            raise UnsupportedRequestError(refusal)
         return request
 
     # ---------------------------------------------------------------- files

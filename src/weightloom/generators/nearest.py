@@ -19,7 +19,7 @@ from weightloom.conditioning import SupportEncoder
 from weightloom.defaults import with_plain_defaults
 from weightloom.errors import InputError, SpecError, UnsupportedRequestError
 from weightloom.generators.base import Baseline, Generator, Request, Validity, generators
-from weightloom.generators.fingerprint import Fingerprint, FingerprintGroup
+from weightloom.generators.zoo_index import ZooIndex, ZooIndexGroup
 from weightloom.whole import whole_number
 
 
@@ -30,7 +30,7 @@ class Neighbours:
     order (N,) int64 rows of ``group``; distance (N,) of each of them, between mean squared features.
     """
 
-    group: FingerprintGroup
+    group: ZooIndexGroup
     order: Tensor
     distance: Tensor
 
@@ -50,19 +50,21 @@ class Neighbours:
 
 
 class ZooGenerator(Baseline):
-    """A generator that looks things up in the fingerprint of a zoo instead of learning from it."""
+    """A generator that looks things up in the index of a zoo instead of learning from it."""
+
+    zoo_index: ZooIndex
 
     def __init__(
-        self, fingerprint: Fingerprint, images: SupportEncoder, validity: Validity, *, name: str | None = None
+        self, zoo_index: ZooIndex, images: SupportEncoder, validity: Validity, *, name: str | None = None
     ) -> None:
         """
         Args:
-            fingerprint: the checkpoints, with the descriptions of their tasks.
+            zoo_index: the checkpoints, with the descriptions of their tasks.
             images: the encoder that made those descriptions.
-            validity: what may be asked for; of that, only what the fingerprint holds can be given.
+            validity: what may be asked for; of that, only what the index holds can be given.
             name: what reports call it; the kind by default.
         """
-        self.fingerprint, self.images, self.validity = fingerprint, images, validity
+        self.zoo_index, self.images, self.validity = zoo_index, images, validity
         self.name = name or self.kind
 
     @classmethod
@@ -71,12 +73,12 @@ class ZooGenerator(Baseline):
         """The baseline of ``model``, over the zoo that it was trained on; ``options`` go to the constructor.
 
         Raises:
-            InputError: the generator carries no fingerprint of its zoo, or cannot describe examples.
+            InputError: the generator carries no index of its zoo, or cannot describe examples.
         """
-        fingerprint, images = getattr(model, "fingerprint", None), getattr(model, "images", None)
-        if not isinstance(fingerprint, Fingerprint) or not isinstance(images, SupportEncoder):
+        images = getattr(model, "images", None)
+        if model.zoo_index is None or not isinstance(images, SupportEncoder):
             raise InputError(f"generator {model.name} carries no checkpoints of its zoo to look among")
-        return cls(fingerprint, images, model.validity, **options)
+        return cls(model.zoo_index, images, model.validity, **options)
 
     @torch.no_grad()
     def neighbours(self, request: Request) -> Neighbours:
@@ -90,9 +92,9 @@ class ZooGenerator(Baseline):
             raise InputError(
                 f"generator {self.name} finds its checkpoints by their pictures; give examples of the task"
             )
-        group = self.fingerprint.groups.get(request.architecture)
+        group = self.zoo_index.groups.get(request.architecture)
         if group is None or not group.rows:
-            held = sorted(str(spec) for spec, found in self.fingerprint.groups.items() if found.rows)
+            held = sorted(str(spec) for spec, found in self.zoo_index.groups.items() if found.rows)
             raise UnsupportedRequestError(
                 f"the zoo has no checkpoint of {request.architecture}; it has: {'; '.join(held) or 'none'}"
             )
@@ -103,7 +105,7 @@ class ZooGenerator(Baseline):
 
     def flats(self, neighbours: Neighbours) -> Tensor:
         """(N, P) weights of the neighbours' group, in the order of its rows (not by distance)."""
-        return self.fingerprint._flats(neighbours.group.spec)
+        return neighbours.group.flats
 
 
 class TasksGenerator(ZooGenerator):
@@ -111,7 +113,7 @@ class TasksGenerator(ZooGenerator):
 
     def __init__(
         self,
-        fingerprint: Fingerprint,
+        zoo_index: ZooIndex,
         images: SupportEncoder,
         validity: Validity,
         *,
@@ -123,7 +125,7 @@ class TasksGenerator(ZooGenerator):
         Raises:
             SpecError: not a whole number of at least 1.
         """
-        super().__init__(fingerprint, images, validity, name=name)
+        super().__init__(zoo_index, images, validity, name=name)
         self.tasks = require_positive("tasks", tasks)
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from weightloom.conditioning import SupportEncoder
 from weightloom.generators.base import Request, Validity, generators, sample_generators
-from weightloom.generators.fingerprint import Fingerprint
 from weightloom.generators.nearest import ZooGenerator
+from weightloom.generators.zoo_index import ZooIndex
 from weightloom.weights.mixing import add_noise, check_size
 
 
@@ -25,7 +25,7 @@ class NoisyCheckpoint(ZooGenerator):
 
     def __init__(
         self,
-        fingerprint: Fingerprint,
+        zoo_index: ZooIndex,
         images: SupportEncoder,
         validity: Validity,
         *,
@@ -37,14 +37,14 @@ class NoisyCheckpoint(ZooGenerator):
         Raises:
             SpecError: the size is out of range.
         """
-        super().__init__(fingerprint, images, validity, name=name)
+        super().__init__(zoo_index, images, validity, name=name)
         self.noise = check_size("noise", noise)
 
     def sample_flats(self, request: Request) -> tuple[Tensor, list[dict[str, Any]]]:
         """(M, P) checkpoints of the nearest task, each sample with its own noise."""
         found = self.neighbours(request)
         rows = found.of_nearest_task(request.num_samples)
-        bound = self.fingerprint.tokenizer.bind(request.architecture)[2]
+        bound = self.zoo_index.bind(request.architecture)
         flats = add_noise(bound, self.flats(found)[rows], sample_generators(request), self.noise)
         reports = [
             {

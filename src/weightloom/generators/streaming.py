@@ -26,8 +26,8 @@ from weightloom.defaults import with_plain_defaults
 from weightloom.errors import InputError, UnsupportedRequestError
 from weightloom.fitting import recalibrate
 from weightloom.generators.base import Generator, Sampling, sample_generators, support_scores
-from weightloom.generators.igpg import IGPG
 from weightloom.generators.layerwise import Layerwise
+from weightloom.generators.layerwise_set import LayerwiseSet
 from weightloom.io import dump_json, write_shards
 from weightloom.io.shards import SHARD_BYTES
 from weightloom.tasks import SupportSet
@@ -39,16 +39,16 @@ PIECE_BYTES = 8 << 20
 
 
 def layerwise_of(generator: Generator, spec: ArchitectureSpec) -> Layerwise:
-    """The layer-wise generator for networks like ``spec`` that ``generator`` is or carries.
+    """The layer-wise generator for networks like ``spec`` that ``generator`` is or holds.
 
     Raises:
         InputError: there is none.
     """
-    found = generator.layerwise_for(spec) if isinstance(generator, IGPG) else generator
+    found = generator.part_for(spec) if isinstance(generator, LayerwiseSet) else generator
     if not isinstance(found, Layerwise):
         raise InputError(
             f"{generator.name} has no layer-wise part for {spec}; only what such a part makes can be "
-            "written layer by layer (igpg-tiny has them)"
+            "written layer by layer (layerwise-tiny has them)"
         )
     return found
 
@@ -69,7 +69,7 @@ def stream_network(
     """Generate one network straight into sharded files, in memory that does not grow with its width.
 
     Args:
-        generator: a layer-wise one, or one that carries such parts.
+        generator: a layer-wise one, or a set of such.
         architecture: any depth and width that it makes.
         folder: where to: ``model.safetensors``, or ``model-00001-of-0000N.safetensors`` and an index.
         instruction: words, as for :meth:`~weightloom.generators.Generator.generate`.

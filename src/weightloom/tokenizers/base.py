@@ -301,20 +301,11 @@ class WeightTokenizer(nn.Module, ABC):
 
     def centre(self, spec: ArchitectureSpec) -> Tensor:
         """(P,) the network that a zoo's networks of this architecture spread around."""
-        layout, _, bound = self.bind(spec)
-        return bound.denormalise(torch.zeros(layout.size))
-
-    def trunk_size(self, spec: ArchitectureSpec) -> int:
-        """Values of a network before those of its head, which come last."""
-        layers = self.bind(spec)[0].layers
-        assert layers[-1].kind == "head"
-        return sum(layer.rows * layer.cols for layer in layers[:-1])
+        return self.bind(spec)[2].mean_network()
 
     def head_rms(self, spec: ArchitectureSpec) -> float:
         """Root mean square of the head's weights around their mean row, over the zoo."""
-        layout, _, _ = self.bind(spec)
-        head = next(layer for layer in layout.layers if layer.kind == "head")
-        return float(self.statistics[architecture_key(spec)].scales[head.slots[0].name])
+        return self.statistics[architecture_key(spec)].head_rms(self.bind(spec)[0])
 
     def health(self, codes: Tensor) -> CodebookHealth:
         """Use of the codes in ``codes`` (..., D)."""

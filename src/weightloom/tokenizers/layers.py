@@ -147,21 +147,26 @@ class LayerDictionary(nn.Module):
                     0.05 * torch.randn(self.codes, rows, generator=generator)
                 )
 
-    def check(self, spec: ArchitectureSpec) -> None:
-        """Raise :class:`UnsupportedRequestError` unless networks like ``spec`` can be made."""
+    def refusal(self, spec: ArchitectureSpec) -> str | None:
+        """Why networks like ``spec`` cannot be made; None where they can."""
         largest = self.largest.get(spec.family)
         names = ", ".join(sorted(self.largest))
         if largest is None:
-            raise UnsupportedRequestError(f"networks of any depth and width are made of {names} only")
+            return f"networks of any depth and width are made of {names} only"
         ours, asked = largest.to_json(), spec.to_json()
         for option in sorted(ours.keys() - {"depth", "width", "classes"}):
             if ours[option] != asked[option]:
-                raise UnsupportedRequestError(
-                    f"{spec.family} networks are made with {option}={ours[option]}, not {asked[option]}"
-                )
+                return f"{spec.family} networks are made with {option}={ours[option]}, not {asked[option]}"
         for place in places(spec):
             if self._key(spec.family, place.role) not in self.roles:
-                raise UnsupportedRequestError(f"{spec.family} networks are not made this deep ({place.role})")
+                return f"{spec.family} networks are not made this deep ({place.role})"
+        return None
+
+    def check(self, spec: ArchitectureSpec) -> None:
+        """Raise :class:`UnsupportedRequestError` unless networks like ``spec`` can be made."""
+        refusal = self.refusal(spec)
+        if refusal is not None:
+            raise UnsupportedRequestError(refusal)
 
     def num_tokens(self, spec: ArchitectureSpec) -> int:
         """T."""

@@ -8,7 +8,7 @@ Shapes: C classes, F features, I wordings, J support sets.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -22,13 +22,13 @@ from weightloom.tokenizers import WeightTokenizer
 from weightloom.training.loop import Progress
 
 
-class Guessing(Protocol):
-    """A generator that starts from a first guess at the network, coded by its tokenizer."""
+class StartsFromCodes(Protocol):
+    """A generator that starts from codes of its tokenizer."""
 
     tokenizer: WeightTokenizer
 
-    def taught_guess(self, spec: ArchitectureSpec, support: Tensor) -> tuple[Tensor, str, bool]:
-        """(T, D) codes for a support set, what they are in words, whether the head is a closed form."""
+    def training_codes(self, spec: ArchitectureSpec, support: Tensor, classes: Tensor) -> Tensor:
+        """(T, D) codes for a support set, described as classes (C, 2F)."""
         ...
 
 
@@ -42,8 +42,8 @@ class BankedTask:
     supports: Tensor
     images: list[Tensor]
     """The support sets themselves, (C, S, ...) each."""
-    guesses: dict[ArchitectureSpec, list[tuple[Tensor, str, bool]]] = field(default_factory=dict)
-    """What a model is taught to start from for every support set, by architecture: made when asked for."""
+    initial: dict[ArchitectureSpec, list[Tensor]] = field(default_factory=dict)
+    """The codes (T, D) that a model starts from for every support set, by architecture; made when needed."""
 
 
 def build_bank(
@@ -71,31 +71,37 @@ def build_bank(
     return bank
 
 
-def guesses_of(
-    model: Guessing, spec: ArchitectureSpec, tasks: Sequence[BankedTask]
-) -> list[list[tuple[Tensor, str, bool]]]:
-    """What ``model`` is taught to start from for every support set of each task, made where it is missing."""
+def initial_codes_of(
+    model: StartsFromCodes, spec: ArchitectureSpec, tasks: Sequence[BankedTask]
+) -> list[list[Tensor]]:
+    """The codes that ``model`` starts from in training for every support set of each task, made where they
+    are missing.
+    """
     for banked in tasks:
-        if spec not in banked.guesses:
-            banked.guesses[spec] = [model.taught_guess(spec, images) for images in banked.images]
-    return [banked.guesses[spec] for banked in tasks]
+        if spec not in banked.initial:
+            pairs = zip(banked.images, banked.supports, strict=True)
+            banked.initial[spec] = [model.training_codes(spec, images, seen) for images, seen in pairs]
+    return [banked.initial[spec] for banked in tasks]
 
 
 def banked_condition(
-    model: Guessing,
-    spec: ArchitectureSpec,
     tasks: Sequence[BankedTask],
     generator: torch.Generator,
     *,
+    initial: Sequence[Sequence[Tensor]] | None = None,
     drop_instruction: float = 0.0,
     drop_dataset: float = 0.0,
     drop_all: float = 0.0,
 ) -> Condition:
-    """One condition a task, wording and support set drawn at random, parts left out at random."""
+    """One condition a task, wording and support set drawn at random, parts left out at random.
+
+    ``initial`` are the codes that each support set of each task starts from, for a generator that has such.
+    """
     words: list[Tensor | None] = []
     classes: list[Tensor | None] = []
-    prompts: list[Tensor | None] = []
-    for banked in tasks:
+    codes: list[Tensor | None] = []
+    supports: list[Tensor | None] = []
+    for number, banked in enumerate(tasks):
         i = int(torch.randint(len(banked.wordings), (1,), generator=generator))
         j = int(torch.randint(len(banked.supports), (1,), generator=generator))
         chance = torch.rand(3, generator=generator)
@@ -103,7 +109,8 @@ def banked_condition(
         words.append(None if bare or chance[1] < drop_instruction else banked.wordings[i])
         without = bare or bool(chance[2] < drop_dataset)
         classes.append(None if without else banked.supports[j])
-        (guesses,) = guesses_of(model, spec, [banked])
-        prompts.append(None if without else guesses[j][0])
+        supports.append(None if without else banked.images[j])
+        codes.append(None if without or initial is None else initial[number][j])
     shape = tuple(tasks[0].supports.shape[1:])
-    return stack_conditions(words, classes, text_width=TEXT_WIDTH, shape=shape, prompts=prompts)  # type: ignore[arg-type]
+    condition = stack_conditions(words, classes, text_width=TEXT_WIDTH, shape=shape, initial=codes)  # type: ignore[arg-type]
+    return replace(condition, supports=tuple(supports))

@@ -25,19 +25,19 @@ from weightloom.errors import InputError, SpecError
 from weightloom.fitting import run_networks
 from weightloom.fitting.train import draw_batch
 from weightloom.generators.diffusion import DiffusionConfig, LatentDiffusion
-from weightloom.generators.fingerprint import Fingerprint
 from weightloom.generators.load import load_generator, save_generator
+from weightloom.generators.zoo_index import ZooIndex
 from weightloom.io import read_yaml
 from weightloom.seeding import seed_for, torch_generator
 from weightloom.tasks import TaskData
 from weightloom.tokenizers import WeightTokenizer, tokenizers
-from weightloom.training.bank import BankedTask, banked_condition, build_bank, guesses_of
+from weightloom.training.bank import BankedTask, banked_condition, build_bank, initial_codes_of
 from weightloom.training.loop import Progress, run_loop
 from weightloom.training.parallel import WHOLE, Part
 from weightloom.training.recipe import UNDECISIVE, CarriedDiffusionRecipe, DiffusionRecipe, GeneratorKind
 from weightloom.training.stages import (
     claim,
-    make_fingerprint,
+    make_zoo_index,
     round_parameters,
     source_of,
     spans,
@@ -164,10 +164,9 @@ class DiffusionObjective:
         """One condition a task, wording and support set drawn at random, parts left out at random."""
         settings = self.settings
         condition = banked_condition(
-            self.model,
-            spec,
             tasks,
             stream,
+            initial=initial_codes_of(self.model, spec, tasks),
             drop_instruction=settings.drop_instruction,
             drop_dataset=settings.drop_dataset,
             drop_all=settings.drop_all,
@@ -243,12 +242,17 @@ def train_over(
     config, settings = _checked_denoiser(recipe, source)
     encode_text(["Can sentences be read here?"])
     base = load_generator(recipe.parts)
-    fingerprint, images = getattr(base, "fingerprint", None), getattr(base, "images", None)
-    if not isinstance(fingerprint, Fingerprint) or not isinstance(images, SupportEncoder):
+    images, tokenizer = getattr(base, "images", None), getattr(base, "tokenizer", None)
+    if (
+        base.zoo_index is None
+        or not isinstance(images, SupportEncoder)
+        or not isinstance(tokenizer, WeightTokenizer)
+    ):
         raise InputError(
-            f"generator {recipe.parts} carries no encoder and no checkpoints to train a diffusion over"
+            f"generator {recipe.parts} does not carry what a diffusion is trained over: an image encoder, a "
+            "weight tokenizer and the checkpoints of its zoo"
         )
-    populations = carried_populations(fingerprint)
+    populations = carried_populations(base.zoo_index)
     said = recipe.model_dump(mode="json", exclude_defaults=True)
     for name in UNDECISIVE:
         said["denoiser"]["loop"].pop(name, None)
@@ -256,7 +260,7 @@ def train_over(
     ids = [record.id for population in populations for record in population.records]
     claim(out / "work" / "denoiser", {"recipe": said, "zoo": source, "checkpoints": ids})
     try:
-        model = _untrained(recipe, config, source, fingerprint.tokenizer, images)
+        model = _untrained(recipe, config, source, tokenizer, images)
     except RuntimeError:
         raise SpecError(
             f"image_features, image_width or channels are not those of the encoder of {recipe.parts}"
@@ -270,11 +274,11 @@ def train_over(
     return model
 
 
-def carried_populations(fingerprint: Fingerprint) -> list[Population]:
-    """The training checkpoints that a generator carries, as its tokenizer rebuilds them."""
+def carried_populations(zoo_index: ZooIndex) -> list[Population]:
+    """The training checkpoints that a generator carries."""
     cache: dict[str, TaskData] = {}
     populations = []
-    for spec, group in fingerprint.groups.items():
+    for spec, group in zoo_index.groups.items():
         records = [
             Record(
                 id=str(row["id"]), shard="", row=number, architecture=spec.full_text(), task=str(row["task"]),
@@ -286,8 +290,7 @@ def carried_populations(fingerprint: Fingerprint) -> list[Population]:
         for record in records:
             if record.task not in cache:
                 cache[record.task] = record.parsed_task().data("train")
-        flats = torch.cat([fingerprint.tokenizer.decode(spec, part) for part in group.codes.split(16)])
-        populations.append(Population(spec, records, flats, [cache[r.task] for r in records]))
+        populations.append(Population(spec, records, group.flats, [cache[r.task] for r in records]))
     return populations
 
 
@@ -331,16 +334,16 @@ def _untrained(
     return model
 
 
-def _guesses(
+def _initial(
     model: LatentDiffusion, population: Population, bank: dict[str, BankedTask]
 ) -> tuple[Tensor, Tensor]:
-    """Codes (N, T, D) of final checkpoints, and of the guess that each one's task starts from."""
+    """Codes (N, T, D) of final checkpoints, and those that each one's task starts from."""
     rows = [row for row, record in enumerate(population.records) if record.final]
     tasks = [bank[population.records[row].task] for row in rows]
-    own = guesses_of(model, population.spec, tasks)
+    own = initial_codes_of(model, population.spec, tasks)
     parts = population.flats[rows].split(16)
     codes = torch.cat([model.tokenizer.encode(population.spec, part) for part in parts])
-    return codes, torch.stack([guesses[0][0] for guesses in own])
+    return codes, torch.stack([initial[0] for initial in own])
 
 
 def _train_denoiser(
@@ -363,9 +366,9 @@ def _train_denoiser(
         seed=recipe.seed,
         progress=progress,
     )
-    # First guesses stand on the trunks of alike tasks, so the fingerprint comes before any of them is made.
-    model.fingerprint = make_fingerprint(model, populations, bank)
-    model.measure_guesses({p.spec: _guesses(model, p, bank) for p in populations})
+    # Initial codes stand on the trunks of alike tasks, so the index comes before any of them is made.
+    model.zoo_index = make_zoo_index(populations, {name: task.supports[0] for name, task in bank.items()})
+    model.measure_initial({p.spec: _initial(model, p, bank) for p in populations})
     unseen = validation_tasks(source, model.validity)
 
     def evaluate(step: int) -> dict[str, float]:

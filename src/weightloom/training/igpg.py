@@ -1,10 +1,10 @@
 """IGPG's training stage by stage, and what its prior minimises: the codes of real checkpoints, and the loss
 of the networks it makes itself.
 
-The functional part decodes expected latents and runs the networks on their tasks' images. On tasks of the zoo
-they are whole networks; on tasks outside it, of which there are far more than a zoo holds, the prior answers
-for the trunk, and the head is made in closed form from the support set on that very trunk, inside the
-gradient: a head made beforehand would punish every change of the trunk below it.
+The functional part decodes expected latents and runs the networks on their tasks' images, tasks of the zoo
+and tasks outside it, of which there are far more than a zoo holds. The prior answers for the trunk, and the
+head is made in closed form from the support set on that very trunk, inside the gradient: a head made
+beforehand would punish every change of the trunk below it.
 
 Shapes: B networks of a step, T tokens, D codes a token, V codes to choose from, C classes, S examples a
 class, Q images a network, H features of the trunk.
@@ -26,7 +26,7 @@ from torch import Tensor
 from weightloom.architectures import ArchitectureSpec
 from weightloom.conditioning import Condition, SupportEncoder, encode_text
 from weightloom.errors import SpecError, WeightloomError
-from weightloom.fitting import discriminant, run_networks, trunk_features
+from weightloom.fitting import discriminant, trunk_features
 from weightloom.fitting.train import draw_batch
 from weightloom.generators.backbones import build_backbone
 from weightloom.generators.igpg import IGPG, IGPGConfig
@@ -35,14 +35,12 @@ from weightloom.io import read_yaml
 from weightloom.seeding import seed_for, torch_generator
 from weightloom.tokenizers import WeightTokenizer, architecture_key, tokenizers
 from weightloom.training.bank import BankedTask, banked_condition, build_bank
-from weightloom.training.layerwise import train_layerwise
 from weightloom.training.loop import Progress, run_loop
-from weightloom.training.memories import keep_memories
 from weightloom.training.parallel import WHOLE, Part
-from weightloom.training.recipe import UNDECISIVE, GeneratorRecipe, LayerwiseRecipe
+from weightloom.training.recipe import UNDECISIVE, GeneratorRecipe
 from weightloom.training.stages import (
     claim,
-    make_fingerprint,
+    make_zoo_index,
     round_parameters,
     source_of,
     spans,
@@ -60,9 +58,6 @@ from weightloom.zoo import Zoo
 
 FRESH_FIRST = 1_000_000
 """Index of the first task drawn for the functional loss: far beyond those that a zoo trains on."""
-
-_GENERATED_NORMS_EVERY = 16
-"""Steps from one with generated batch-norm statistics to the next: their large losses drown the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +101,7 @@ class PriorObjective:
     ) -> None:
         self.model, self.populations, self.settings, self.seed = model, list(populations), settings, seed
         self.bank, self.fresh = zoo_bank, fresh
-        self.codes = [self._targets(population) for population in self.populations]
+        self.codes = [model.tokenizer.encode(p.spec, p.flats) for p in self.populations]
         self.trunks = list(
             {architecture_key(p.spec): replace(p.spec, classes=None) for p in populations}.values()
         )
@@ -126,40 +121,29 @@ class PriorObjective:
         loss = torch.zeros(())
         if is_fresh:
             spec, tasks = self._draw_fresh(generator)
-            condition = self._condition(spec, tasks, generator, step, **drops)
+            condition = self._condition(tasks, generator, step, **drops)
         else:
             number = int(torch.randint(len(self.populations), (1,), generator=generator))
             population = self.populations[number]
             rows = torch.randint(len(population.records), (settings.networks,), generator=generator).tolist()
             spec = population.spec
             tasks = [self.bank[population.records[row].task] for row in rows]
-            condition = self._condition(
-                spec, tasks, generator, step, drop_dataset=settings.drop_dataset, **drops
-            )
+            condition = self._condition(tasks, generator, step, drop_dataset=settings.drop_dataset, **drops)
             codes = self.codes[number][rows]
             if settings.code_weight:
                 own, share = part.rows(len(codes)), part.share(len(codes))
-                logits = self.model(spec, condition.rows(own), codes[own])
+                told = condition.rows(own)
+                initial = self.model.initial_codes(spec, told, codes[own])
+                logits = self.model(spec, told, codes[own], initial)
                 likelihood = F.cross_entropy(logits.flatten(0, 2), codes[own].flatten()) * share
                 loss = loss + settings.code_weight * likelihood
                 numbers["code_nats"] = float(likelihood.detach())
-        if settings.functional_weight and bool(condition.guessed.any()):
-            if is_fresh:
-                functional, right = self._with_closed_heads(spec, condition, tasks, generator, part)
-            else:
-                functional, right = self._whole(spec, condition, tasks, generator, step, part)
+        if settings.functional_weight:
+            functional, right = self._with_closed_heads(spec, condition, tasks, generator, part)
             loss = loss + settings.functional_weight * functional
             kind = "fresh" if is_fresh else "zoo"
             numbers |= {f"{kind}_loss": float(functional.detach()), f"{kind}_accuracy": right}
         return loss, numbers
-
-    def _targets(self, population: Population) -> Tensor:
-        """(M, T, D): what is kept of every checkpoint's task, the checkpoint's own codes where nothing is."""
-        codes = self.model.tokenizer.encode(population.spec, population.flats)
-        fingerprint = self.model.fingerprint
-        group = None if fingerprint is None else fingerprint.groups.get(population.spec)
-        kept = {} if group is None else group.memories
-        return torch.stack([kept.get(r.task, own) for r, own in zip(population.records, codes, strict=True)])
 
     def _draw_fresh(self, generator: torch.Generator) -> tuple[ArchitectureSpec, list[BankedTask]]:
         counts = sorted(self.fresh)
@@ -172,41 +156,15 @@ class PriorObjective:
 
     def _condition(
         self,
-        spec: ArchitectureSpec,
         tasks: Sequence[BankedTask],
         generator: torch.Generator,
         step: int,
         **drops: float,
     ) -> Condition:
-        condition = banked_condition(self.model, spec, tasks, generator, **drops)
+        condition = banked_condition(tasks, generator, initial=None, **drops)
         # A stream of its own: whether the architecture is told changes nothing else that is drawn.
         chance = torch.rand((), generator=torch_generator("prior architecture", self.seed, step))
         return condition.without("architecture") if chance < self.settings.drop_architecture else condition
-
-    def _whole(
-        self,
-        spec: ArchitectureSpec,
-        condition: Condition,
-        tasks: Sequence[BankedTask],
-        generator: torch.Generator,
-        step: int,
-        part: Part = WHOLE,
-    ) -> tuple[Tensor, float]:
-        """Cross-entropy and accuracy of the whole networks of requests that start from a guess."""
-        rows = condition.guessed.nonzero().flatten().tolist()
-        images, labels = draw_batch([tasks[row].data for row in rows], self.settings.queries, generator)
-        own = part.of(len(tasks))
-        mine = [number for number, row in enumerate(rows) if row in own]
-        if not mine:
-            return torch.zeros(()), 0.0
-        flats = self.expected(spec, condition.rows(part.rows(len(tasks))))  # (B, P), of a part's B
-        flats = flats[[rows[number] - own.start for number in mine]]  # (B', P)
-        images, labels = images[mine], labels[mine]
-        # With the statistics of the batch, as a sample's are measured anew on its support set; now and then
-        # with the generated ones, which is what a sample without a support set has.
-        measured = step % _GENERATED_NORMS_EVERY != 0
-        loss, right = _loss(run_networks(spec, flats, images, training=measured), labels)
-        return loss * (len(mine) / len(rows)), right * (len(mine) / len(rows))
 
     def _with_closed_heads(
         self,
@@ -232,12 +190,11 @@ class PriorObjective:
     def expected(self, spec: ArchitectureSpec, condition: Condition) -> Tensor:
         """(B, P) networks of the expected latents: no sampling, so no noise in the gradient.
 
-        Every token sees the likeliest codes of those before it, as they were after one pass over the first
-        guess (a Jacobi step): two passes instead of one for each token.
+        Every token sees the likeliest codes of those before it, as they were after one pass over the initial
+        codes (a Jacobi step): two passes instead of one for each token.
         """
         with torch.no_grad():
-            _, _, around = self.model.prefix(spec, condition)
-            codes = self.model(spec, condition, around).argmax(-1)
+            codes = self.model(spec, condition, self.model.initial_codes(spec, condition)).argmax(-1)
         logits = self.model(spec, condition, codes)  # (B, T, D, V)
         return self.model.tokenizer.decode_latents(spec, self.model.tokenizer.embed(logits.softmax(-1)))
 
@@ -255,14 +212,7 @@ def _loss(answers: Tensor, labels: Tensor) -> tuple[Tensor, float]:
 def train_from_recipe(recipe_path: Path, zoo: Path | None, out: Path, progress: Progress) -> IGPG:
     """See :data:`weightloom.training.trainers.Trainer`."""
     recipe = read_yaml(recipe_path, GeneratorRecipe)
-    # Read before hours of work: a part that is missing is said now.
-    parts = [read_yaml(recipe_path.parent / f"{name}.yaml", LayerwiseRecipe) for name in recipe.layerwise]
-    model = train_generator(recipe, open_zoo(zoo, IGPG.kind), out, progress)
-    if parts:
-        made = [train_layerwise(part, out / "work" / part.name, progress) for part in parts]
-        model.carry(*made)
-        save_generator(model, out)
-    return model
+    return train_generator(recipe, open_zoo(zoo, IGPG.kind), out, progress)
 
 
 def train_generator(recipe: GeneratorRecipe, zoo: Zoo, out: Path, progress: Progress) -> IGPG:
@@ -280,21 +230,9 @@ def train_generator(recipe: GeneratorRecipe, zoo: Zoo, out: Path, progress: Prog
         claim(work / stage, made_from)
     encoder = train_encoder(recipe, IGPGConfig(**recipe.prior.config), source, work / "encoder", progress)
     tokenizer = train_tokenizer(recipe, populations, work / "tokenizer", progress)
-    memories = {
-        population.spec: keep_memories(
-            tokenizer,
-            population,
-            recipe.memories.settings(),
-            work / "memories" / f"{number}.safetensors",
-            seed=recipe.seed,
-            progress=progress,
-        )
-        for number, population in enumerate(populations)
-    }
     model = make_igpg(recipe, source, tokenizer, encoder)
-    train_prior(recipe, source, model, populations, memories, work / "prior", progress)
+    train_prior(recipe, source, model, populations, work / "prior", progress)
     round_parameters(model)
-    model.config = replace(model.config, correction=recipe.prior.correction)
     save_generator(model, out)
     return model
 
@@ -331,7 +269,6 @@ def _origins(recipe: GeneratorRecipe, source: dict[str, Any]) -> dict[str, dict[
     """What each stage is made from; how often it is logged and kept changes nothing."""
     # Without defaults: an option that a later version adds does not make another recipe of this one.
     said = recipe.model_dump(mode="json", exclude_defaults=True)
-    said.pop("layerwise", None)  # parts beside it, with notes of their own
     for part in ("encoder", "tokenizer", "prior"):
         for name in UNDECISIVE:
             said[part]["loop"].pop(name, None)
@@ -342,9 +279,7 @@ def _origins(recipe: GeneratorRecipe, source: dict[str, Any]) -> dict[str, dict[
     origins = {
         "encoder": {"encoder": said["encoder"], "images": images, "tasks": tasks},
         "tokenizer": {"tokenizer": said["tokenizer"], "zoo": source},
-        "memories": {"tokenizer": said["tokenizer"], "memories": said.get("memories", {}), "zoo": source},
-        "prior": {key: said.get(key, {}) for key in ("encoder", "tokenizer", "memories", "prior")}
-        | {"zoo": source},
+        "prior": {key: said[key] for key in ("encoder", "tokenizer", "prior")} | {"zoo": source},
     }
     return {stage: {**origin, "seed": recipe.seed} for stage, origin in origins.items()}
 
@@ -371,11 +306,10 @@ def train_prior(
     source: dict,  # type: ignore[type-arg]
     model: IGPG,
     populations: list[Population],
-    memories: dict[ArchitectureSpec, dict[str, Tensor]],
     folder: Path,
     progress: Progress,
 ) -> None:
-    """The prior, and the fingerprint of the zoo that it learned from."""
+    """The prior, and the index of the zoo that it learned from."""
     settings = recipe.prior
     shots = (16, 8, 16)
     seen = {record.task: record.parsed_task() for p in populations for record in p.records}
@@ -387,7 +321,7 @@ def train_prior(
             model.images, tasks, wordings=2, supports=1, shots=(16,), seed=recipe.seed + 1, progress=progress
         )
         fresh[classes] = list(made.values())
-    model.fingerprint = make_fingerprint(model, populations, bank, memories)
+    model.zoo_index = make_zoo_index(populations, {name: task.supports[0] for name, task in bank.items()})
     try:
         objective_settings = PriorSettings(**settings.objective)
     except TypeError as error:

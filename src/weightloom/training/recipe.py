@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from weightloom.conditioning.architecture import MAX_CLASSES
 from weightloom.io import Recipe
 from weightloom.training.loop import LoopSettings
-from weightloom.training.memories import MemorySettings
 
 TaskCounts = dict[
     Annotated[int, Field(ge=2, le=MAX_CLASSES)],
@@ -75,21 +74,6 @@ class PriorRecipe(Recipe):
     wordings: Annotated[int, Field(ge=1, le=1000)] = 6
     supports: Annotated[int, Field(ge=1, le=1000)] = 3
     evaluate_every: Annotated[int, Field(ge=0)] = 0
-    correction: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """Set in the finished generator; training itself always applies all that is learned."""
-
-
-class MemoryRecipe(Recipe):
-    """The codes kept for the zoo's tasks; see :class:`weightloom.training.memories.MemorySettings`."""
-
-    steps: Annotated[int, Field(ge=0, le=1_000_000)] = 160
-    batch_size: Annotated[int, Field(ge=2, le=4096)] = 96
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.01
-    epsilon: Annotated[float, Field(gt=0, le=1)] = 1e-3
-
-    def settings(self) -> MemorySettings:
-        """The settings for :func:`weightloom.training.memories.make_memories`."""
-        return MemorySettings(**self.model_dump())
 
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
@@ -142,15 +126,10 @@ class StagedRecipe(Recipe):
 
 
 class GeneratorRecipe(StagedRecipe):
-    """IGPG: dataset encoder, weight tokenizer, memories, prior.
-
-    ``layerwise`` names recipes in the same folder of layer-wise parts, in the order in which they are asked.
-    """
+    """IGPG: dataset encoder, weight tokenizer, prior."""
 
     generator: Literal["igpg"]
-    memories: MemoryRecipe = MemoryRecipe()
     prior: PriorRecipe
-    layerwise: list[Name] = Field(default_factory=list)
 
 
 class DenoiserRecipe(Recipe):
@@ -230,6 +209,17 @@ class LayerwiseRecipe(Recipe):
     objective: dict[str, Any] = Field(default_factory=dict)
     loop: LoopRecipe
     evaluate_every: Annotated[int, Field(ge=0)] = 0
+
+
+class LayerwiseSetRecipe(Recipe):
+    """Layer-wise generators as one; ``parts`` names their recipes in the same folder, in the order in which
+    they are asked. The zoo that is given is indexed beside them.
+    """
+
+    kind: Literal["generator"]
+    generator: Literal["layerwise-set"]
+    name: Name
+    parts: Annotated[list[Name], Field(min_length=1, max_length=64)]
 
 
 class SourceRecipe(Recipe):

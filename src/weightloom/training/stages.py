@@ -1,5 +1,5 @@
-"""Stages and measurements that several families of generators share: dataset encoder, tokenizer, memories,
-fingerprint, probes. Each stage is resumed where an interrupted training stopped. Knows no family.
+"""Stages and measurements that several families of generators share: dataset encoder, tokenizer, zoo index,
+probes. Each stage is resumed where an interrupted training stopped. Knows no family.
 
 Shapes: T tokens, D codes a token, C classes.
 """
@@ -14,19 +14,18 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from weightloom.architectures import ArchitectureSpec, parse_architecture
+from weightloom.architectures import parse_architecture
 from weightloom.conditioning import SupportEncoder
 from weightloom.errors import InputError, SpecError
-from weightloom.fitting import accuracy, closed_form_network, recalibrate
+from weightloom.fitting import accuracy, closed_form_network
 from weightloom.generators import Generator, Sample, Validity
-from weightloom.generators.fingerprint import Fingerprint, FingerprintGroup
+from weightloom.generators.zoo_index import ZooIndex, ZooIndexGroup
 from weightloom.io import dump_json, read_json, write_json
 from weightloom.seeding import seed_for, torch_generator
 from weightloom.tasks import DatasetTask, Task, TaskSampler
 from weightloom.tokenizers import WeightTokenizer, load_tokenizer, tokenizers
 from weightloom.tokenizers.base import round_to_half
 from weightloom.tokenizers.fsq import FSQTokenizer
-from weightloom.training.bank import BankedTask, Guessing
 from weightloom.training.encoder import EncoderObjective
 from weightloom.training.loop import Progress, run_loop
 from weightloom.training.recipe import EncoderRecipe, StagedRecipe
@@ -36,7 +35,7 @@ from weightloom.training.tokenizer import (
     initialise_bases,
     measure_statistics,
     round_trip,
-    with_first_guesses,
+    with_closed_forms,
 )
 from weightloom.zoo import Zoo
 
@@ -69,12 +68,10 @@ class HasEncoder(Protocol):
     def encoder(self) -> EncoderRecipe: ...
 
 
-class MakesSamples(Guessing, Protocol):
-    """A generator that can be probed."""
+class MakesSamples(Protocol):
+    """A generator over a tokenizer that can be probed."""
 
-    def first_guess(self, spec: ArchitectureSpec, support: Tensor) -> tuple[Tensor, str, bool]:
-        """As :meth:`weightloom.generators.first_guess.StartsFromGuess.first_guess`."""
-        ...
+    tokenizer: WeightTokenizer
 
     @property
     def generate_many(self) -> Callable[..., list[Sample]]: ...
@@ -194,7 +191,7 @@ def train_tokenizer(
         raise SpecError(f"the recipe's tokenizer: {error}") from None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for("tokenizer", recipe.seed))
-        seen = with_first_guesses(populations)
+        seen = with_closed_forms(populations)
         tokenizer: WeightTokenizer = family(config, measure_statistics(seen))
     if isinstance(tokenizer, FSQTokenizer):
         initialise_bases(tokenizer, seen)
@@ -237,37 +234,21 @@ def train_tokenizer(
     return tokenizer
 
 
-def make_fingerprint(
-    model: Guessing,
-    populations: list[Population],
-    bank: dict[str, BankedTask],
-    memories: Mapping[ArchitectureSpec, Mapping[str, Tensor]] | None = None,
-) -> Fingerprint:
-    """Codes, tasks and accuracies of the zoo's final training checkpoints, and what is kept of each task."""
+def make_zoo_index(populations: list[Population], described: Mapping[str, Tensor]) -> ZooIndex:
+    """The zoo's final training checkpoints with their tasks and accuracies; ``described`` (C, 2F) are
+    examples of every task by its name.
+    """
     groups = []
     for population in populations:
         rows = [i for i, record in enumerate(population.records) if record.final]
         records = [population.records[i] for i in rows]
-        groups.append(
-            FingerprintGroup(
-                population.spec,
-                model.tokenizer.encode(population.spec, population.flats[rows]),
-                # In the precision of the file, so that what was just trained finds what is loaded later.
-                torch.stack([bank[record.task].supports[0] for record in records]).half().float(),
-                [
-                    {
-                        "id": r.id,
-                        "task": r.task,
-                        "dataset": r.dataset,
-                        "accuracy": round(r.accuracy or 0.0, 4),
-                    }
-                    for r in records
-                ],
-                torch.stack([bank[record.task].wordings.mean(0) for record in records]).half().float(),
-                (memories or {}).get(population.spec, {}),
-            )
-        )
-    return Fingerprint(model.tokenizer, groups)
+        facts = [
+            {"id": r.id, "task": r.task, "dataset": r.dataset, "accuracy": round(r.accuracy or 0.0, 4)}
+            for r in records
+        ]
+        classes = torch.stack([described[record.task] for record in records])
+        groups.append(ZooIndexGroup(population.spec, population.flats[rows], classes, facts).rounded())
+    return ZooIndex(groups)
 
 
 # ------------------------------------------------------------------------------------ probes
@@ -300,10 +281,10 @@ def validation_tasks(source: dict[str, Any], validity: Validity) -> list[Dataset
 def validation_probe(
     model: MakesSamples, tasks: list[DatasetTask], *, images: int = 500, samples: int = 2
 ) -> dict[str, float]:
-    """Mean accuracy on tasks that nothing learned from: of samples, of the guesses that they start from, and
-    of the closed form on the zoo's mean trunk.
+    """Mean accuracy on tasks that nothing learned from: of samples, and of the closed form on the zoo's mean
+    trunk.
     """
-    sums = {"sample": 0.0, "first_guess": 0.0, "closed_form": 0.0}
+    sums = {"sample": 0.0, "closed_form": 0.0}
     keys = sorted(model.tokenizer.statistics)
     for key in keys:
         for task in tasks:
@@ -312,13 +293,9 @@ def validation_probe(
             batch = _probe_images(task, images)
             made = model.generate_many(spec, support=support, num_samples=samples)
             sums["sample"] += float(accuracy(spec, torch.stack([s.flat for s in made]), *batch).mean())
-            guess = model.tokenizer.decode(spec, model.first_guess(spec, support.images)[0][None])
-            measured = recalibrate(spec, guess, support.images.flatten(0, 1))
             centre, rms = model.tokenizer.centre(spec), model.tokenizer.head_rms(spec)
             closed = closed_form_network(spec, centre, support.images, head_rms=rms)[None]
-            scores = accuracy(spec, torch.cat([measured, closed]), *batch).tolist()
-            sums["first_guess"] += scores[0]
-            sums["closed_form"] += scores[1]
+            sums["closed_form"] += float(accuracy(spec, closed, *batch)[0])
     return {f"validation_{name}": total / len(tasks) / len(keys) for name, total in sums.items()}
 
 

@@ -72,10 +72,10 @@ def measure_statistics(populations: list[Population]) -> dict[str, WeightStatist
     return {key: WeightStatistics.measure(group) for key, group in groups.items()}  # type: ignore[arg-type]
 
 
-def with_first_guesses(populations: list[Population]) -> list[Population]:
-    """The populations and, for each of their tasks, the closed-form network that a prior starts from.
+def with_closed_forms(populations: list[Population]) -> list[Population]:
+    """The populations and, for each of their tasks, a closed-form head on their mean trunk.
 
-    A tokenizer that is to hold first guesses has to have seen some: their heads reach further along the small
+    A tokenizer that is to code closed-form heads has to have seen some: they reach further along the small
     components than trained ones do.
     """
     statistics = measure_statistics(populations)
@@ -83,8 +83,7 @@ def with_first_guesses(populations: list[Population]) -> list[Population]:
     for population in populations:
         layout = layout_of(population.spec)
         own = statistics[architecture_key(population.spec)]
-        centre = own.bind(layout).denormalise(torch.zeros(layout.size))
-        head = next(layer for layer in layout.layers if layer.kind == "head")
+        centre = own.bind(layout).mean_network()
         records, flats, data = list(population.records), [population.flats], list(population.data)
         seen: set[str] = set()
         for record, images in zip(population.records, population.data, strict=True):
@@ -92,7 +91,7 @@ def with_first_guesses(populations: list[Population]) -> list[Population]:
                 continue
             seen.add(record.task)
             support = record.parsed_task().support(16, seed=1).images
-            rms = own.scales[head.slots[0].name]
+            rms = own.head_rms(layout)
             flats.append(closed_form_network(population.spec, centre, support, head_rms=rms)[None])
             records.append(record)
             data.append(images)

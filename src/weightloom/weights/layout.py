@@ -100,6 +100,13 @@ class Layout:
         return cls(tuple(layers), tuple(counters))
 
     @cached_property
+    def trunk_size(self) -> int:
+        """Values of a network before those of its head, which come last."""
+        head = self.layers[-1]
+        assert head.kind == "head"
+        return self.size - head.rows * head.cols
+
+    @cached_property
     def slots(self) -> tuple[Slot, ...]:
         """All floating-point slots, layer by layer."""
         return tuple(slot for layer in self.layers for slot in layer.slots)

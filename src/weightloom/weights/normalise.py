@@ -39,6 +39,10 @@ class BoundStatistics:
         """The inverse of :meth:`normalise`; differentiable."""
         return _from_log(values * self.scale + self.centre, self.is_variance)
 
+    def mean_network(self) -> Tensor:
+        """(P,) the network that the measured ones spread around."""
+        return self.denormalise(torch.zeros_like(self.centre))
+
 
 @dataclass(frozen=True)
 class WeightStatistics:
@@ -95,6 +99,11 @@ class WeightStatistics:
             )
             scale.append(row.expand(layer.rows, layer.cols).reshape(-1))
         return BoundStatistics(torch.cat(centre), torch.cat(scale), layout.is_variance)
+
+    def head_rms(self, layout: Layout) -> float:
+        """Root mean square of the head's weights around their mean row."""
+        head = next(layer for layer in layout.layers if layer.kind == "head")
+        return float(self.scales[head.slots[0].name])
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Tensors for a file: one centre a layer, one scale a slot."""
