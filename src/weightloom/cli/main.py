@@ -11,6 +11,7 @@ from weightloom.cli import data, zoo
 from weightloom.cli.audit import audit
 from weightloom.cli.bench import bench
 from weightloom.cli.evaluate import evaluate
+from weightloom.cli.export import export
 from weightloom.cli.failures import SafeGroup
 from weightloom.cli.finetune import finetune
 from weightloom.cli.generate import generate
@@ -27,6 +28,7 @@ ORDER = (
     "stream",
     "evaluate",
     "finetune",
+    "export",
     "zoo",
     "train",
     "audit",
@@ -92,6 +94,7 @@ for _name, _function in (
     ("select", select),
     ("evaluate", evaluate),
     ("finetune", finetune),
+    ("export", export),
     ("train", train),
     ("audit", audit),
     ("bench", bench),
