@@ -39,6 +39,8 @@ class Odd(nn.Module):
         self.norm = nn.BatchNorm2d(8)
         self.deep = nn.Conv2d(8, 8, 5, padding="same", groups=8)
         self.before = nn.BatchNorm2d(8)
+        self.pooled = nn.Conv2d(8, 8, 3, padding=1)
+        self.after = nn.BatchNorm2d(8)
         self.turned = nn.Linear(8, 6)
         self.head = nn.Linear(6, 5)
 
@@ -48,7 +50,9 @@ class Odd(nn.Module):
         y = self.before(nn.functional.hardtanh(x, -0.5, 1.5))  # a batch norm with no convolution before it
         y = nn.functional.hardswish(self.deep(y)) * torch.sigmoid(x)
         x = torch.cat([x - y, torch.clamp(y, min=-0.2)], dim=1)
+        y = y - self.after(nn.functional.max_pool2d(self.pooled(y), 1))
         x = nn.functional.max_pool2d(x, 3, 2, 1)[:, 2:10] + nn.functional.avg_pool2d(y, 3, 2, 1)
+        x = self.after(nn.functional.max_pool2d(self.pooled(x), 2)).relu()
         x = nn.functional.adaptive_avg_pool2d(x, 1).flatten(1)
         return self.head(nn.functional.dropout(self.turned(x), 0.5, self.training).tanh())
 

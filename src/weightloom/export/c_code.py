@@ -122,7 +122,7 @@ class _Writer:
 
     def _conv(self, step: Step) -> list[str]:
         x, y, own = step.reads[0], step.out, step.settings
-        sides = (*own["stride"], *own["padding"], *own["dilation"], own["groups"])
+        sides = (*own["stride"], *own["padding"], *own["dilation"], own["groups"], *own.get("pool", (1, 1)))
         kernel = tuple(step.tensors["weight"].shape[2:])
         return self._call(
             "conv", self._place(x), *x.shape[1:], self._place(y), *y.shape[1:], *self._weights(step), *kernel,

@@ -13,10 +13,10 @@ static float clip(float v, float low, float high)
 }
 """,
     "conv": """
-/* (ci, h, w) to (co, oh, ow). Places outside the map count as 0. */
+/* (ci, h, w) to (co, oh, ow), each the largest of mh x mw neighbours. Places outside the map count as 0. */
 static void conv(const float *x, int ci, int h, int w, float *y, int co, int oh, int ow,
                  const {weight} *k, {scales}const float *bias, int kh, int kw, int sh, int sw,
-                 int ph, int pw, int dh, int dw, int groups, float low, float high)
+                 int ph, int pw, int dh, int dw, int groups, int mh, int mw, float low, float high)
 {
     const int per = ci / groups;
     for (int o = 0; o < co; o++) {
@@ -24,19 +24,25 @@ static void conv(const float *x, int ci, int h, int w, float *y, int co, int oh,
         const {weight} *own = k + o * per * kh * kw;
         for (int i = 0; i < oh; i++)
             for (int j = 0; j < ow; j++) {
-                float sum = 0.0f;
-                for (int c = 0; c < per; c++)
-                    for (int a = 0; a < kh; a++) {
-                        const int row = i * sh - ph + a * dh;
-                        if (row < 0 || row >= h)
-                            continue;
-                        for (int b = 0; b < kw; b++) {
-                            const int column = j * sw - pw + b * dw;
-                            if (column >= 0 && column < w)
-                                sum += part[(c * h + row) * w + column] * (float)own[(c * kh + a) * kw + b];
+                float best = -INFINITY;
+                for (int m = 0; m < mh * mw; m++) {
+                    const int top = (i * mh + m / mw) * sh - ph, left = (j * mw + m % mw) * sw - pw;
+                    float sum = 0.0f;
+                    for (int c = 0; c < per; c++)
+                        for (int a = 0; a < kh; a++) {
+                            const int row = top + a * dh;
+                            if (row < 0 || row >= h)
+                                continue;
+                            for (int b = 0; b < kw; b++) {
+                                const int column = left + b * dw;
+                                if (column >= 0 && column < w)
+                                    sum += part[(c * h + row) * w + column]
+                                           * (float)own[(c * kh + a) * kw + b];
+                            }
                         }
-                    }
-                *y++ = clip({scale}sum + bias[o], low, high);
+                    best = sum > best ? sum : best;
+                }
+                *y++ = clip({scale}best + bias[o], low, high);
             }
     }
 }

@@ -1,7 +1,8 @@
 """A network as a list of steps for one picture, with sizes known and constants worked out.
 
 What follows from weights alone is computed here, batch norms are folded into the convolution or product
-before them, zero padding into the convolution after it, and clipping (ReLU, ReLU6) into the step before it.
+before them, zero padding into the convolution after it, clipping (ReLU, ReLU6) into the step before it, and
+max-pooling whose windows do not meet into the convolution before it, whose whole map is then never in memory.
 Knows graphs; no language.
 """
 
@@ -286,7 +287,8 @@ def _batch_norm(steps: Steps, node: fx.Node, args: tuple[Any, ...], shape: Shape
     scale = (1.0 if weight is None else weight.double()) / torch.sqrt(variance.double() + eps)  # (C,)
     shift = (0.0 if bias is None else bias.double()) - mean.double() * scale
     before = steps.only(node)
-    if before is not None and before.kind in ("conv", "linear") and "low" not in before.settings:
+    whole = before is not None and not {"low", "pool"} & before.settings.keys()
+    if before is not None and before.kind in ("conv", "linear") and whole:
         held = before.tensors["weight"].double()
         before.tensors = {
             "weight": (held * scale.reshape(-1, *(1,) * (held.dim() - 1))).float(),
@@ -329,6 +331,20 @@ def _pool(steps: Steps, node: fx.Node, args: tuple[Any, ...], shape: Shape) -> V
     }
     if operation(node).startswith("max"):
         settings["dilation"] = _pair(_given(args, 4, 1))
+        before = steps.only(node)
+        apart = settings["stride"] == kernel and settings["padding"] == (0, 0)
+        apart = apart and settings["dilation"] == (1, 1)
+        inside = all(n * k <= side for n, k, side in zip(shape[2:], kernel, args[0].shape[2:], strict=True))
+        if (
+            before is not None
+            and before.kind == "conv"
+            and "pool" not in before.settings
+            and apart
+            and inside
+        ):
+            before.settings["pool"] = kernel
+            before.out.shape = shape
+            return before.out
         return steps.add(Step("max_pool", Value(shape), [args[0]], settings))
     settings["whole"] = bool(args[5]) if len(args) > 5 else True
     settings["divisor"] = _given(args, 6, 0)
