@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         UnsupportedRequestError,
         WeightloomError,
     )
+    from weightloom.export import export_network
     from weightloom.fitting import FitSettings, accuracy, finetune
     from weightloom.generators import Generator, Sample, Sampling, Validity, best_of
     from weightloom.generators.load import load_generator
@@ -74,6 +75,7 @@ _HOME = {
     "UnsupportedLayerError": "errors",
     "UnsupportedRequestError": "errors",
     "WeightloomError": "errors",
+    "export_network": "export",
     "FitSettings": "fitting",
     "accuracy": "fitting",
     "finetune": "fitting",
@@ -104,8 +106,8 @@ _HOME = {
 }
 # Rooms that can be reached as attributes: ``weightloom.nn.CausalTransformer``.
 _ROOMS = (
-    "architectures", "conditioning", "errors", "evaluation", "fitting", "generators", "io", "nn", "tasks",
-    "tokenizers", "training", "weights", "zoo",
+    "architectures", "conditioning", "errors", "evaluation", "export", "fitting", "generators", "io", "nn",
+    "tasks", "tokenizers", "training", "weights", "zoo",
 )  # fmt: skip
 
 __all__ = [  # noqa: RUF022 - by room
@@ -125,6 +127,7 @@ __all__ = [  # noqa: RUF022 - by room
     "UnsupportedLayerError",
     "UnsupportedRequestError",
     "WeightloomError",
+    "export_network",
     "FitSettings",
     "accuracy",
     "finetune",

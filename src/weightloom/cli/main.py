@@ -11,6 +11,7 @@ from weightloom.cli import data, zoo
 from weightloom.cli.audit import audit
 from weightloom.cli.bench import bench
 from weightloom.cli.evaluate import evaluate
+from weightloom.cli.export import export
 from weightloom.cli.failures import SafeGroup
 from weightloom.cli.finetune import finetune
 from weightloom.cli.generate import generate
@@ -29,6 +30,7 @@ ORDER = (
     "predict",
     "evaluate",
     "finetune",
+    "export",
     "zoo",
     "train",
     "audit",
@@ -95,6 +97,7 @@ for _name, _function in (
     ("predict", predict),
     ("evaluate", evaluate),
     ("finetune", finetune),
+    ("export", export),
     ("train", train),
     ("audit", audit),
     ("bench", bench),
