@@ -2,8 +2,8 @@
 
     pip download --no-deps timm==1.0.31 && python benchmarks/names/photo_names.py timm-1.0.31-py3-none-any.whl
 
-The names are WordNet's (its licence stands beside the lexicon), in the order of the published last layers; the
-wheel of timm (Apache-2.0) lists them. The vectors are the sentence encoder's, of each class's first name.
+The names are WordNet's (its licence stands beside the lexicon), in the order of the published last layers;
+the wheel of timm (Apache-2.0) lists them. The vectors are the sentence encoder's, of each class's first name.
 """
 
 from __future__ import annotations

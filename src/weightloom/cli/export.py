@@ -18,10 +18,10 @@ from weightloom.cli.inputs import (
     TaskName,
     calm_threads,
     check_out,
-    fitting_task,
     load_network,
     load_task,
 )
+from weightloom.cli.matching import fitting_task
 from weightloom.cli.output import emit, facts, measured, note, say, seconds_text, working
 from weightloom.errors import InputError
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from weightloom import __version__
 from weightloom.architectures import ArchitectureSpec
-from weightloom.errors import CheckpointError, InputError, printable
-from weightloom.io import parse_json
-from weightloom.tasks import parse_task
+from weightloom.errors import InputError, printable
+from weightloom.tasks import NetworkCard
+from weightloom.tasks.data import PIXELS
 
 NO_LICENCE = "unknown: the network's file does not say under which licence its weights are"
 
@@ -91,26 +91,17 @@ def facts_of(metadata: Mapping[str, str], spec: ArchitectureSpec) -> Facts:
         (('ant', 'bee'), 127.5, 2.0)
     """
     assert spec.classes is not None and spec.input is not None
-    try:
-        report = parse_json("report", metadata.get("report", "{}"))
-    except CheckpointError:
-        report = {}
-    report = report if isinstance(report, dict) else {}
+    card = NetworkCard.from_metadata("the network", metadata, input=spec.input, classes=spec.classes)
+    low, high = card.value_range or PIXELS
     return Facts(
-        class_names=names_for(report.get("class_names") or _names_of(report.get("task")), spec.classes),
+        class_names=card.labels(spec.classes),
         input=spec.input,
-        licence=_text(report.get("licence")),
+        low=low,
+        high=high,
+        licence=_text(card.licence),
         architecture=spec.full_text(),
-        generator=_text(report.get("generator")),
+        generator=_text(card.made_by),
     )
-
-
-def _names_of(task: Any) -> list[str] | None:
-    """The class names of a known task, by its text."""
-    try:
-        return parse_task(task).class_names if isinstance(task, str) else None
-    except InputError:
-        return None
 
 
 def names_for(named: Any, classes: int) -> tuple[str, ...]:
