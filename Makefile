@@ -6,7 +6,7 @@ SHELL := /bin/sh
 
 VENV ?= .venv
 BIN := $(VENV)/bin
-EXTRAS ?= dev,text,hf,diffusion,consolidate,icons,export
+EXTRAS ?= dev,text,hf,diffusion,consolidate,icons,export,photos
 ARGS ?=
 
 # The first Python on the path that is new enough and can make a virtual environment.

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from weightloom.cli.choosing import AUTO, answer, compared_facts, limits_of
+from weightloom.cli.choosing import compared as compared_networks
 from weightloom.cli.consolidated import retrieve
 from weightloom.cli.folders import data_counts, data_facts, data_report
 from weightloom.cli.inputs import (
+    SMALL,
     DataFolder,
     Instruction,
     Json,
@@ -20,12 +23,10 @@ from weightloom.cli.inputs import (
     calm_threads,
     check_out,
     check_shots,
-    load_task,
-    load_unlabelled,
     plain_text,
     short_text,
 )
-from weightloom.cli.naming import Classes, GeneratorOrNone, Shown, best_generator, given_names
+from weightloom.cli.naming import Classes, GeneratorOrNone, Shown, given_names
 from weightloom.cli.output import (
     bar,
     emit,
@@ -77,8 +78,14 @@ def generate(
         ),
     ] = None,
     arch: Annotated[
-        str, typer.Option("--arch", metavar="SPEC", help="The architecture, such as 'cnn(depth=3,width=16)'.")
-    ] = "cnn(depth=3,width=16)",
+        str,
+        typer.Option(
+            "--arch",
+            metavar="SPEC",
+            help="The architecture, such as 'cnn(depth=3,width=16)' or 'efficientnet-lite(size=2)'; auto: "
+            "the examples choose.",
+        ),
+    ] = AUTO,
     classes: Classes = None,
     generator: GeneratorOrNone = None,
     samples: Annotated[
@@ -87,8 +94,26 @@ def generate(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same networks.")] = 0,
     shots: Annotated[
-        int, typer.Option("--shots", help="Examples of each class, from the training images, to look at.")
-    ] = 16,
+        int | None,
+        typer.Option(
+            "--shots",
+            help="Examples of each class, from the training images, to look at. Left out: as many as the "
+            "budget reaches for, or 16 where an architecture or a generator is named.",
+        ),
+    ] = None,
+    budget: Annotated[
+        str,
+        typer.Option("--budget", metavar="TIME", help="What choosing may take, such as 60s or 5m."),
+    ] = "60s",
+    max_params: Annotated[
+        int | None, typer.Option("--max-params", help="Most parameters of the network that is chosen.")
+    ] = None,
+    target: Annotated[
+        Literal["mcu", "edge", "any"],
+        typer.Option(
+            "--target", help="Where it is to run: mcu, at most 100,000 parameters; edge, 5 million."
+        ),
+    ] = "any",
     temperature: Annotated[
         float, typer.Option("--temperature", help="0 takes the likeliest code everywhere.")
     ] = 0.1,
@@ -151,30 +176,25 @@ def generate(
         raise InputError("--plot draws fine-tuning on real images, so it needs --task or --data")
     if explain and task is None and data is None:
         raise InputError("--explain measures on real images, so it needs --task or --data")
-    if unlabelled is not None and task is None and data is None:
-        raise InputError("--unlabelled gives more pictures beside examples, so it needs --task or --data")
-    check_shots(shots)
+    if unlabelled is not None and task is None and data is None and classes is None:
+        raise InputError(
+            "--unlabelled gives more pictures, so it needs --classes, --task or --data beside it"
+        )
+    if shots is not None:
+        check_shots(shots)
+    limits = limits_of(budget, max_params, target)
     if not 1 <= steps <= MEASURES[-1]:
         raise InputError(f"--steps must be from 1 to {MEASURES[-1]:,}, not {steps}")
 
-    from weightloom.architectures import parse_architecture
     from weightloom.conditioning.text import check_instruction
     from weightloom.generators import Sampling, best_of
     from weightloom.generators.consolidated import is_consolidated
-    from weightloom.generators.load import load_generator
 
     if instruction is not None:
         instruction = check_instruction(plain_text(instruction, "instruction"))
-    names, spec = given_names(classes), parse_architecture(plain_text(arch, "architecture"))
-    losses: dict[str, float] = {}
-    if generator is None:
-        shown = Shown(
-            task=task, data=data, unlabelled=unlabelled, skip_broken=skip_broken, shots=shots, seed=seed,
-            batch_norm=batch_norm,
-        )  # fmt: skip
-        generator, losses = best_generator(names, instruction, spec, shown)
-    folder = Path(plain_text(generator, "generator")).expanduser()
-    if is_consolidated(folder):
+    names = given_names(classes)
+    folder = None if generator is None else Path(plain_text(generator, "generator")).expanduser()
+    if folder is not None and is_consolidated(folder):
         if task is not None or data is not None or plot is not None:
             raise InputError(
                 "a consolidated checkpoint comes as it is; --task, --data and --plot are for generators"
@@ -182,29 +202,40 @@ def generate(
         retrieve(folder, instruction, out, as_json=as_json)
         return
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
-    model = load_generator(plain_text(generator, "generator"))
+    shown = Shown(
+        task=task, data=data, unlabelled=unlabelled, skip_broken=skip_broken, shots=shots, seed=seed,
+        batch_norm=batch_norm,
+    )  # fmt: skip
+    found = answer(arch, generator, names, instruction, shown, limits)
+    model, spec, target_task, support, others = (
+        found.model,
+        found.spec,
+        found.target,
+        found.support,
+        found.others,
+    )
     for name, value in vars(sampling).items():
         if value != getattr(Sampling, name) and name not in model.heeds:
             note(f"note: --{name.replace('_', '-')} changes nothing of what {model.name} makes")
     shape = model.validity.input_for(spec)
     calm_threads(spec.resolve(classes=spec.classes or len(names or ()) or 10, input=shape).num_parameters())
-    target = load_task(task, data, shape, skip_broken)
-    support = None if target is None else target.support(shots, seed)
-    folder_report = data_report(target)
-    others = None if unlabelled is None else load_unlabelled(unlabelled, target, shape, skip_broken)
-
-    with working("generating"):
-        made = model.generate_many(
-            spec,
-            instruction=instruction,
-            classes=names,
-            support=support,
-            unlabelled=others,
-            num_samples=samples if samples is not None else _samples(model, support),
-            seed=seed,
-            sampling=sampling,
-            batch_norm=batch_norm,
-        )
+    folder_report = data_report(target_task)
+    if found.sample is not None and samples in (None, 1) and sampling == Sampling():
+        made = [found.sample]
+    else:
+        with progress() as move:
+            model.progress = lambda done, total: move("looking at pictures", done, total)
+            made = model.generate_many(
+                spec,
+                instruction=instruction,
+                classes=names,
+                support=support,
+                unlabelled=others,
+                num_samples=samples if samples is not None else _samples(model, support),
+                seed=seed,
+                sampling=sampling,
+                batch_norm=batch_norm,
+            )
     seconds = sum(sample.report["seconds"] for sample in made)
     resolved = made[0].architecture
     chosen = best_of(made)
@@ -213,23 +244,24 @@ def generate(
     from weightloom.fitting import counted
 
     accuracies: list[float | None] = [None] * len(made)
-    images = None if target is None else len(target.data("test"))
-    if target is not None:
-        with working("measuring"):
-            accuracies = [*_accuracies(made, target)]
+    images = None if target_task is None else len(target_task.data("test"))
+    if target_task is not None:
+        with progress() as move:
+            model.progress = lambda done, total: move("measuring", done, total)
+            accuracies = [*model.accuracies(made, target_task.data("test"))]
     from weightloom.cli.baselines import Baselines, baselines
 
     compared = Baselines()
-    if compare:
+    if compare and resolved.num_parameters() < SMALL:
         with working("comparing"):
-            compared = baselines(model, made, target, support, seed)
+            compared = baselines(model, made, target_task, support, seed)
     reasons = None
     if explain:
-        assert target is not None
+        assert target_task is not None
         from weightloom.evaluation.explain import explain as reasons_of
 
         with working("explaining"):
-            pixels, labels = target.data("test").all()
+            pixels, labels = target_task.data("test").all()
             reasons = reasons_of(
                 model,
                 resolved,
@@ -244,25 +276,26 @@ def generate(
             )
     curves = None
     if plot is not None:
-        assert target is not None
-        curves = _curves(chosen, compared, target, steps, seed)
-        _draw(plot, curves, chosen, target, compared)
+        assert target_task is not None
+        curves = _curves(chosen, compared, target_task, steps, seed)
+        _draw(plot, curves, chosen, target_task, compared)
     if out is not None:
         extra = {
-            "task": None if target is None else str(target),
+            "task": None if target_task is None else str(target_task),
             "data": data_counts(folder_report),
             **counted(accuracies[best], images),
         }
-        replace(chosen, report={**chosen.report, **extra}).for_task(target, support).save(out)
+        replace(chosen, report={**chosen.report, **extra}).for_task(target_task, support).save(out)
 
     parameters = resolved.num_parameters()
     result = {
         "generator": model.name,
         "instruction": instruction,
-        "generators_compared": losses or None,
+        "generators_compared": found.losses or None,
+        "compared": compared_networks(found.routed),
         **{name: chosen.report.get(name) for name in _OF_WORDS},
         "architecture": resolved.full_text(),
-        "task": None if target is None else str(target),
+        "task": None if target_task is None else str(target_task),
         "data": folder_report,
         "num_parameters": parameters,
         "num_samples": len(made),
@@ -294,7 +327,7 @@ def generate(
     if as_json:
         emit(result)
     else:
-        _show(result, target)
+        _show(result, target_task)
         if instruction is not None and not model.reads_words:
             note(f"{model.name} reads no words: the instruction has changed nothing")
         if names is not None and not model.reads_names:
@@ -312,16 +345,6 @@ def _samples(model: Generator, support: SupportSet | None) -> int:
     if not model.draws or (model.reads_names and (support is None or support.shots == 1)):
         return 1
     return 4
-
-
-def _accuracies(made: list[Sample], task: Task) -> list[float]:
-    import torch
-
-    from weightloom.fitting import accuracy
-
-    images, labels = task.data("test").all()
-    flats = torch.stack([sample.flat for sample in made])
-    return [float(value) for value in accuracy(made[0].architecture, flats, images, labels)]
 
 
 def _curves(best: Sample, compared: Baselines, task: Task, steps: int, seed: int) -> dict[str, Any]:
@@ -389,6 +412,7 @@ def _show(result: dict[str, Any], task: Task | None) -> None:
         [
             ("instruction", result["instruction"]),
             ("loss on left-out examples", _losses(result["generators_compared"])),
+            *compared_facts(result["compared"]),
             ("classes", None if result["class_names"] is None else shown_names(result["class_names"], 12)),
             ("architecture", result["architecture"]),
             ("task", None if task is None else f"{task}: {task.describe()}"),

@@ -96,7 +96,7 @@ class Shown:
     data: Path | None
     unlabelled: Path | None
     skip_broken: bool
-    shots: int
+    shots: int | None
     seed: int
     batch_norm: str
 
@@ -127,7 +127,7 @@ def best_generator(
             model = load_generator(name)
             own = shown.load(model.validity.input_for(spec))
             assert own is not None
-            support = own.support(shown.shots, shown.seed)
+            support = own.support(shown.shots or 16, shown.seed)
             sample = model.generate_many(
                 spec,
                 instruction=instruction,

@@ -104,14 +104,6 @@ def facts_of(metadata: Mapping[str, str], spec: ArchitectureSpec) -> Facts:
     )
 
 
-def names_for(named: Any, classes: int) -> tuple[str, ...]:
-    """Class names if they are some for so many classes, or else numbers in their place."""
-    listed = isinstance(named, (list, tuple)) and all(isinstance(name, str) for name in named)
-    if listed and len(named) == classes:
-        return tuple(named)
-    return tuple(f"class {number}" for number in range(classes))
-
-
 def checked_names(named: list[str] | tuple[str, ...], classes: int) -> tuple[str, ...]:
     """``named`` for so many classes. Raises :class:`InputError` for another number of names."""
     if len(named) != classes:

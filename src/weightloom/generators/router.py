@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from weightloom.generators.base import Generator
 from weightloom.generators.choice import left_out_loss
 from weightloom.generators.load import load_generator
 from weightloom.generators.sample import Sample
-from weightloom.generators.trunks import CHUNK, checkpoint_of, features_of, installed
+from weightloom.generators.trunks import checkpoint_of, features_of, installed
 from weightloom.tasks import SupportSet, Task
 
 Shape = tuple[int, int, int]
@@ -52,7 +52,13 @@ _DRAWN = frozenset(
 )  # fmt: skip
 """Words of a sentence that say that the pictures are no photographs."""
 
-_CALM = 0.35
+ENOUGH = 16
+"""Examples a class that a larger trunk is worth having only with."""
+
+_PROBED = 4
+"""Pictures that tell how long a trunk takes."""
+
+_ALIKE = 0.35
 """Mean likeness of names to published kinds of objects from which on they are taken for photographs."""
 
 
@@ -215,24 +221,30 @@ def _try_trunk(
         if not installed(spec):
             left_out.append(f"{name}: its package is not installed")
             continue
-        _, support = shown.at(spec.input or (3, 160, 160))
-        spec = spec.resolve(classes=support.num_classes)
+        shape = spec.input or (3, 160, 160)
+        probe = replace(shown, shots=1, _held={}).at(shape)[1]
+        classes = probe.num_classes
+        spec = spec.resolve(classes=classes)
         if limits.most_parameters is not None and spec.num_parameters() > limits.most_parameters:
             left_out.append(f"{name}: {spec.num_parameters():,} parameters, more than are allowed")
             continue
-        images = support.images.flatten(0, 1)[:CHUNK]  # (C*S, ...): they are kept, and not computed again
         begun = time.perf_counter()
-        features_of(spec, images[:4], keep=False)
-        each = (time.perf_counter() - begun) / len(images[:4])
-        needed = each * support.images.shape[0] * support.shots
+        features_of(spec, probe.images[:_PROBED, 0], keep=False)
+        each = (time.perf_counter() - begun) / min(_PROBED, classes)
         left = limits.budget - (time.perf_counter() - started)
-        if needed > left:
-            size = (spec.input or (0, 0, 0))[-1]
+        shots = min(shown.shots, int(left / (each * classes)))
+        if shots < min(shown.shots, ENOUGH):
+            needed = each * classes * min(shown.shots, ENOUGH)
             left_out.append(
-                f"{name} at {size} pixels: some {needed:.0f} s, where {max(left, 0):.0f} are left"
+                f"{name} at {shape[-1]} pixels: some {needed:.0f} s, where {max(left, 0):.0f} are left"
             )
             continue
-        _try(model, spec, shown, limits, tried, left_out)
+        if shots < shown.shots:
+            left_out.append(
+                f"more than {shots} examples a class with {name}: the budget of {limits.budget:g} s has no "
+                "time for them"
+            )
+        _try(model, spec, replace(shown, shots=shots, _held={}), limits, tried, left_out)
         return
 
 
@@ -302,7 +314,7 @@ def photographs(names: Sequence[str], instruction: str | None) -> bool:
         return False
     if words & {"photo", "photos", "photograph", "photographs", "camera"}:
         return True
-    return instruction is None and _likeness(bare) > _CALM
+    return instruction is None and _likeness(bare) > _ALIKE
 
 
 def _likeness(names: Sequence[str]) -> float:
