@@ -9,8 +9,10 @@ Shapes: N examples.
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 
 import torch
@@ -20,7 +22,7 @@ from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.conditioning.names import names_in, without_numbers
 from weightloom.conditioning.text import reads_text
 from weightloom.errors import UnsupportedRequestError
-from weightloom.fitting.floors import SIDE, Floor, floors
+from weightloom.fitting.floors import MOST_SIDE, Floor, floors
 from weightloom.generators.base import Generator
 from weightloom.generators.choice import left_out_loss
 from weightloom.generators.load import load_generator
@@ -152,6 +154,25 @@ class Routed:
         }
 
 
+@contextmanager
+def _calm() -> Iterator[None]:
+    """One thread, unless OMP_NUM_THREADS says otherwise: where another process wants a core, two threads of
+    work as small as this wait for each other many times longer than they work.
+    """
+    from threadpoolctl import threadpool_limits
+
+    before = torch.get_num_threads()
+    if "OMP_NUM_THREADS" in os.environ:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def missing_photos() -> str | None:
     """What the extra ``photos`` would bring, where no published trunk is installed."""
     if any(installed(parse_architecture(text)) for text in TRUNKS):
@@ -176,14 +197,18 @@ def route(
     started = time.perf_counter()
     tried: list[tuple[Tried, Generator, Sample, Task, SupportSet]] = []
     left_out: list[str] = []
-    for name, text in TINY if reads_text() else ():
-        model = load_generator(name)
-        spec = parse_architecture(text)
-        _try(model, spec, shown, limits, tried, left_out)
-    if not reads_text():
+    if reads_text():
+        with _calm():
+            model = load_generator(WORDS)
+            for _, text in TINY:
+                _try(model, parse_architecture(text), shown, limits, tried, left_out)
+    else:
         left_out.append(f"{WORDS}: the sentence encoder is not installed (pip install 'weightloom[text]')")
-    own_floors = floors(shown.at((3, SIDE, SIDE))[1].images) if shown.shots > 1 else []
     _try_trunk(shown, limits, started, tried, left_out, progress)
+    own_floors: list[Floor] = []
+    if shown.shots > 1 and time.perf_counter() - started < limits.budget:
+        with _calm():
+            own_floors = floors(shown.at((3, MOST_SIDE, MOST_SIDE))[1].images)
     if not tried:
         raise UnsupportedRequestError(f"nothing can make this network: {'; '.join(left_out)}")
     tried.sort(key=lambda one: one[0].loss)
@@ -228,6 +253,7 @@ def _try_trunk(
         if limits.most_parameters is not None and spec.num_parameters() > limits.most_parameters:
             left_out.append(f"{name}: {spec.num_parameters():,} parameters, more than are allowed")
             continue
+        features_of(spec, probe.images[:1, 0], keep=False)  # the trunk is read
         begun = time.perf_counter()
         features_of(spec, probe.images[:_PROBED, 0], keep=False)
         each = (time.perf_counter() - begun) / min(_PROBED, classes)

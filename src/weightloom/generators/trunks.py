@@ -129,7 +129,7 @@ def features_of(
         found = _kept(key, len(part)) if keep else None
         if found is None:
             if made is None:
-                made = _fast(spec, trunk)
+                made = _fast(replace(spec, classes=2))
             found = made(part.contiguous(memory_format=torch.channels_last)).contiguous()
             if keep:
                 _keep(key, found)
@@ -139,10 +139,12 @@ def features_of(
     return torch.cat(parts).clone()
 
 
-def _fast(spec: ArchitectureSpec, trunk: Trunk) -> nn.Module:
+@lru_cache(maxsize=2)
+def _fast(spec: ArchitectureSpec) -> nn.Module:
     """The body with each batch norm folded into the convolution before it; the same function."""
+    trunk = trunk_of(spec)
     with torch.device("meta"):
-        module = replace(spec, classes=2).build().get_submodule("body")
+        module = spec.build().get_submodule("body")
     state = {name.removeprefix("body."): tensor for name, tensor in trunk.body.items()}
     module.load_state_dict(state, assign=True)
     module = copy.deepcopy(module).eval()
