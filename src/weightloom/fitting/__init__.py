@@ -14,6 +14,7 @@ from weightloom.fitting.finetune import Curve, finetune, steps_until
 from weightloom.fitting.interval import accuracy_interval, counted, interval_of
 from weightloom.fitting.population import (
     accuracy,
+    images_at_once,
     initial_flats,
     recalibrate,
     run_networks,
@@ -41,6 +42,7 @@ __all__ = [
     "finetune",
     "fit_population",
     "fit_temperature",
+    "images_at_once",
     "initial_flats",
     "interval_of",
     "left_out",
