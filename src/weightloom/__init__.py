@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from weightloom.tasks import (
         DatasetTask,
         FolderTask,
+        NetworkCard,
         SupportSet,
         Task,
         TaskSampler,
@@ -85,6 +86,7 @@ _HOME = {
     "load_generator": "generators.load",
     "DatasetTask": "tasks",
     "FolderTask": "tasks",
+    "NetworkCard": "tasks",
     "SupportSet": "tasks",
     "Task": "tasks",
     "TaskSampler": "tasks",
@@ -136,6 +138,7 @@ __all__ = [  # noqa: RUF022 - by room
     "load_generator",
     "DatasetTask",
     "FolderTask",
+    "NetworkCard",
     "SupportSet",
     "Task",
     "TaskSampler",
