@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from weightloom.tasks import (
         DatasetTask,
         FolderTask,
+        NetworkCard,
         SupportSet,
         Task,
         TaskSampler,
@@ -87,6 +88,7 @@ _HOME = {
     "load_generator": "generators.load",
     "DatasetTask": "tasks",
     "FolderTask": "tasks",
+    "NetworkCard": "tasks",
     "SupportSet": "tasks",
     "Task": "tasks",
     "TaskSampler": "tasks",
@@ -139,6 +141,7 @@ __all__ = [  # noqa: RUF022 - by room
     "load_generator",
     "DatasetTask",
     "FolderTask",
+    "NetworkCard",
     "SupportSet",
     "Task",
     "TaskSampler",

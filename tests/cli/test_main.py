@@ -25,8 +25,11 @@ FACE = {
         "--no-compare", "--explain", "--json", "--unlabelled",
     },
     "evaluate": {
-        "FILE...", "--task", "--data", "--skip-broken", "--arch", "--key", "--workers", "--engine",
-        "--address", "--json",
+        "FILE...", "--task", "--data", "--test-data", "--skip-broken", "--arch", "--key", "--workers",
+        "--engine", "--address", "--json",
+    },
+    "predict": {
+        "FILE", "PICTURES...", "--top", "--reject", "--skip-broken", "--arch", "--key", "--csv", "--json",
     },
     "finetune": {
         "FILE", "--task", "--data", "--skip-broken", "--arch", "--key", "--steps", "--lr", "--batch-size",

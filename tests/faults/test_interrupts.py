@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from tests.faults.conftest import FULL
 from tests.faults.running import Running, below, litter, lives, members
 
@@ -61,6 +62,10 @@ def ground(tmp_path_factory) -> Path:
     (folder / "static.yaml").write_text(yaml.safe_dump(STATIC))
     spec = wl.parse_architecture("cnn(depth=3,width=16,classes=10,input=3x16x16)")
     Sample(spec, initial_flats(spec, [0])[0], {"task": "digits"}).save(folder / "net.safetensors")
+    (folder / "photos").mkdir()
+    for number in range(200):
+        pixels = np.full((400, 300, 3), number, np.uint8)
+        Image.fromarray(pixels).save(folder / "photos" / f"{number}.png")
     client = folder / "bin" / "npm"
     client.parent.mkdir()
     client.write_text(NPM)
@@ -73,6 +78,7 @@ COMMANDS = {
     "info": ("info",),
     "generate": ("generate", "Read digits", "--task", "digits", "--out", "new.safetensors", "--json"),
     "evaluate": ("evaluate", NET, NET, NET, "--task", "digits", "--workers", "2", "--json"),
+    "predict": ("predict", NET, "{ground}/photos", "--json"),
     "finetune": (
         "finetune", NET, "--task", "digits", "--steps", "100", "--out", "tuned.safetensors", "--json",
     ),

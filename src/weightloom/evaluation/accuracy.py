@@ -15,11 +15,8 @@ from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.defaults import with_plain_defaults
 from weightloom.engines import Engine, Payload, job
 from weightloom.errors import InputError
-from weightloom.fitting import run_networks
+from weightloom.fitting import images_at_once, run_networks
 from weightloom.tasks import DatasetTask, FolderTask, Task, ValueRanges, parse_task
-
-IMAGES = 1000
-"""Test images that a network looks at together."""
 
 AT_ONCE = 16
 """Networks of one task that are measured after one reading of its images, at most."""
@@ -46,7 +43,7 @@ def confusion(spec: ArchitectureSpec, flat: Tensor, task: Task) -> Tensor:
     test, classes = task.data("test"), task.num_classes
     counts = torch.zeros(classes, classes, dtype=torch.int64)
     with torch.no_grad():
-        for index in torch.arange(len(test)).split(IMAGES):
+        for index in torch.arange(len(test)).split(images_at_once(spec)):
             images, labels = test.batch(index)
             answers = run_networks(spec, flat[None], images)[0].argmax(-1)
             pairs = torch.bincount(labels * classes + answers, minlength=classes**2)

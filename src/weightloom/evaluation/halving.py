@@ -36,7 +36,7 @@ from weightloom.evaluation.candidates import (
     predict,
 )
 from weightloom.evaluation.selection import Selection, SelectionSettings
-from weightloom.fitting import accuracy, calibration, fit_population, run_networks
+from weightloom.fitting import accuracy, calibration, fit_population, images_at_once, run_networks
 from weightloom.generators import Generator, best_of
 from weightloom.generators.base import check_support
 from weightloom.generators.cost import check_cost
@@ -229,7 +229,8 @@ class _Run:
         assert best.flat is not None
         images, labels = self.held
         with torch.no_grad():
-            logits = run_networks(best.spec, best.flat[None], images)[0]
+            parts = images.split(images_at_once(best.spec))
+            logits = torch.cat([run_networks(best.spec, best.flat[None], part)[0] for part in parts])
         made_by = f"{self.generator.name}, selected and trained for {best.steps:,} steps"
         card = replace(self.card, made_by=made_by)
         return card.calibrated(calibration(logits, labels, "training pictures held back to choose by"))

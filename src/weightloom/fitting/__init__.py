@@ -15,6 +15,7 @@ from weightloom.fitting.interval import accuracy_interval, counted, interval_of
 from weightloom.fitting.population import (
     accuracy,
     accuracy_on,
+    images_at_once,
     initial_flats,
     recalibrate,
     run_networks,
@@ -43,6 +44,7 @@ __all__ = [
     "finetune",
     "fit_population",
     "fit_temperature",
+    "images_at_once",
     "initial_flats",
     "interval_of",
     "left_out",

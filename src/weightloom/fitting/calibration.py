@@ -20,7 +20,7 @@ from torch import Tensor
 
 from weightloom.architectures import ArchitectureSpec
 from weightloom.defaults import with_plain_defaults
-from weightloom.fitting.population import run_networks
+from weightloom.fitting.population import images_at_once, run_networks
 from weightloom.tasks import TaskData
 
 LEAST, MOST = 1e-3, 1e3
@@ -28,8 +28,6 @@ LEAST, MOST = 1e-3, 1e3
 
 FEWEST = 20
 """Pictures of which a temperature is measured, at least."""
-
-_AT_ONCE = 500
 
 
 @with_plain_defaults
@@ -78,8 +76,10 @@ def calibration(logits: Tensor, labels: Tensor, what: str) -> dict[str, Any] | N
 @with_plain_defaults
 def calibration_on(spec: ArchitectureSpec, flat: Tensor, data: TaskData, what: str) -> dict[str, Any] | None:
     """:func:`calibration` of a network (P,) on ``data``."""
+    if len(data) < FEWEST:
+        return None
     answers = []
-    for index in torch.arange(len(data)).split(_AT_ONCE):
+    for index in torch.arange(len(data)).split(images_at_once(spec)):
         images, _ = data.batch(index)
         answers.append(run_networks(spec, flat[None], images)[0])
-    return calibration(torch.cat(answers), data.labels, what) if answers else None
+    return calibration(torch.cat(answers), data.labels, what)

@@ -129,10 +129,21 @@ def fold_batch_norms(module: nn.Module, state: dict[str, Tensor]) -> None:
             state[f"{name}.running_var"] = torch.ones_like(variance.detach())
 
 
+def images_at_once(spec: ArchitectureSpec) -> int:
+    """How many images a network looks at together where nothing is learned: fewer of large ones.
+
+    Example:
+        >>> from weightloom.architectures import parse_architecture
+        >>> [images_at_once(parse_architecture(f"cnn(input=3x{s}x{s})")) for s in (16, 224)]
+        [1000, 27]
+    """
+    return max(1, min(1000, (1 << 22) // math.prod(spec.input or (1,))))
+
+
 @torch.no_grad()
 @with_plain_defaults
 def accuracy(
-    spec: ArchitectureSpec, flats: Tensor, images: Tensor, labels: Tensor, batch_size: int = 1000
+    spec: ArchitectureSpec, flats: Tensor, images: Tensor, labels: Tensor, batch_size: int | None = None
 ) -> Tensor:
     """(N,) share of right answers of N networks on images that all of them see.
 
@@ -147,20 +158,17 @@ def accuracy(
     images = checked_images(images, "the images", spec.input)
     labels = checked_labels(labels, len(images), spec.classes).to(images.device)
     right = torch.zeros(len(flats))
+    batch_size = batch_size or images_at_once(spec)
     for start in range(0, len(images), batch_size):
         logits = run_networks(spec, flats, images[start : start + batch_size])
         right += (logits.argmax(-1) == labels[start : start + batch_size]).sum(-1).cpu()
     return right / len(images)
 
 
-MOST_VALUES = 1 << 23
-"""Pixels that go through networks at a time: large pictures come in smaller batches."""
-
-
 def accuracy_on(spec: ArchitectureSpec, flats: Tensor, data: TaskData) -> Tensor:
     """(N,) as :func:`accuracy`, on all pictures of ``data``, of which a batch at a time is made."""
     right = torch.zeros(len(flats))
-    size = min(1000, max(8, MOST_VALUES // math.prod(spec.input or (1,))))
+    size = images_at_once(spec)
     for start in range(0, len(data), size):
         images, labels = data.batch(torch.arange(start, min(start + size, len(data))))
         right += accuracy(spec, flats, images, labels) * len(images)
