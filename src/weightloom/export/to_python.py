@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, fx
 
 from weightloom.errors import UnsupportedRequestError, WeightloomError
-from weightloom.export.base import Job, Target, targets
+from weightloom.export.base import Job, Target, batches, targets
 from weightloom.export.facts import NO_LICENCE
 from weightloom.export.graph import NORM, exported, is_normed, operation, plain, tensors_of
 from weightloom.export.python_text import BESIDE, HEAD, INSIDE, TAIL
@@ -82,7 +82,8 @@ images = torch.frombuffer(bytearray(sys.stdin.buffer.read()), dtype=torch.float3
 images = images.reshape(-1, *held["INPUT"])
 with torch.inference_mode():
     network = held["load"]()
-    sys.stdout.buffer.write(torch.cat([network(part) for part in images.split(250)]).numpy().tobytes())
+    answers = torch.cat([network(part) for part in images.split(int(sys.argv[2]))])
+sys.stdout.buffer.write(answers.numpy().tobytes())
 """
 
 
@@ -127,7 +128,7 @@ class _Python(Target):
         return files
 
     def run(self, job: Job, images: Tensor) -> tuple[Tensor, str]:
-        command = [sys.executable, "-I", "-c", _CHECK, str(job.file)]
+        command = [sys.executable, "-I", "-c", _CHECK, str(job.file), str(len(batches(images)[0]))]
         ended = subprocess.run(
             command, input=images.numpy().tobytes(), capture_output=True, check=False, cwd=job.folder
         )
