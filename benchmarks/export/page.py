@@ -9,6 +9,11 @@ from words.page import table
 Row = dict[str, Any]
 
 
+def short(value: float) -> str:
+    """A small number."""
+    return f"{value:.1e}" if value else "0"
+
+
 def lost(row: Row) -> float:
     """Points of accuracy that a file has less than its network."""
     return float(round(100 * (row["before"] - row["after"]), 2))
@@ -31,7 +36,7 @@ def bars(rows: list[Row], config: dict[str, Any]) -> list[list[str]]:
         worst = max(row["difference"] for row in rows if row["to"] == name and not row["int8"])
         bar = config["difference"]
         found.append(
-            (f"{name}: largest difference of logits ÷ spread", f"≤ {bar:g}", f"{worst:.1e}", worst <= bar)
+            (f"{name}: largest difference of logits ÷ spread", f"≤ {bar:g}", short(worst), worst <= bar)
         )
     for name in ("onnx", "c"):
         worst = max(lost(row) for row in rows if row["to"] == name and row["int8"])
@@ -78,7 +83,7 @@ caller's picture and logits."""
             max(row["difference"] for row in own if row["to"] == name and not row["int8"])
             for name in ("onnx", "pt2", "python", "c")
         ]
-        differences.append([network, *(f"{value:.1e}" if value else "0" for value in worst)])
+        differences.append([network, *(short(value) for value in worst)])
         for task in config["datasets"]:
             at = {(row["to"], row["int8"]): row for row in own if row["task"] == task}
             before = at["c", False]["before"]

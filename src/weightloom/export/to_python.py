@@ -25,7 +25,7 @@ from weightloom.export.base import Job, Target, batches, targets
 from weightloom.export.facts import NO_LICENCE
 from weightloom.export.graph import NORM, exported, is_normed, operation, plain, tensors_of
 from weightloom.export.python_text import BESIDE, HEAD, INSIDE, TAIL
-from weightloom.io import save_tensors
+from weightloom.io import run_program, save_tensors
 
 EMBEDDED = 4 << 20
 """Bytes of weights up to which they are in the file itself."""
@@ -129,9 +129,10 @@ class _Python(Target):
 
     def run(self, job: Job, images: Tensor) -> tuple[Tensor, str]:
         command = [sys.executable, "-I", "-c", _CHECK, str(job.file), str(len(batches(images)[0]))]
-        ended = subprocess.run(
-            command, input=images.numpy().tobytes(), capture_output=True, check=False, cwd=job.folder
-        )
+        try:
+            ended = run_program(command, job.folder, said=images.numpy().tobytes())
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise WeightloomError(f"the Python file does not run: {error}") from None
         if ended.returncode:
             last = ended.stderr.decode("utf-8", "replace").strip().splitlines() or ["nothing was said"]
             raise WeightloomError(f"the Python file does not run: {last[-1]}")
