@@ -90,7 +90,10 @@ caller's picture and logits."""
             after = [
                 f"{100 * at[name, True]['after']:.2f} ({gained(at[name, True])})" for name in ("onnx", "c")
             ]
-            losses.append([network, task, f"{at['c', False]['images']:,}", f"{100 * before:.2f}", *after])
+            moved = " and ".join(f"{at[name, True]['difference']:.2f}" for name in ("onnx", "c"))
+            losses.append(
+                [network, task, f"{at['c', False]['images']:,}", f"{100 * before:.2f}", *after, moved]
+            )
         for int8 in (False, True):
             row = next(row for row in own if row["to"] == "c" and row["int8"] == int8)
             for compiler, flash, ram in flash_and_ram(row):
@@ -109,8 +112,9 @@ caller's picture and logits."""
         table(["network", "onnx", "pt2", "python", "c"], differences),
         "## Accuracy before and after int8",
         "Percent, and points gained or lost. ONNX: weights int8 for each output channel, activations uint8 "
-        "with ranges from training pictures. C: weights int8 for each output channel, activations float32.",
-        table(["network", "pictures", "of", "float32", "onnx int8", "c int8"], losses),
+        "with ranges from training pictures. C: weights int8 for each output channel, activations float32. "
+        "Differences: the largest of logits ÷ their spread, ONNX and C.",
+        table(["network", "pictures", "of", "float32", "onnx int8", "c int8", "differences"], losses),
         "## Flash and RAM of the C file",
         table(["network", "weights", "compiler", "flash", "RAM", "caller's picture"], sizes),
     ]

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,12 +76,15 @@ class Facts:
         return [(name, printable(text, one_line=True)) for name, text in told]
 
 
-def facts_of(metadata: Mapping[str, str], spec: ArchitectureSpec) -> Facts:
+def facts_of(
+    metadata: Mapping[str, str], spec: ArchitectureSpec, names: Sequence[str] | None = None
+) -> Facts:
     """The facts in a network file's header.
 
     Args:
         metadata: the header's text, as :func:`weightloom.zoo.reading.read_checked` gives it.
         spec: the network's resolved architecture.
+        names: of the classes, where the header does not say them.
 
     Example:
         >>> from weightloom.architectures import parse_architecture
@@ -97,7 +100,9 @@ def facts_of(metadata: Mapping[str, str], spec: ArchitectureSpec) -> Facts:
         report = {}
     report = report if isinstance(report, dict) else {}
     return Facts(
-        class_names=names_for(report.get("class_names") or _names_of(report.get("task")), spec.classes),
+        class_names=names_for(
+            report.get("class_names") or _names_of(report.get("task")) or names, spec.classes
+        ),
         input=spec.input,
         licence=_text(report.get("licence")),
         architecture=spec.full_text(),
