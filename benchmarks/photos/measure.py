@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-
 from photos.page import render
+
 from weightloom.architectures import parse_architecture
 from weightloom.conditioning.names import no_names
 from weightloom.generators import router
@@ -33,7 +33,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def cifar10(config: Config) -> Rows:
-    """What the default command chooses at 16 examples, and one trunk from names, examples and other pictures."""
+    """One trunk from names, examples and pictures without labels."""
     rows: Rows = []
     model = load_generator("pretrained")
     for text in config["trunks"]:
@@ -62,7 +62,8 @@ def cifar10(config: Config) -> Rows:
                     found.setdefault((shots, way), []).append(reached)
                     print(text, draw, shots, way, round(100 * reached, 2), sample.report["head"], flush=True)
         rows += [
-            {"trunk": text, "shots": shots, "told": way, **spread(values)} for (shots, way), values in found.items()
+            {"trunk": text, "shots": shots, "told": way, **spread(values)}
+            for (shots, way), values in found.items()
         ]
     return rows
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from words.page import table
-
 
 def render(results: dict[str, Any], config: dict[str, Any]) -> str:
     parts = ["# Photographs"]

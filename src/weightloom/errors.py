@@ -97,7 +97,9 @@ class UnsupportedRequestError(InputError):
 
 
 class UnsupportedLayerError(UnsupportedRequestError):
-    """A module has layers whose weights cannot be predicted; ``layers`` has all of them.
+    """A module has layers whose weights cannot be predicted, or that a kind of file lacks.
+
+    ``layers`` has all of them.
 
     Example:
         >>> raise UnsupportedLayerError([("rnn", "LSTM", "used by lstm"), ("act", "PReLU", "used by prelu")])
@@ -107,8 +109,11 @@ class UnsupportedLayerError(UnsupportedRequestError):
         lstm); act (PReLU, used by prelu). Pass partial=True to keep them as they are
     """
 
-    def __init__(self, layers: Iterable[tuple[str, str, str]]) -> None:
+    def __init__(self, layers: Iterable[tuple[str, str, str]], message: str | None = None) -> None:
         self.layers = list(layers)
+        if message is not None:  # it is not weights that cannot be had
+            super().__init__(message)
+            return
         count = len(self.layers)
         shown = "; ".join(f"{name} ({kind}, {why})" for name, kind, why in self.layers[:20])
         if count > 20:

@@ -35,6 +35,10 @@ FACE = {
         "FILE", "--task", "--data", "--skip-broken", "--arch", "--key", "--steps", "--lr", "--batch-size",
         "--seed", "--out", "--plot", "--from-random", "--json",
     },
+    "export": {
+        "FILE", "--out", "--to", "--int8", "--max-loss", "--probabilities", "--task", "--data",
+        "--skip-broken", "--arch", "--key", "--json",
+    },
     "stream": {
         "--arch", "--out", "--task", "--data", "--skip-broken", "--generator", "--shots", "--seed",
         "--shard-mb", "--overwrite", "--json", "INSTRUCTION",

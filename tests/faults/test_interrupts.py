@@ -82,6 +82,7 @@ COMMANDS = {
     "finetune": (
         "finetune", NET, "--task", "digits", "--steps", "100", "--out", "tuned.safetensors", "--json",
     ),
+    "export": ("export", NET, "--task", "digits", "--out", "net.py", "--json"),
     "select": ("select", "--task", "digits", "--budget", "4s", "--out", "best.safetensors", "--json"),
     "zoo build": ("zoo", "build", "{ground}/zoo.yaml", "--out", "zoo", "--workers", "2", "--json"),
     "zoo import": ("zoo", "import", "imported", NET, "--task", "digits", "--json"),

@@ -20,6 +20,9 @@ MOST_DIFFERENCE = 1e-4
 """Largest difference of logits, as a share of their standard deviation, where nothing is rounded."""
 
 
+_MOST_AT_ONCE, _VALUES_AT_ONCE = 250, 1 << 22
+
+
 @dataclass(frozen=True)
 class Job:
     """A network on its way out.
@@ -74,6 +77,11 @@ class Exported:
     facts: Facts
     int8: bool
     more: dict[str, Any] = field(default_factory=dict)
+
+
+def batches(images: Tensor) -> tuple[Tensor, ...]:
+    """(N, channels, height, width) in parts whose maps fit into memory."""
+    return images.split(max(1, min(_MOST_AT_ONCE, _VALUES_AT_ONCE // max(1, images[0].numel()))))
 
 
 class NotChecked(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from weightloom.defaults import with_plain_defaults
 from weightloom.errors import InputError, UnsupportedRequestError, WeightloomError
-from weightloom.export.base import MOST_DIFFERENCE, Exported, Job, NotChecked, Target, targets
+from weightloom.export.base import MOST_DIFFERENCE, Exported, Job, NotChecked, Target, batches, targets
 from weightloom.export.facts import Facts, checked_names, facts_of
 from weightloom.generators import Sample
 from weightloom.io import atomic_file, temporary_folder
@@ -27,8 +28,9 @@ SHOTS = 32
 """Examples a class on which int8 is calibrated, up to :data:`CALIBRATION` in all."""
 
 CALIBRATION = 512
-LEAST_ALIKE = 16  # pictures of noise, on which every float file is compared
-_AT_ONCE = 250
+MOST_VALUES = 1 << 27  # of the test pictures; a quarter of them of those for int8
+NOISE = 16
+"""Pictures of noise on which a file is compared where there is no task."""
 
 
 @with_plain_defaults
@@ -134,7 +136,7 @@ def export_network(
 def logits_of(network: nn.Module, images: Tensor) -> Tensor:
     """(N, classes) for (N, channels, height, width), some at a time."""
     with torch.inference_mode():
-        return torch.cat([network(part) for part in images.split(_AT_ONCE)]).clone()
+        return torch.cat([network(part) for part in batches(images)]).clone()
 
 
 def difference_of(got: Tensor, expected: Tensor) -> float:
@@ -170,9 +172,7 @@ def _opened(network: str | Path | Sample | nn.Module, facts: Facts | None) -> tu
         require_finite(network.state_dict(), "this network")
         return network.eval(), facts
     if isinstance(network, Sample):
-        from weightloom.io.documents import dump_json
-
-        known = facts or facts_of({"report": dump_json(network.report)}, network.architecture)
+        known = facts or facts_of(network.card.to_metadata(), network.architecture)
         return network.module, _with_names(known, network.architecture.classes or 0)
     reading = read_checked(network)
     module = reading.spec.build()
@@ -214,22 +214,25 @@ def _check_task(task: Task, facts: Facts) -> None:
 
 def _calibration(task: Task | None) -> Tensor:
     assert task is not None
-    shots = max(1, min(SHOTS, CALIBRATION // task.num_classes))
-    return task.support(shots, seed=0).images.flatten(0, 1)[:CALIBRATION]
+    most = min(CALIBRATION, MOST_VALUES // 4 // math.prod(task.input_shape))
+    shots = max(1, min(SHOTS, most // task.num_classes))
+    images = task.support(shots, seed=0).images.flatten(0, 1)  # (C, S, ...) -> (C * S, ...)
+    return images[torch.randperm(len(images), generator=torch_generator("export", "calibration"))[:most]]
 
 
 def _test_images(task: Task | None, facts: Facts) -> tuple[Tensor, Tensor | None]:
     """Test pictures and their labels; without a task, noise that is smooth over a few pixels."""
     if task is not None:
         data = task.data("test")
-        order = torch.randperm(len(data), generator=torch_generator("export", str(task)))[:TEST_IMAGES]
+        order = torch.randperm(len(data), generator=torch_generator("export", str(task)))
+        order = order[: min(TEST_IMAGES, MOST_VALUES // math.prod(facts.input))]
         images, labels = data.batch(order)
         return images.contiguous(), labels
     generator = torch_generator("export", "noise")
     channels, high, wide = facts.input
-    coarse = torch.randn(LEAST_ALIKE, channels, max(1, high // 4), max(1, wide // 4), generator=generator)
+    coarse = torch.randn(NOISE, channels, max(1, high // 4), max(1, wide // 4), generator=generator)
     smooth = nn.functional.interpolate(coarse, (high, wide), mode="nearest")
-    fine = torch.randn(LEAST_ALIKE, channels, high, wide, generator=generator)
+    fine = torch.randn(NOISE, channels, high, wide, generator=generator)
     unit = (0.5 * smooth + 0.2 * fine).clamp(-1, 1)  # [-1, 1]
     return facts.low + (unit + 1) * (facts.high - facts.low) / 2, None
 

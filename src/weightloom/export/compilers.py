@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from weightloom.errors import WeightloomError
+from weightloom.io import run_program
 
 COMPILERS = ("cc", "gcc", "clang")
 CORTEX = "arm-none-eabi-gcc"
 CORTEX_OPTIONS = ("-mcpu=cortex-m4", "-mthumb")
-_PATIENCE = 600  # seconds
 
 
 def found_compiler() -> str | None:
@@ -27,13 +27,13 @@ def found_compiler() -> str | None:
 def build(compiler: str, file: Path, program: Path) -> Path:
     """Compile a file as a program. Raises :class:`WeightloomError` with the compiler's first words."""
     options = ("-std=c99", "-O2", "-DWEIGHTLOOM_MAIN", str(file), "-o", str(program), "-lm")
-    _run([compiler, *options], "the C file does not compile")
+    _run([compiler, *options], file.parent, "the C file does not compile")
     return program
 
 
-def run_program(program: Path, said: bytes) -> bytes:
-    """What a program answers on its standard output."""
-    return _run([str(program)], "the compiled C file does not run", said)
+def answers_of(program: Path, said: bytes) -> bytes:
+    """What a program says to what it is told on its standard input."""
+    return _run([str(program)], program.parent, "the compiled C file does not run", said)
 
 
 def footprints(file: Path) -> dict[str, dict[str, int]]:
@@ -52,8 +52,8 @@ def footprints(file: Path) -> dict[str, dict[str, int]]:
             continue
         made = file.with_name(f"{compiler}.o")
         try:
-            _run([compiler, "-std=c99", "-Os", *options, "-c", str(file), "-o", str(made)], "")
-            said = _run([measure, str(made)], "").decode("utf-8", "replace")
+            _run([compiler, "-std=c99", "-Os", *options, "-c", str(file), "-o", str(made)], file.parent, "")
+            said = _run([measure, str(made)], file.parent, "").decode("utf-8", "replace")
         except WeightloomError:
             continue
         numbers = re.findall(r"\d+", said.splitlines()[1])
@@ -62,9 +62,9 @@ def footprints(file: Path) -> dict[str, dict[str, int]]:
     return found
 
 
-def _run(command: Sequence[str], what: str, said: bytes = b"") -> bytes:
+def _run(command: Sequence[str], folder: Path, what: str, said: bytes = b"") -> bytes:
     try:
-        ended = subprocess.run(command, input=said, capture_output=True, check=False, timeout=_PATIENCE)
+        ended = run_program(command, folder, said=said)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise WeightloomError(f"{what}: {error}") from None
     if ended.returncode:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,12 +76,15 @@ class Facts:
         return [(name, printable(text, one_line=True)) for name, text in told]
 
 
-def facts_of(metadata: Mapping[str, str], spec: ArchitectureSpec) -> Facts:
+def facts_of(
+    metadata: Mapping[str, str], spec: ArchitectureSpec, names: Sequence[str] | None = None
+) -> Facts:
     """The facts in a network file's header.
 
     Args:
         metadata: the header's text, as :func:`weightloom.zoo.reading.read_checked` gives it.
         spec: the network's resolved architecture.
+        names: of the classes, where the header does not say them.
 
     Example:
         >>> from weightloom.architectures import parse_architecture
@@ -93,8 +96,9 @@ def facts_of(metadata: Mapping[str, str], spec: ArchitectureSpec) -> Facts:
     assert spec.classes is not None and spec.input is not None
     card = NetworkCard.from_metadata("the network", metadata, input=spec.input, classes=spec.classes)
     low, high = card.value_range or PIXELS
+    named = card.class_names or (names if names and len(names) == spec.classes else None)
     return Facts(
-        class_names=card.labels(spec.classes),
+        class_names=tuple(named or card.labels(spec.classes)),
         input=spec.input,
         low=low,
         high=high,

@@ -110,9 +110,10 @@ class Steps:
         lacking = [node for node in called if not _known(node)]
         if lacking:
             kinds = sorted({operation(node) for node in lacking})
-            error = UnsupportedLayerError([(n.name, operation(n), "used by the network") for n in lacking])
-            error.args = (f"c lacks {', '.join(kinds)}, which this network computes with",)
-            raise error
+            raise UnsupportedLayerError(
+                [(node.name, operation(node), "used by the network") for node in lacking],
+                f"c lacks {', '.join(kinds)}, which this network computes with",
+            )
         for node in program.graph.nodes:
             if node.op == "placeholder":
                 if node.name in tensors:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from weightloom.errors import WeightloomError
 from weightloom.export.base import Job, NotChecked, Target, targets
 from weightloom.export.c_code import source
-from weightloom.export.compilers import build, footprints, found_compiler, run_program
+from weightloom.export.compilers import answers_of, build, footprints, found_compiler
 
 MOST_PARAMETERS = 100_000
 
@@ -43,7 +43,7 @@ class _C(Target):
         if compiler is None:
             raise NotChecked("there is no C compiler (cc, gcc or clang)")
         program = build(compiler, job.file, job.folder / "weightloom_check")
-        said = run_program(program, images.contiguous().numpy().tobytes())
+        said = answers_of(program, images.contiguous().numpy().tobytes())
         answers = np.frombuffer(said, dtype=np.float32).copy()
         if len(answers) != len(images) * len(job.facts.class_names):
             raise WeightloomError("the compiled C file does not answer every picture")

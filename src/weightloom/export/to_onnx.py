@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from weightloom import __version__
 from weightloom.errors import UnsupportedRequestError
-from weightloom.export.base import Job, NotChecked, Target, needs_extra, targets
+from weightloom.export.base import Job, NotChecked, Target, batches, needs_extra, targets
 from weightloom.export.facts import NO_LICENCE, Facts
 from weightloom.export.graph import exported, quiet
 
@@ -65,7 +65,7 @@ class _Onnx(Target):
         import onnxruntime
 
         session = _session(job.file)
-        parts = [session.run(["logits"], {"images": part.numpy()})[0] for part in images.split(250)]
+        parts = [session.run(["logits"], {"images": part.numpy()})[0] for part in batches(images)]
         return torch.cat([torch.from_numpy(part) for part in parts]), f"onnxruntime {onnxruntime.__version__}"
 
     def more(self, job: Job) -> dict[str, Any]:

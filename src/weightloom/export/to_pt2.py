@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from weightloom.export.base import Job, Target, targets
+from weightloom.export.base import Job, Target, batches, targets
 from weightloom.export.facts import NO_LICENCE
 from weightloom.export.graph import exported, quiet
 
@@ -36,7 +36,7 @@ class _Pt2(Target):
     def run(self, job: Job, images: Tensor) -> tuple[Tensor, str]:
         with quiet(), torch.inference_mode():
             network = torch.export.load(job.file).module()
-            answers = torch.cat([network(part) for part in images.split(250)])
+            answers = torch.cat([network(part) for part in batches(images)])
         return answers, f"torch {torch.__version__.split('+')[0]}, loaded again"
 
 

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, fx
 
 from weightloom.errors import UnsupportedRequestError, WeightloomError
-from weightloom.export.base import Job, Target, targets
+from weightloom.export.base import Job, Target, batches, targets
 from weightloom.export.facts import NO_LICENCE
 from weightloom.export.graph import NORM, exported, is_normed, operation, plain, tensors_of
 from weightloom.export.python_text import BESIDE, HEAD, INSIDE, TAIL
-from weightloom.io import save_tensors
+from weightloom.io import run_program, save_tensors
 
 EMBEDDED = 4 << 20
 """Bytes of weights up to which they are in the file itself."""
@@ -82,7 +82,8 @@ images = torch.frombuffer(bytearray(sys.stdin.buffer.read()), dtype=torch.float3
 images = images.reshape(-1, *held["INPUT"])
 with torch.inference_mode():
     network = held["load"]()
-    sys.stdout.buffer.write(torch.cat([network(part) for part in images.split(250)]).numpy().tobytes())
+    answers = torch.cat([network(part) for part in images.split(int(sys.argv[2]))])
+sys.stdout.buffer.write(answers.numpy().tobytes())
 """
 
 
@@ -127,10 +128,11 @@ class _Python(Target):
         return files
 
     def run(self, job: Job, images: Tensor) -> tuple[Tensor, str]:
-        command = [sys.executable, "-I", "-c", _CHECK, str(job.file)]
-        ended = subprocess.run(
-            command, input=images.numpy().tobytes(), capture_output=True, check=False, cwd=job.folder
-        )
+        command = [sys.executable, "-I", "-c", _CHECK, str(job.file), str(len(batches(images)[0]))]
+        try:
+            ended = run_program(command, job.folder, said=images.numpy().tobytes())
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise WeightloomError(f"the Python file does not run: {error}") from None
         if ended.returncode:
             last = ended.stderr.decode("utf-8", "replace").strip().splitlines() or ["nothing was said"]
             raise WeightloomError(f"the Python file does not run: {last[-1]}")

@@ -24,6 +24,7 @@ from weightloom.io.files import open_regular, read_bytes, require_plain, sha256_
 from weightloom.io.kinds import FileKind, file_kind
 from weightloom.io.legacy import load_legacy, load_parts, load_pinned
 from weightloom.io.locks import alone
+from weightloom.io.programs import run_program
 from weightloom.io.shards import read_shards, shards_header, shards_metadata, write_shards
 from weightloom.io.staged import settle, staged_files
 from weightloom.io.temporary import sweep_temporary, temporary_folder
@@ -64,6 +65,7 @@ __all__ = [
     "read_shards",
     "read_yaml",
     "require_plain",
+    "run_program",
     "save_tensors",
     "settle",
     "sha256_of",

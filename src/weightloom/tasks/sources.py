@@ -11,22 +11,18 @@ import gzip
 import importlib
 import importlib.util
 import io
-import os
 import shutil
-import signal
 import struct
 import subprocess
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from weightloom.io import temporary_folder
+from weightloom.io import run_program, temporary_folder
 from weightloom.tasks.store import Arrays, Progress, SourceSilent
-from weightloom.unfinished import Undoing, WholeStep
 
 IDX_NAMES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -40,46 +36,20 @@ def _client(command: Sequence[str], folder: Path) -> str:
     program = shutil.which(command[0])
     if program is None:
         raise SourceSilent(f"needs {command[0]}, which is not installed")
-    started: list[subprocess.Popen[str]] = []
-    with Undoing(partial(_kill, started)):
-        try:
-            with WholeStep():  # a client that nobody knows of would go on by itself
-                started.append(
-                    subprocess.Popen(
-                        [program, *command[1:]],
-                        cwd=folder,
-                        stdin=subprocess.DEVNULL,
-                        stdout=subprocess.PIPE,
-                        stderr=subprocess.PIPE,
-                        text=True,
-                        errors="replace",
-                        env=os.environ | {"LC_ALL": "C"},
-                        start_new_session=True,
-                    )
-                )
-            said, complaints = started[0].communicate(timeout=_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            raise SourceSilent(f"gave nothing within {_TIMEOUT_S} seconds") from None
-        except OSError as error:
-            raise SourceSilent(f"cannot be asked ({error})") from error
-        finally:
-            _kill(started)
-    if started[0].returncode != 0:
+    try:
+        ended = run_program([program, *command[1:]], folder, seconds=_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        raise SourceSilent(f"gave nothing within {_TIMEOUT_S} seconds") from None
+    except OSError as error:
+        raise SourceSilent(f"cannot be asked ({error})") from error
+    said, complaints = (text.decode("utf-8", "replace") for text in (ended.stdout, ended.stderr))
+    if ended.returncode != 0:
         lines = [line.strip() for line in (complaints or said).splitlines() if line.strip()]
         words = next(
             (line for line in lines if "error" in line.lower()), lines[-1] if lines else "no message"
         )
         raise SourceSilent(f"did not answer ({words[:160]})")
     return said
-
-
-def _kill(started: Sequence[subprocess.Popen[str]]) -> None:
-    """End a client that has not ended, and what it has started: they are a group of their own."""
-    for client in started:
-        if client.returncode is None:
-            with contextlib.suppress(OSError):
-                os.killpg(client.pid, signal.SIGKILL) if hasattr(os, "killpg") else client.kill()
-                os.waitpid(client.pid, 0)  # until it is gone it may write
 
 
 @contextlib.contextmanager
