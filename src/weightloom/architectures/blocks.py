@@ -92,6 +92,8 @@ class ConvBlock(nn.Module):
 class Rescale(nn.Module):
     """Pixels in [-1, 1] to the scale that a published network was trained on; constants, no weights.
 
+    Grey pictures become colour pictures of three equal channels.
+
     Args:
         mean: of the three channels, where pixels are from 0 to 1.
         deviation: as ``mean``.
@@ -104,7 +106,7 @@ class Rescale(nn.Module):
         self.shift = [(0.5 - m) / d for m, d in zip(mean, deviation, strict=True)]
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, 3, H, W)`` to the same shape."""
+        """``(B, 3, H, W)`` or ``(B, 1, H, W)`` to ``(B, 3, H, W)``."""
         gain, shift = x.new_tensor(self.gain), x.new_tensor(self.shift)
         return x * gain[:, None, None] + shift[:, None, None]
 
@@ -132,12 +134,19 @@ def ending(name: str) -> list[nn.Module]:
     return [GlobalAverage(), *([Root()] if name == "root" else [])]
 
 
-def published_input_problem(input: tuple[int, int, int] | None) -> str | None:
-    """Why a network that was published for photographs cannot read such pictures, or None."""
-    if input is not None and (input[0] != 3 or min(input[1:]) < 32):
-        shape = "x".join(map(str, input))
-        return f"it reads colour pictures (3 channels) of at least 32 pixels a side, not {shape}"
-    return None
+Scale = Annotated[int, Whole(5, 200, "channels in per cent of the published network's")]
+
+
+def scaled_width(channels: int, scale: float) -> int:
+    """``channels`` times ``scale`` as a multiple of 8, at least nine tenths of it; below 16 any from 2.
+
+    Source: the published code of MobileNetV2 and EfficientNet, which round like this.
+    """
+    wanted = channels * scale
+    if wanted < 16:
+        return max(2, round(wanted))
+    rounded = int(wanted + 4) // 8 * 8
+    return rounded + 8 if rounded < 0.9 * wanted else rounded
 
 
 class GlobalAverage(nn.Module):

@@ -13,7 +13,7 @@ from typing import Annotated
 
 from torch import Tensor, nn
 
-from weightloom.architectures.blocks import Ending, Rescale, ending, published_input_problem
+from weightloom.architectures.blocks import Ending, Rescale, Scale, ending, scaled_width
 from weightloom.architectures.spec import ArchitectureSpec, Whole, architecture
 
 _STAGES = (
@@ -26,13 +26,6 @@ _SCALES = ((1.0, 1.0), (1.0, 1.1), (1.1, 1.2))
 """Width and depth of each size."""
 
 _STEM, _LAST, _EPS = 32, 1280, 1e-3
-
-
-def _scaled_width(channels: int, scale: float) -> int:
-    """A multiple of 8, at least nine tenths of what was asked for."""
-    wanted = channels * scale
-    rounded = max(8, int(wanted + 4) // 8 * 8)
-    return rounded + 8 if rounded < 0.9 * wanted else rounded
 
 
 def _same(side: int, kernel: int, stride: int) -> tuple[int, int]:
@@ -75,23 +68,22 @@ class Block(nn.Module):
 @architecture("efficientnet-lite")
 @dataclass(frozen=True, kw_only=True)
 class EfficientNetLiteSpec(ArchitectureSpec):
-    """EfficientNet-Lite with its scaling of colours inside; pictures of any size from 32 pixels on."""
+    """EfficientNet-Lite with its scaling of colours inside."""
 
     size: Annotated[int, Whole(0, len(_SCALES) - 1, "0, 1 or 2: the larger, the better and the slower")] = 0
+    scale: Scale = 100
     ending: Ending = "root"
-
-    def contradiction(self) -> str | None:
-        return published_input_problem(self.input)
 
     def body(self, input: tuple[int, int, int]) -> tuple[nn.Module, int]:
         width_scale, depth_scale = _SCALES[self.size]
         place = _Map(input[1], input[2])
-        channels = _STEM
+        width_scale *= self.scale / 100
+        channels, last = (scaled_width(width, self.scale / 100) for width in (_STEM, _LAST))
         layers: list[nn.Module] = [
             Rescale((0.498,) * 3, (0.502,) * 3), *place.convolution(3, channels, 3, 2), nn.ReLU6()
         ]  # fmt: skip
         for stage, (expansion, width, blocks, stride, kernel) in enumerate(_STAGES):
-            width = _scaled_width(width, width_scale)
+            width = scaled_width(width, width_scale)
             ends = stage in (0, len(_STAGES) - 1)
             for index in range(blocks if ends else math.ceil(depth_scale * blocks)):
                 step = 1 if index else stride
@@ -101,9 +93,9 @@ class EfficientNetLiteSpec(ArchitectureSpec):
                 parts += place.convolution(inner, width, 1)
                 layers.append(Block(parts, keeps_shape=step == 1 and channels == width))
                 channels = width
-        layers += [*place.convolution(channels, _LAST, 1), nn.ReLU6(), *ending(self.ending)]
-        return nn.Sequential(*layers), _LAST
+        layers += [*place.convolution(channels, last, 1), nn.ReLU6(), *ending(self.ending)]
+        return nn.Sequential(*layers), last
 
     @classmethod
     def example_texts(cls) -> tuple[str, ...]:
-        return ("efficientnet-lite", "efficientnet-lite(size=2)")
+        return ("efficientnet-lite(scale=10)", "efficientnet-lite(size=2,scale=8,ending=plain)")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from weightloom.architectures.blocks import Ending, Rescale, ending, published_input_problem
+from weightloom.architectures.blocks import Ending, Rescale, Scale, ending, scaled_width
 from weightloom.architectures.spec import ArchitectureSpec, architecture
 
 _STAGES = (
@@ -52,25 +52,25 @@ class Bottleneck(nn.Module):
 @architecture("mobilenetv2")
 @dataclass(frozen=True, kw_only=True)
 class MobileNetV2Spec(ArchitectureSpec):
-    """MobileNetV2 of width 1 with its scaling of colours inside; pictures of any size from 32 pixels on."""
+    """MobileNetV2 with its scaling of colours inside."""
 
+    scale: Scale = 100
     ending: Ending = "root"
 
-    def contradiction(self) -> str | None:
-        return published_input_problem(self.input)
-
     def body(self, input: tuple[int, int, int]) -> tuple[nn.Module, int]:
-        channels = _STEM
+        channels = scaled_width(_STEM, self.scale / 100)
+        last = scaled_width(_LAST, self.scale / 100)
         layers: list[nn.Module] = [
             Rescale((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), *_block(3, channels, 3, 2), nn.ReLU6()
         ]  # fmt: skip
-        for expansion, width, blocks, stride in _STAGES:
+        for expansion, wide, blocks, stride in _STAGES:
+            width = scaled_width(wide, self.scale / 100)
             for index in range(blocks):
                 layers.append(Bottleneck(channels, width, expansion=expansion, stride=1 if index else stride))
                 channels = width
-        layers += [*_block(channels, _LAST, 1), nn.ReLU6(), *ending(self.ending)]
-        return nn.Sequential(*layers), _LAST
+        layers += [*_block(channels, last, 1), nn.ReLU6(), *ending(self.ending)]
+        return nn.Sequential(*layers), last
 
     @classmethod
     def example_texts(cls) -> tuple[str, ...]:
-        return ("mobilenetv2",)
+        return ("mobilenetv2(scale=10)",)
