@@ -240,8 +240,9 @@ def _show(found: Sequence[Prediction]) -> None:
     """A table for people."""
     rows = []
     for one in found:
-        shown = [f"{name} {_percent(share)}" for name, share in one.answers]
-        first = f"{NONE} (likeliest: {shown[0]})" if one.rejected else one.answers[0].name
+        names = [printable(name, one_line=True) for name, _ in one.answers]
+        shown = [f"{name} {_percent(own[1])}" for name, own in zip(names, one.answers, strict=True)]
+        first = f"{NONE} (likeliest: {shown[0]})" if one.rejected else names[0]
         share = None if one.rejected else _percent(one.answers[0].probability)
         rows.append((_called(one), first, share, ", ".join(shown[1:]) or None))
     columns = ["picture", "shows", "probability", "next"]

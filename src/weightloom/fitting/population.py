@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from threading import get_ident
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +27,17 @@ from weightloom.tasks.data import TaskData, checked_images, checked_labels
 from weightloom.weights import checked_flats, layout_of
 
 
+def _template(spec: ArchitectureSpec, training: bool) -> nn.Module:
+    """The module's structure on the meta device; its tensors are never read.
+
+    Each thread has its own: while it is called, the weights of the call are in it.
+    """
+    return _made_template(spec, training, get_ident())
+
+
 @lru_cache(maxsize=64)
 @with_plain_defaults
-def _template(spec: ArchitectureSpec, training: bool) -> nn.Module:
-    """The module's structure on the meta device; its tensors are never read."""
+def _made_template(spec: ArchitectureSpec, training: bool, thread: int) -> nn.Module:
     with torch.device("meta"):
         return spec.build().train(training)
 

@@ -319,7 +319,9 @@ class Words(nn.Module, Generator):
             said["support_interval"] = interval_of(right, count)
             said["support_images"] = count
             said[LEFT_OUT] = "each when it is left out"
-            said["calibration"] = calibration(left_out[judged], labels, f"examples, {said[LEFT_OUT]}")
+            found = calibration(left_out[judged], labels, f"examples, {said[LEFT_OUT]}")
+            # With pictures without labels the head is another one than that which was left to answer.
+            said["calibration"] = found if seen.unlabelled is None else None
         return network, said
 
     def _network(self, spec: ArchitectureSpec, written: Written, back: Tensor) -> Tensor:
