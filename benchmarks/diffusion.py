@@ -55,7 +55,7 @@ def methods(model: LatentDiffusion, samples: int) -> dict[str, Make]:
         made = model.generate_many(spec, num_samples=samples, seed=seed)
         return torch.stack([sample.flat for sample in made])
 
-    closed = ClosedForm(model.tokenizer, model.validity)
+    closed = ClosedForm.from_generator(model)
     over_zoo = (
         NearestCheckpoint, AverageCheckpoint, KernelDensity, GaussianWeights, NoisyCheckpoint,
         Interpolation, AlignedInterpolation,
@@ -67,7 +67,7 @@ def methods(model: LatentDiffusion, samples: int) -> dict[str, Make]:
         "closed-form": of(closed),
     }
     for kind in over_zoo:
-        found[kind.kind] = of(kind(model.zoo_index, model.images, model.validity))  # type: ignore[arg-type]
+        found[kind.kind] = of(kind.from_generator(model))
     return found | {"random-init": of(RandomInit(model.validity))}
 
 

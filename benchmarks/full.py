@@ -1,9 +1,9 @@
-"""IGPG at full strength: `python benchmarks/full.py TABLE [--generator NAME] [--seeds 3]`.
+"""Layer-wise generation at full strength: `python benchmarks/full.py TABLE [--generator NAME] [--seeds 3]`.
 
 TABLE is unseen, seen, datasets, sizes, reward, audit, large or instructions. Each prints its table and writes
 benchmarks/results/full-TABLE.json with mean and standard deviation over the seeds. No zoo is needed: what the
-zoo's own networks reach on the held-out tasks is read from benchmarks/results/igpg-unseen.json, which
-benchmarks/igpg.py measured. Test images are never used to choose anything.
+zoo's own networks reach on its tasks is read from benchmarks/results/zoo-tiny.json, which
+benchmarks/zoo_references.py measured. Test images are never used to choose anything.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ import argparse
 import json
 import platform
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
-from igpg import RESULTS, family
 from resizing import RESIZINGS, resized
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from zoo_references import RESULTS, family
 
 from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.evaluation.measures import Rows, mean_of, over_seeds, peak_mb, summary, test_batch
@@ -37,7 +38,7 @@ from weightloom.fitting import (
     steps_until,
 )
 from weightloom.generators import Sampling, best_of
-from weightloom.generators.igpg import IGPG
+from weightloom.generators.layerwise_set import LayerwiseSet
 from weightloom.generators.load import load_generator
 from weightloom.generators.streaming import layerwise_of
 from weightloom.io import read_json, write_json
@@ -52,7 +53,7 @@ from weightloom.training.reward import (
 
 SHAPE = (3, 16, 16)
 AS_THE_ZOO = FitSettings(steps=300, batch_size=96, learning_rate=2e-3, head_rate=4, epsilon=0.03)
-"""How the zoo of igpg-tiny trains its networks (recipes/zoo-tiny.yaml), from its mean network here."""
+"""How recipes/zoo-tiny.yaml trains its networks, from its mean network here."""
 STARTS = {
     "generated": FitSettings(steps=100, batch_size=64, learning_rate=3e-3),
     "random": FitSettings(steps=800, batch_size=64, learning_rate=6e-3),
@@ -63,7 +64,7 @@ HEAD_IMAGES = 640
 which counts as the steps that would show as many. On eight training tasks 550 steps in all, 640 without it;
 random weights did not gain from it (3,330 with, 3,100 without)."""
 FROM_SCRATCH = FitSettings(steps=800, batch_size=64, learning_rate=3e-3)
-"""How networks are trained that no zoo holds: what benchmarks/igpg.py takes from random weights."""
+"""How networks are trained that no zoo holds, from random weights."""
 INSIDE = (
     "cnn(depth=3,width=12)", "cnn(depth=3,width=24)", "cnn(depth=5,width=16)", "cnn(depth=5,width=20)",
     "mlp(depth=3,width=32)", "mlp(depth=2,width=48)", "mlp(depth=3,width=48)",
@@ -78,9 +79,14 @@ OUTSIDE = (
 """Deeper and wider than anything that was trained."""
 
 
-def held_out_rows() -> list[dict[str, Any]]:
+def held_out_rows() -> Rows:
     """What was measured on the zoo's held-out tasks before: the zoo's own networks and the baselines."""
-    rows: list[dict[str, Any]] = read_json(RESULTS / "igpg-unseen.json")["rows"]
+    return reference_rows("unseen")
+
+
+def reference_rows(kind: str) -> Rows:
+    """The same of its ``unseen`` or ``seen`` tasks."""
+    rows: Rows = read_json(RESULTS / "zoo-tiny.json")["rows"][kind]
     return rows
 
 
@@ -93,13 +99,13 @@ def spec_of(text: str, task: DatasetTask) -> ArchitectureSpec:
 
 
 def table_unseen(options: argparse.Namespace) -> dict[str, Any]:
-    """The held-out tasks of benchmarks/igpg.py again, with the same examples, seeds and test images."""
+    """The held-out tasks of the zoo, with the examples, seeds and test images of its references."""
     return again(options, held_out_rows())
 
 
 def table_seen(options: argparse.Namespace) -> dict[str, Any]:
-    """The same of the zoo's own tasks: what is remembered has not got worse."""
-    return again(options, read_json(RESULTS / "igpg-seen.json")["rows"])
+    """The same of the zoo's own tasks."""
+    return again(options, reference_rows("seen"))
 
 
 def again(options: argparse.Namespace, measured: Rows) -> dict[str, Any]:
@@ -120,22 +126,12 @@ def again(options: argparse.Namespace, measured: Rows) -> dict[str, Any]:
         )
         scores = accuracy(spec, torch.stack([s.flat for s in made]), *test_batch(task))
         far = None
-        if isinstance(model, IGPG) and model.zoo_index is not None:
+        if model.zoo_index is not None:
             found = model.zoo_index.novelty(spec, torch.stack([s.flat for s in made]))
             far = None if not found else found[0]["distance"] / found[0]["zoo_spacing"]
         best = next(i for i, sample in enumerate(made) if sample is best_of(made))
-        kept = ("architecture", "task", "dataset", "classes", "seed", "trained", "nearest", "closed_form",
-                "random_init")  # fmt: skip
         rows.append(
-            {
-                **{name: old[name] for name in kept},
-                "split": old.get("split", "train"),
-                "before": old["igpg_mean"],
-                "now": float(scores.mean()),
-                "now_best_on_support": float(scores[best]),
-                "starts_from": str(made[0].report.get("first_guess"))[:40],
-                "novelty": far,
-            }
+            {**old, "made": float(scores.mean()), "best_on_support": float(scores[best]), "novelty": far}
         )
     table: dict[str, Any] = {}
     for column in (None, "split", "architecture", "dataset", "classes"):
@@ -143,12 +139,11 @@ def again(options: argparse.Namespace, measured: Rows) -> dict[str, Any]:
             group = [row for row in rows if column is None or row[column] == name]
             trained = mean_of(group, "trained")
             table[f"{column or ''} {name}".strip()] = {
-                "ratio": over_seeds(group, lambda g: mean_of(g, "now") / mean_of(g, "trained")),
-                "before": over_seeds(group, lambda g: mean_of(g, "before") / mean_of(g, "trained")),
+                "ratio": over_seeds(group, lambda g: mean_of(g, "made") / mean_of(g, "trained")),
                 "trained": trained,
-                "above_nearest": over_seeds(group, lambda g: mean_of(g, "now") - mean_of(g, "nearest")),
+                "above_nearest": over_seeds(group, lambda g: mean_of(g, "made") - mean_of(g, "nearest")),
                 "above_closed_form": over_seeds(
-                    group, lambda g: mean_of(g, "now") - mean_of(g, "closed_form")
+                    group, lambda g: mean_of(g, "made") - mean_of(g, "closed_form")
                 ),
             }
     return {"table": table, "rows": rows}
@@ -177,18 +172,20 @@ def pixel_probe(support: SupportSet, images: torch.Tensor, labels: torch.Tensor)
     return float(probe.score(images.flatten(1).numpy(), labels.numpy()))
 
 
-def nearest_other(model: IGPG, spec: ArchitectureSpec, support: SupportSet, dataset: str) -> torch.Tensor:
+def nearest_other(
+    model: LayerwiseSet, spec: ArchitectureSpec, support: SupportSet, dataset: str
+) -> torch.Tensor:
     """(P,) the checkpoint of the zoo whose task looks most alike, among tasks of other datasets."""
     assert model.zoo_index is not None
     groups = [g for s, g in model.zoo_index.groups.items() if s == spec and g.rows]
     if not groups:
-        return model.tokenizer.centre(spec)
+        return model.zoo_index.bind(spec).mean_network()
     described = model.images.describe(support.images)
     distance = (groups[0].classes - described).flatten(1).norm(dim=1)
     for row, facts in enumerate(groups[0].rows):
         if facts["dataset"] == dataset:
             distance[row] = torch.inf
-    return model.tokenizer.decode(spec, groups[0].codes[int(distance.argmin())][None])[0]
+    return groups[0].flats[int(distance.argmin())]
 
 
 def trained_from_scratch(spec: ArchitectureSpec, task: DatasetTask, seeds: int) -> torch.Tensor:
@@ -198,17 +195,18 @@ def trained_from_scratch(spec: ArchitectureSpec, task: DatasetTask, seeds: int) 
     return last.flats
 
 
-def trained_as_the_zoo(zoo: IGPG, spec: ArchitectureSpec, task: DatasetTask) -> torch.Tensor:
+def trained_as_the_zoo(zoo: LayerwiseSet, spec: ArchitectureSpec, task: DatasetTask) -> torch.Tensor:
     """(2, P) networks trained on the task as a zoo's are, from the zoo's mean network."""
-    start = zoo.tokenizer.centre(spec).repeat(2, 1)
+    assert zoo.zoo_index is not None
+    start = zoo.zoo_index.bind(spec).mean_network().repeat(2, 1)
     *_, last = fit_population(spec, start, [task.data("train")] * 2, AS_THE_ZOO, seed=7)
     return last.flats
 
 
 def table_datasets(options: argparse.Namespace) -> dict[str, Any]:
     """Datasets that no part of training has seen, each with a generator that was trained without it."""
-    zoo = load_generator("igpg-tiny")
-    assert isinstance(zoo, IGPG)
+    zoo = load_generator("layerwise-tiny")
+    assert isinstance(zoo, LayerwiseSet)
     rows = []
     for dataset, name in (
         ("glyphs", options.generator),
@@ -299,17 +297,17 @@ def size_rows(text: str, options: argparse.Namespace) -> Rows:
     """One depth and width on every task and seed."""
     torch.set_num_threads(1)
     model = load_generator(options.generator)
-    zoo = load_generator("igpg-tiny")
-    assert isinstance(zoo, IGPG) and zoo.zoo_index is not None
+    zoo = load_generator("layerwise-tiny")
+    assert isinstance(zoo, LayerwiseSet) and zoo.zoo_index is not None
     rows = []
     for task in size_tasks(options.limit):
         spec = spec_of(text, task)
         images, labels = test_batch(task)
         trained = float(accuracy(spec, trained_from_scratch(spec, task, 1), images, labels))
         near = next(
-            parse_architecture(key).resolve(classes=task.num_classes)
-            for key in zoo.validity.architectures
-            if parse_architecture(key).family == spec.family
+            replace(held, classes=task.num_classes)
+            for held in zoo.zoo_index.groups
+            if held.family == spec.family
         )
         for seed in range(options.seeds):
             support = task.support(16, seed=100 + seed)
@@ -389,7 +387,7 @@ def table_reward(options: argparse.Namespace) -> dict[str, Any]:
             flats = torch.stack([prior, steered, best])
             scores = accuracy(spec, flats, images, labels).tolist()
             far = None
-            if isinstance(whole, IGPG) and whole.zoo_index is not None:
+            if whole.zoo_index is not None:
                 far = whole.zoo_index.novelty(spec, flats)
             novelty = [None] * 3 if far is None else [f["distance"] / f["zoo_spacing"] for f in far]
             row: dict[str, Any] = {"task": str(task), "seed": seed}
@@ -420,18 +418,18 @@ def table_reward(options: argparse.Namespace) -> dict[str, Any]:
 def table_audit(options: argparse.Namespace) -> dict[str, Any]:
     """The audit's verdict on samples for tasks of the zoo and for unseen ones.
 
-    The training checkpoints are those that the generator's zoo_index holds, rebuilt from their codes: no
-    zoo is needed. Wrong answers are not compared: nobody has trained a checkpoint for an unseen task.
+    The training checkpoints are those that the generator carries: no zoo is needed. Wrong answers are not
+    compared: nobody has trained a checkpoint for an unseen task.
     """
     model = load_generator(options.generator)
-    assert isinstance(model, IGPG) and model.zoo_index is not None
+    assert model.zoo_index is not None
     trained = {(row["architecture"], row["task"]): row["trained"] for row in held_out_rows()}
-    seen = read_json(RESULTS / "igpg-seen.json")["rows"]
+    seen = reference_rows("seen")
     trained |= {(row["architecture"], row["task"]): row["trained"] for row in seen}
     rows = []
     for spec, group in model.zoo_index.groups.items():
         name = family(spec)
-        known = Checkpoints(spec, model.tokenizer.decode(spec, group.codes))
+        known = Checkpoints(spec, group.flats)
         usual = known.usual()
         for where, measured in (("seen", seen), ("unseen", held_out_rows())):
             wanted = sorted(
@@ -486,7 +484,7 @@ def table_audit(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def table_large(options: argparse.Namespace) -> dict[str, Any]:
-    """One residual network of ten million parameters, whole; and layers at once against token by token."""
+    """One residual network of ten million parameters, whole."""
     model = load_generator(options.generator)
     task = parse_task("cifar10")
     large = spec_of("resnet(depth=20,width=98)", task)
@@ -517,25 +515,6 @@ def table_large(options: argparse.Namespace) -> dict[str, Any]:
     codes = layerwise.sample_codes(layerwise.describe(request), [torch_generator("large")], Sampling())
     layerwise.dictionary.decode(large, layerwise.latents(codes))
     rows["parameters_per_cpu_second"] = large.num_parameters() / (time.process_time() - start)
-    # Layers at once against a token at a time, where one generator does both: batch 1 and 64.
-    if isinstance(model, IGPG):
-        for text in ("cnn(depth=3,width=16)", "resnet(depth=8,width=8)"):
-            spec = spec_of(text, task)
-            for batch in (1, 64):
-                noise = [torch_generator("large", i) for i in range(batch)]
-                condition = model.condition(spec, [None], [None]).repeat(batch)
-                start = time.process_time()
-                drawn = model.sample_codes(spec, condition, noise, Sampling())
-                model.tokenizer.decode(spec, drawn)
-                tokenwise = time.process_time() - start
-                own = layerwise.check(spec, None, support, batch, 0, Sampling())
-                start = time.process_time()
-                codes = layerwise.sample_codes(layerwise.describe(own), noise, Sampling())
-                layerwise.dictionary.decode(spec, layerwise.latents(codes))
-                at_once = time.process_time() - start
-                rows[f"{text} batch {batch}"] = {
-                    "token_by_token": tokenwise, "layers_at_once": at_once, "times": tokenwise / at_once
-                }  # fmt: skip
     return {"table": rows}
 
 
@@ -564,14 +543,14 @@ def misspelt(text: str) -> str:
 
 
 def table_instructions(options: argparse.Namespace) -> dict[str, Any]:
-    """Sentences rephrased, misspelt, contradicted by the examples, or missing; with examples and without."""
+    """Sentences rephrased, misspelt, contradicted by the examples, or missing, beside examples."""
     model = load_generator(options.generator)
     names = sorted(PARAPHRASES)
     rows = []
     for number, name in enumerate(names):
         canonical = parse_task(name) if name != "quickdraw" else None
         if canonical is None:
-            assert isinstance(model, IGPG) and model.zoo_index is not None
+            assert model.zoo_index is not None
             canonical = next(
                 parse_task(str(row["task"]))
                 for group in model.zoo_index.groups.values()
@@ -593,25 +572,14 @@ def table_instructions(options: argparse.Namespace) -> dict[str, Any]:
                 "absent": None,
             }
             for variant, text in texts.items():
-                for examples in (support, None):
-                    made = model.generate_many(spec, instruction=text, support=examples, seed=seed)[0]
-                    rows.append(
-                        {
-                            "dataset": name,
-                            "seed": seed,
-                            "variant": variant,
-                            "examples": examples is not None,
-                            "accuracy": float(accuracy(spec, made.flat[None], images, labels)),
-                        }
-                    )
-    table: dict[str, Any] = defaultdict(dict)
-    for examples in (True, False):
-        for variant in ("plain", "paraphrased", "misspelt", "contradicted", "absent"):
-            group = [r for r in rows if r["examples"] is examples and r["variant"] == variant]
-            table["with examples" if examples else "words alone"][variant] = over_seeds(
-                group, lambda g: mean_of(g, "accuracy")
-            )
-    return {"table": dict(table), "rows": rows}
+                made = model.generate_many(spec, instruction=text, support=support, seed=seed)[0]
+                reached = float(accuracy(spec, made.flat[None], images, labels))
+                rows.append({"dataset": name, "seed": seed, "variant": variant, "accuracy": reached})
+    table = {
+        variant: over_seeds([r for r in rows if r["variant"] == variant], lambda g: mean_of(g, "accuracy"))
+        for variant in ("plain", "paraphrased", "misspelt", "contradicted", "absent")
+    }
+    return {"table": table, "rows": rows}
 
 
 TABLES = {
@@ -630,7 +598,7 @@ def main() -> None:
     """Make one table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("table", choices=sorted(TABLES))
-    parser.add_argument("--generator", default="igpg-tiny")
+    parser.add_argument("--generator", default="layerwise-tiny")
     parser.add_argument("--without", default="runs/layerwise-without-{}", help="generators without a dataset")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=4)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from report import NOT_YET, ROOT, Figure, markdown
+from tables import NOT_YET, ROOT, Figure, markdown
 
 from weightloom.io import read_json, write_text
 

@@ -2,7 +2,7 @@
 
 text: LSTM, LayerNorm LSTM, HyperLSTM and LayerNorm HyperLSTM of equal size on English text, bits a character.
 speed: HyperLSTM against torch's LSTM and against the equations written out step by step.
-tasks: networks that a static_hypernetwork makes for held-out tasks, beside igpg-tiny and the baselines.
+tasks: networks that a static_hypernetwork makes for held-out tasks, beside layerwise-tiny and the baselines.
 
 Every run is written to benchmarks/results/hypernetworks-TABLE.json as it ends, and is not done again.
 Images and handwriting are in hyper_images.py and strokes.py. Sizes and steps are small, for two cores. Those
@@ -30,7 +30,6 @@ from torch import Tensor, nn
 from weightloom.fitting import accuracy
 from weightloom.generators import Generator
 from weightloom.generators.closed_form import ClosedForm
-from weightloom.generators.igpg import IGPG
 from weightloom.generators.load import load_generator
 from weightloom.generators.nearest import NearestCheckpoint
 from weightloom.io import read_json, read_yaml, write_bytes, write_json
@@ -341,13 +340,12 @@ def clock(models: dict[str, nn.Module]) -> dict[str, dict[str, Any]]:
 
 def tasks(seeds: int, generator: str) -> None:
     """Test accuracy of one made network for held-out tasks of the zoo's recipe, four of every kind."""
-    static, igpg = load_generator(generator), load_generator("igpg-tiny")
-    assert isinstance(igpg, IGPG)
+    static, other = load_generator(generator), load_generator("layerwise-tiny")
     methods: dict[str, Generator] = {
         "static_hypernetwork": static,
-        "igpg-tiny": igpg,
-        "closed form": ClosedForm.from_generator(igpg),
-        "nearest checkpoint": NearestCheckpoint.from_generator(igpg),
+        "layerwise-tiny": other,
+        "closed form": ClosedForm.from_generator(other),
+        "nearest checkpoint": NearestCheckpoint.from_generator(other),
     }
     recipe = read_yaml(ROOT / "recipes" / "zoo-tiny.yaml", ZooRecipe)
     table = Table("tasks", {"tasks": 4, "shots": 16, "test_images": 1000})

@@ -29,7 +29,7 @@ ORDER = (
     ),
     *("LSTM", "HyperLSTM", "LayerNorm LSTM", "LayerNorm HyperLSTM"),
     *("torch LSTM", "HyperLSTM, layer norm", "step by step"),
-    *("static_hypernetwork", "igpg-tiny", "closed form", "nearest checkpoint"),
+    *("static_hypernetwork", "layerwise-tiny", "closed form", "nearest checkpoint"),
 )
 """Rows of the tables."""
 

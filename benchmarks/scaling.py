@@ -1,8 +1,7 @@
-"""What grows and what does not: `python benchmarks/scaling.py start|road|stream|zoo|page`.
+"""What grows and what does not: `python benchmarks/scaling.py start|stream|zoo|page`.
 
-`start` is the time of `weightloom --help`. `road` is how fast igpg-tiny draws, encodes and decodes, beside
-what this machine's arithmetic and memory allow, measured in between. `stream` writes networks of one to a
-thousand million parameters layer by layer and measures memory and time. `zoo` makes a zoo of 100,000
+`start` is the time of `weightloom --help`. `stream` writes networks of one to a thousand million parameters
+layer by layer and measures memory and time. `zoo` makes a zoo of 100,000
 checkpoints and measures opening, one random checkpoint, filters and memory. Every measurement is made in a
 process of its own, and gives the seconds that passed and the processor's: on a machine that does something
 else too, only the second are those of the work. Each prints what it found and writes
@@ -95,85 +94,6 @@ def start(options: argparse.Namespace) -> dict[str, Any]:
     return {"rows": rows, "torch_is_imported": loaded.stdout.strip() == "True"}
 
 
-# -- the main road -----------------------------------------------------------------------------
-
-ROAD = "cnn(depth=3,width=16)"
-
-
-def road(options: argparse.Namespace) -> dict[str, Any]:
-    """Tokens a second of the prior, values a second of the tokenizer, and the limits of this machine.
-
-    Arithmetic allows as many tokens as a product of square matrices does operations, a token taking two for
-    each weight of the prior that it meets and four for each number of attention. Memory allows a step for
-    every time that as many bytes can be copied (from cache, where they fit in); of a batch, each member gets
-    a token from it. Everything takes turns, and every figure is a median.
-    """
-    import torch
-
-    from weightloom.architectures import parse_architecture
-    from weightloom.generators.base import Sampling
-    from weightloom.generators.igpg import IGPG
-    from weightloom.generators.load import load_generator
-    from weightloom.seeding import torch_generator
-
-    torch.set_num_threads(1)
-    model = load_generator("igpg-tiny")
-    assert isinstance(model, IGPG)
-    spec = parse_architecture(ROAD).resolve(classes=10, input=(3, 16, 16))
-    square = torch.randn(1024, 1024)
-    tokens = int(model.tokenizer.allowed(spec).shape[0])
-    met = [part for part in (model.backbone, model.previous, model.out, model.shift) if part is not None]
-    weights = sum(p.numel() for part in met for p in part.parameters() if p.dim() == 2)
-    source, target = torch.randn(weights), torch.empty(weights)
-    attended = 4 * model.config.width * model.config.depth * tokens // 2
-    found: dict[str, list[float]] = {}
-
-    def note(name: str, count: float, call: Callable[[], Any]) -> Any:
-        answer, took = timed(call)
-        found.setdefault(name, []).append(count / took["cpu_seconds"])
-        return answer
-
-    with torch.no_grad():
-        for repeat in range(options.repeats):
-            note("operations", 2 * 1024**3, lambda: square @ square)
-            note("bytes copied", 4 * 20 * weights, lambda: [target.copy_(source) for _ in range(20)])
-            for batch in (1, 64):
-                condition = model.condition(spec, [None], [None]).repeat(batch)
-                noise = [torch_generator("road", repeat, i) for i in range(batch)]
-                codes = note(
-                    f"tokens drawn, batch {batch}",
-                    batch * tokens,
-                    lambda c=condition, n=noise: model.sample_codes(spec, c, n, Sampling()),
-                )
-                values = batch * spec.num_parameters()
-                flats = note(
-                    f"values decoded, batch {batch}", values, lambda c=codes: model.tokenizer.decode(spec, c)
-                )
-                note(
-                    f"values encoded, batch {batch}", values, lambda f=flats: model.tokenizer.encode(spec, f)
-                )
-    rates = {name: statistics.median(each) for name, each in found.items()}
-    rows = {}
-    for batch in (1, 64):
-        arithmetic = rates["operations"] / (2 * weights + attended)
-        copies = batch * rates["bytes copied"] / (4 * weights)
-        limit, drawn = min(arithmetic, copies), rates[f"tokens drawn, batch {batch}"]
-        rows[f"draw, batch {batch}"] = {
-            "rate": drawn, "limit": limit, "by": "arithmetic" if arithmetic < copies else "memory",
-            "share": drawn / limit,
-        }  # fmt: skip
-        for what in ("encoded", "decoded"):
-            rate, limit = rates[f"values {what}, batch {batch}"], rates["bytes copied"] / 4
-            rows[f"{what}, batch {batch}"] = {
-                "rate": rate, "limit": limit, "by": "memory", "share": rate / limit,
-            }  # fmt: skip
-    return {
-        "architecture": ROAD, "tokens": tokens, "weights_a_token": weights,
-        "repeats": options.repeats, "operations_a_second": rates["operations"],
-        "bytes_copied_a_second": rates["bytes copied"], "rows": rows,
-    }  # fmt: skip
-
-
 # -- networks ----------------------------------------------------------------------------------
 
 
@@ -204,7 +124,7 @@ def stream_one(options: argparse.Namespace) -> dict[str, Any]:
     from weightloom.tasks import parse_task
 
     torch.set_num_threads(1)
-    generator = load_generator("igpg-tiny")
+    generator = load_generator("layerwise-tiny")
     support = parse_task("digits").support(16)
     text = f"cnn(depth=8,width={WIDTHS[options.million]})"
     with tempfile.TemporaryDirectory() as folder:
@@ -386,23 +306,6 @@ def figures() -> str:
             f"{found['peak_mib_above_imports']:.0f} of them beyond what Python and torch take.",
         ]
         parts.append(_section("Zoos", found, lines))
-    if (found := _result("road")) is not None:
-        lines = [
-            f"`{found['architecture']}`, {found['tokens']} tokens of igpg-tiny; a token meets "
-            f"{found['weights_a_token']:,} weights of the prior. Beside it a product of matrices makes "
-            f"{found['operations_a_second'] / 1e9:.0f} thousand million operations a second, and a copy "
-            f"{found['bytes_copied_a_second'] / 1e9:.1f} thousand million bytes.",
-            "",
-            "| what | a second | the limit | of it |",
-            "|---|---:|---:|---:|",
-        ]
-        for name, row in found["rows"].items():
-            unit = "tokens" if name.startswith("draw") else "values"
-            lines.append(
-                f"| {name} | {row['rate']:,.0f} {unit} | {row['limit']:,.0f} ({row['by']}) "
-                f"| {100 * row['share']:.2g} % |"
-            )
-        parts.append(_section("The main road", found, lines))
     if (found := _result("start")) is not None:
         lines = ["| what | seconds | processor's seconds |", "|---|---:|---:|"]
         lines += [f"| `{name}` | {_seconds(row)} |" for name, row in found["rows"].items()]
@@ -443,8 +346,6 @@ def main() -> None:
     commands = parser.add_subparsers(dest="what", required=True)
     one = commands.add_parser("start")
     one.add_argument("--repeats", type=int, default=10)
-    one = commands.add_parser("road")
-    one.add_argument("--repeats", type=int, default=9)
     commands.add_parser("stream")
     one = commands.add_parser("zoo")
     one.add_argument("--checkpoints", type=int, default=100_000)
@@ -465,7 +366,7 @@ def main() -> None:
     if options.what in inner:
         print(json.dumps(inner[options.what](options)))
         return
-    made = {"start": start, "road": road, "stream": stream, "zoo": zoo}[options.what](options)
+    made = {"start": start, "stream": stream, "zoo": zoo}[options.what](options)
     made |= {
         "command": " ".join(["python", "benchmarks/scaling.py", *sys.argv[1:]]),
         "machine": {

@@ -344,7 +344,7 @@ def main() -> None:
     """Make one table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("table", choices=sorted(TABLES))
-    parser.add_argument("--generator", default="igpg-tiny", help="a name, a folder, or `fresh`")
+    parser.add_argument("--generator", default="layerwise-tiny", help="a name, a folder, or `fresh`")
     parser.add_argument("--arch", action="append", help="a candidate; may be repeated")
     parser.add_argument("--tasks", type=int, default=6)
     parser.add_argument("--first", type=int, default=0, help="number of the first task")

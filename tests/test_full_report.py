@@ -49,8 +49,7 @@ def test_what_was_not_measured_is_said_so(report):
 def test_a_bar_that_is_missed_falls_short(report):
     number = {"mean": 0.5, "sd": 0.0, "n": 3}
     row = {
-        "ratio": number, "before": number, "trained": 0.8, "above_nearest": number,
-        "above_closed_form": number,
+        "ratio": number, "trained": 0.8, "above_nearest": number, "above_closed_form": number,
     }  # fmt: skip
     table = {"command": "x", "seconds": 1, "machine": "y", "table": {"all": row}}
     (unseen, *_) = report.figures({"unseen": table})

@@ -244,7 +244,7 @@ def render(results: dict[str, Any], config: dict[str, Any]) -> str:
         "no names",
         "names, unlabelled",
         "unlabelled",
-        "igpg-tiny",
+        "layerwise-tiny",
         "svm",
         "logistic",
     )
@@ -266,7 +266,7 @@ def render(results: dict[str, Any], config: dict[str, Any]) -> str:
             "no names",
             "names, unlabelled",
             "no names, unlabelled",
-            "`igpg-tiny`",
+            "`layerwise-tiny`",
             "SVM on pixels",
             "logistic regression on pixels",
             "by names",
@@ -317,17 +317,17 @@ def render(results: dict[str, Any], config: dict[str, Any]) -> str:
     section(
         "choice",
         "Which generator left-out examples choose",
-        ["dataset", "a class", "`words-small`", "`igpg-tiny`", "chosen", "SVM on pixels"],
+        ["dataset", "a class", "`words-small`", "`layerwise-tiny`", "chosen", "SVM on pixels"],
         lambda r: [
             r["dataset"],
             str(r["shots"]),
             *(
                 f"{percent(r[k]['mean'])} ± {percent(r[k]['sd'])}"
-                for k in ("words-small", "igpg-tiny", "chosen", "svm")
+                for k in ("words-small", "layerwise-tiny", "chosen", "svm")
             ),
         ],
-        "Six classes. `words-small` has learned from none of glyphs, shapes and digits, `igpg-tiny` from "
-        "digits; QuickDraw's names are ones that `words-small` has never seen.",
+        "Six classes. `words-small` has learned from none of glyphs, shapes and digits, `layerwise-tiny` "
+        "from digits; QuickDraw's names are ones that `words-small` has never seen.",
     )
     section(
         "codes_with_examples",

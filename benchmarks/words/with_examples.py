@@ -62,7 +62,7 @@ def unlabelled_of(task: DatasetTask, address: tuple[Any, ...], each: int = 20) -
 def examples(config: Config) -> Rows:
     """Five-way tasks with examples: names never seen (QuickDraw), and CIFAR-10."""
     rows: Rows = []
-    model, other = generator(config["generator"]), generator("igpg-tiny")
+    model, other = generator(config["generator"]), generator("layerwise-tiny")
     for number, text in enumerate(config["architectures"]):
         spec, draws = resolved(config, text), config["shot_draws"] // (1 if number == 0 else 3)
         for dataset, pool in (
@@ -92,7 +92,7 @@ def examples(config: Config) -> Rows:
                             "unlabelled": model.generate(spec, support=nameless, unlabelled=more),
                         }
                         if number < 3 and index < 8:
-                            made["igpg-tiny"] = other.generate(
+                            made["layerwise-tiny"] = other.generate(
                                 spec, instruction=sentence, support=support, num_samples=4
                             )
                         for name, sample in made.items():
@@ -123,7 +123,7 @@ def examples(config: Config) -> Rows:
 def choice(config: Config) -> Rows:
     """Which generator left-out examples choose, on datasets that both have learned from and on others."""
     rows: Rows = []
-    models = {name: generator(name) for name in (config["generator"], "igpg-tiny")}
+    models = {name: generator(name) for name in (config["generator"], "layerwise-tiny")}
     spec = resolved(config, config["architectures"][0])
     for dataset in config["choice_datasets"]:
         labels_of = list(range(datasets.get(dataset).num_classes))

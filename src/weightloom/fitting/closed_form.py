@@ -213,11 +213,13 @@ def closed_form_network(
     head_rms: float | None = None,
     shrinkage: float | Tensor = SHRINKAGE,
     moves: Tensor | None = None,
+    measured: bool = False,
 ) -> Tensor:
     """(P,) network with the trunk of ``flat`` (P,) and a discriminant head for ``support`` (C, S, ch, h, w).
 
     ``head_rms`` is the root mean square that the head's weights are scaled to; a scale changes how sure the
-    network is, never its answer.
+    network is, never its answer. ``measured`` says that the statistics of ``flat`` are those of the examples
+    already.
 
     Raises:
         InputError: the network is not of ``spec``, or it cannot read the examples.
@@ -226,14 +228,14 @@ def closed_form_network(
     if support.dim() != 5:
         raise InputError(f"examples are (C, S, channels, height, width), not {tuple(support.shape)}")
     images = support.flatten(0, 1)  # (C, S, ...) -> (C*S, ...)
-    measured = recalibrate(spec, flat[None], images)
-    features = trunk_features(spec, measured, images)[0].unflatten(0, support.shape[:2])  # (C, S, H)
+    flats = flat[None] if measured else recalibrate(spec, flat[None], images)
+    features = trunk_features(spec, flats, images)[0].unflatten(0, support.shape[:2])  # (C, S, H)
     weight, bias = discriminant(features, shrinkage, moves)
     if head_rms is not None:
         factor = head_rms / weight.square().mean().sqrt().clamp_min(1e-8)
         weight, bias = weight * factor, bias * factor
     layout = layout_of(spec)
-    state = layout.unflatten(measured[0])
+    state = layout.unflatten(flats[0])
     head = next(layer for layer in layout.layers if layer.kind == "head")
     state[head.slots[0].name] = weight
     state[head.slots[1].name] = bias

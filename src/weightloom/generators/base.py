@@ -41,6 +41,9 @@ generators: Registry[type[Generator]] = Registry("generator")
 
 MAX_SAMPLES = 4096
 
+MEASURED = "re-estimated on the support set"
+"""What a report says of batch-norm statistics that the examples have decided."""
+
 ANY_ARCHITECTURE = "any architecture"
 """In a validity's architectures: every one that can be built."""
 
@@ -203,7 +206,7 @@ class Generator(ABC):
     unlabelled_alone: ClassVar[bool] = False
     """Whether they do so without examples, beside the names of the classes."""
     makes_statistics: ClassVar[bool] = False
-    """Whether it settles batch-norm statistics itself, with examples too."""
+    """Whether it settles batch-norm statistics itself, with examples too; its reports say how."""
     heeds: ClassVar[frozenset[str]] = frozenset()
     """Which of the options of :class:`Sampling` may change what is made."""
     zoo_index: ZooIndex | None = None
@@ -256,7 +259,7 @@ class Generator(ABC):
         has_statistics = any(slot.is_buffer for slot in layout_of(request.architecture).slots)
         norms = "generated" if has_statistics else "none"
         if has_statistics and request.support is not None and request.batch_norm == "support":
-            norms = "re-estimated on the support set"
+            norms = MEASURED
             if self.makes_statistics:
                 norms = "generated, and re-estimated on the support set"
             else:
@@ -496,6 +499,12 @@ def support_scores(spec: ArchitectureSpec, flats: Tensor, support: SupportSet | 
 def sample_generators(request: Request) -> list[torch.Generator]:
     """One private random stream for each sample, so that a batch equals its singles."""
     return [torch_generator("sample", request.seed, index) for index in range(request.num_samples)]
+
+
+def measured_on_support(request: Request) -> dict[str, str]:
+    """For the report of a network with a head from the examples: its statistics are theirs too."""
+    slots = layout_of(request.architecture).slots
+    return {"batch_norm": MEASURED} if request.support and any(slot.is_buffer for slot in slots) else {}
 
 
 def merge_reports(count: int, common: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -15,7 +15,15 @@ from torch import Tensor
 
 from weightloom.errors import InputError
 from weightloom.fitting import closed_form_network
-from weightloom.generators.base import Baseline, Generator, Request, Validity, generators, merge_reports
+from weightloom.generators.base import (
+    Baseline,
+    Generator,
+    Request,
+    Validity,
+    generators,
+    measured_on_support,
+    merge_reports,
+)
 from weightloom.generators.zoo_index import ZooIndex
 
 
@@ -25,6 +33,7 @@ class ClosedForm(Baseline):
 
     kind: ClassVar[str] = "closed-form"
     draws: ClassVar[bool] = False
+    makes_statistics: ClassVar[bool] = True
 
     zoo_index: ZooIndex
 
@@ -59,4 +68,6 @@ class ClosedForm(Baseline):
             request.support.images,
             head_rms=self.zoo_index.head_rms(spec),
         )
-        return flat.repeat(request.num_samples, 1), merge_reports(request.num_samples, {})
+        return flat.repeat(request.num_samples, 1), merge_reports(
+            request.num_samples, measured_on_support(request)
+        )

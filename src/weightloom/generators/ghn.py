@@ -37,6 +37,7 @@ from weightloom.generators.base import (
     Request,
     Validity,
     generators,
+    measured_on_support,
     merge_reports,
 )
 from weightloom.generators.module_sample import (
@@ -123,6 +124,7 @@ class GHN(nn.Module, Generator):
 
     kind: ClassVar[str] = "ghn"
     draws: ClassVar[bool] = False
+    makes_statistics: ClassVar[bool] = True
 
     def __init__(self, config: GHNConfig, validity: Validity, *, name: str = "ghn") -> None:
         super().__init__()
@@ -301,26 +303,31 @@ class GHN(nn.Module, Generator):
         flat = layout.flatten(state).cpu()
         report: dict[str, Any] = {"nodes": len(graph), "head": "predicted"}
         if support is not None:
-            report |= self._head_scores(spec, flat, support, predicts=predicts)
-            if report["closed_form_accuracy"] > report.get("predicted_accuracy", -1.0):
-                flat = closed_form_network(spec, flat, support.images)
+            measured = recalibrate(spec, flat[None], support.flat()[0])[0]
+            report |= self._head_scores(spec, measured, support, predicts=predicts)
+            closed = report["closed_form_accuracy"] > report.get("predicted_accuracy", -1.0)
+            if closed:
+                measured = closed_form_network(spec, measured, support.images, measured=True)
                 report["head"] = "closed form of the examples"
+            if closed or request.batch_norm == "support":
+                flat = measured
+                report |= measured_on_support(request)
         return flat.repeat(request.num_samples, 1), merge_reports(request.num_samples, report)
 
     def _head_scores(
-        self, spec: ArchitectureSpec, flat: Tensor, support: SupportSet, *, predicts: bool
+        self, spec: ArchitectureSpec, measured: Tensor, support: SupportSet, *, predicts: bool
     ) -> dict[str, float]:
-        """How often each kind of head is right on the examples, each left out where heads are fitted.
+        """How often each kind of head of a network (P,) is right on the examples that its statistics are of;
+        each is left out where heads are fitted.
 
         A ridge regression stands for the discriminant that is taken: only it leaves one out at no cost.
         """
         images, labels = support.flat()
-        measured = recalibrate(spec, flat[None], images)
-        features = trunk_features(spec, measured, images)[0]
+        features = trunk_features(spec, measured[None], images)[0]
         judged = left_out(features, labels, support.num_classes).argmax(1)
         found = {"closed_form_accuracy": float((judged == labels).float().mean())}
         if predicts:
-            found["predicted_accuracy"] = float(accuracy(spec, measured, images, labels)[0])
+            found["predicted_accuracy"] = float(accuracy(spec, measured[None], images, labels)[0])
         return found
 
     # ------------------------------------------------------------------------------- modules

@@ -35,6 +35,7 @@ from weightloom.generators.base import (
     Sampling,
     Validity,
     generators,
+    measured_on_support,
     merge_reports,
     sample_generators,
 )
@@ -71,6 +72,8 @@ class LayerwiseConfig:
     channels: int = 3
     any_size: bool = True
     """Whether other depths and widths than those of ``largest`` are made."""
+    reads: tuple[str, ...] = ("instruction", "dataset")
+    """What codes are told beside the architecture. Experts and heads are told the examples in any case."""
 
     def __post_init__(self) -> None:
         limits = {"codes": 1024, "levels": 1025, "anchors": 64, "width": 8192, "depth": 128, "heads": 128,
@@ -81,6 +84,11 @@ class LayerwiseConfig:
         if not 0 < self.spread <= 1:
             raise SpecError(f"spread must be above 0 and at most 1, not {self.spread}")
         object.__setattr__(self, "largest", tuple(self.largest))
+        object.__setattr__(self, "reads", tuple(self.reads))
+        if not set(self.reads) <= {"instruction", "dataset"}:
+            raise SpecError(
+                f"codes read the instruction and the dataset, not {', '.join(map(str, self.reads))}"
+            )
 
 
 @generators.register("layerwise")
@@ -89,6 +97,7 @@ class Layerwise(nn.Module, Generator):
 
     kind: ClassVar[str] = "layerwise"
     reads_words: ClassVar[bool] = True
+    makes_statistics: ClassVar[bool] = True
     heeds: ClassVar[frozenset[str]] = frozenset({"temperature", "top_k", "top_p", "guidance"})
 
     def __init__(self, config: LayerwiseConfig, validity: Validity, *, name: str = "layerwise") -> None:
@@ -115,9 +124,11 @@ class Layerwise(nn.Module, Generator):
             )
             self.images.requires_grad_(False)
             self.backbone = CausalTransformer(width=w, depth=config.depth, heads=config.heads)
-            self.instruction = nn.Linear(TEXT_WIDTH, w)
-            self.dataset = nn.Sequential(nn.LayerNorm(2 * config.image_features),
-                                         nn.Linear(2 * config.image_features, w))  # fmt: skip
+            seen = 2 * config.image_features
+            self.instruction = nn.Linear(TEXT_WIDTH, w) if "instruction" in config.reads else None
+            self.dataset = (
+                nn.Sequential(nn.LayerNorm(seen), nn.Linear(seen, w)) if "dataset" in config.reads else None
+            )
             self.role = nn.Embedding(len(self.dictionary.roles), w)
             self.place = nn.Linear(5, w)
             self.no_instruction = nn.Parameter(torch.zeros(w))
@@ -193,10 +204,14 @@ class Layerwise(nn.Module, Generator):
         layers = self.role(roles) + (self.place(numbers) if has_architecture else self.no_architecture)
         words = (
             self.no_instruction.expand(batch, 1, -1)
-            if instruction is None
+            if instruction is None or self.instruction is None
             else self.instruction(instruction)[:, None]
         )
-        seen = self.no_dataset.expand(batch, 1, -1) if classes is None else self.dataset(classes)
+        seen = (
+            self.no_dataset.expand(batch, 1, -1)
+            if classes is None or self.dataset is None
+            else self.dataset(classes)
+        )
         return torch.cat([words, seen, layers.expand(batch, -1, -1)], dim=1), len(layers)
 
     def logits(self, means: Tensor) -> Tensor:
@@ -253,8 +268,11 @@ class Layerwise(nn.Module, Generator):
     @torch.no_grad()
     def describe(self, request: Request) -> Tensor:
         """(1, T, R): the means for one request, guidance included."""
-        words = None if request.instruction is None else encode_text([request.instruction])
-        seen = None if request.support is None else self.images.describe(request.support.images)[None]
+        words, seen = None, None
+        if request.instruction is not None and self.instruction is not None:
+            words = encode_text([request.instruction])
+        if request.support is not None and not (self.dataset is None and self.expert is None):
+            seen = self.images.describe(request.support.images)[None]
         told = self.means(request.architecture, words, seen)
         guidance = request.sampling.guidance
         if guidance == 1 or (words is None and seen is None):
@@ -298,6 +316,7 @@ class Layerwise(nn.Module, Generator):
             "head": "random" if request.support is None else "closed form",
             "tokens": codes.shape[1],
             "codes_per_token": codes.shape[2],
+            **measured_on_support(request),
         }
         return self.make(request, codes, noise), merge_reports(len(codes), common)
 

@@ -35,6 +35,7 @@ class LayerwiseSet(nn.Module, Generator):
 
     kind: ClassVar[str] = "layerwise-set"
     reads_words: ClassVar[bool] = Layerwise.reads_words
+    makes_statistics: ClassVar[bool] = Layerwise.makes_statistics
     heeds: ClassVar[frozenset[str]] = Layerwise.heeds
 
     def __init__(

@@ -28,7 +28,14 @@ from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.conditioning import SupportEncoder
 from weightloom.errors import CheckpointError, InputError, SpecError, WeightloomError
 from weightloom.fitting import closed_form_network, discriminant
-from weightloom.generators.base import Generator, Request, Validity, generators, merge_reports
+from weightloom.generators.base import (
+    Generator,
+    Request,
+    Validity,
+    generators,
+    measured_on_support,
+    merge_reports,
+)
 from weightloom.io import load_tensors, read_json, save_tensors, write_json
 from weightloom.nn import HyperLayer, hyperize_together, materialize
 from weightloom.seeding import check_seed, seed_for
@@ -69,6 +76,7 @@ class StaticHypernetwork(nn.Module, Generator):
 
     kind: ClassVar[str] = "static_hypernetwork"
     draws: ClassVar[bool] = False
+    makes_statistics: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -183,7 +191,8 @@ class StaticHypernetwork(nn.Module, Generator):
         if request.support is None:
             raise InputError(f"generator {self.name} works from examples; give examples of the task")
         flat = self.make(request.architecture, request.support.images)
-        return flat.repeat(request.num_samples, 1), merge_reports(request.num_samples, {})
+        reports = merge_reports(request.num_samples, measured_on_support(request))
+        return flat.repeat(request.num_samples, 1), reports
 
     # ------------------------------------------------------------------ files
 

@@ -24,7 +24,6 @@ from weightloom import __version__
 from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.defaults import with_plain_defaults
 from weightloom.errors import InputError, UnsupportedRequestError
-from weightloom.fitting import recalibrate
 from weightloom.generators.base import Generator, Sampling, sample_generators, support_scores
 from weightloom.generators.layerwise import Layerwise
 from weightloom.generators.layerwise_set import LayerwiseSet
@@ -108,8 +107,6 @@ def stream_network(
         # The layers are told how wide they will be: tokens and codes are as many for any width.
         codes = part.sample_codes(part.describe(replace(request, architecture=spec)), noise, request.sampling)
         flats = part.make(request, codes, noise)
-    if support is not None and any(slot.is_buffer for slot in layout_of(narrow).slots):
-        flats = recalibrate(narrow, flats, support.flat()[0])
     require_finite({"the network": flats[0]}, f"generator {part.name}")
     layout = layout_of(spec)
     report: dict[str, Any] = {
