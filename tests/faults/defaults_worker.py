@@ -34,7 +34,10 @@ from weightloom.generators.load import save_generator
 from weightloom.generators.random_init import RandomInit
 from weightloom.generators.streaming import stream_network
 from weightloom.io import load_legacy, load_tensors, save_tensors
+from weightloom.tokenizers import architecture_key, load_tokenizer
+from weightloom.tokenizers.fsq import FSQTokenizer, FSQTokenizerConfig
 from weightloom.training.run import train_recipe
+from weightloom.weights import WeightStatistics, layout_of
 from weightloom.weights.alignment import random_permutations
 from weightloom.weights.symmetry import permutation_spec_of
 from weightloom.zoo.contents import contents_of
@@ -127,6 +130,7 @@ def made_beforehand(folder: Path) -> dict[str, Any]:
             pixels = np.random.default_rng(number).integers(0, 255, (9, 9, 3)).astype(np.uint8)
             Image.fromarray(pixels).save(folder / "photos" / name / f"{number}.png")
     torch.save({"head.weight": images[0, 0], "step": 3}, folder / "foreign.pt")
+    tokenizer_of(wide_spec()).save(folder / "tokenizer")
     torch.save({"w": images[0]}, folder / "old.pt", _use_new_zipfile_serialization=False)
     spec = wl.parse_architecture(FOLDED)
     with torch.random.fork_rng(devices=[]):
@@ -224,15 +228,15 @@ def calls(folder: Path, own: dict[str, Any], mode: str) -> dict[str, Callable[[]
         "random": lambda: RandomInit.from_generator(kept["static"]).generate(
             "cnn(depth=1,width=4)", support=kept["support"]
         ).flat,
-        "load": lambda: [*keep("layerwise", wl.load_generator("layerwise-tiny")).state_dict().values()],
+        "load": lambda: [*keep("set", wl.load_generator("layerwise-tiny")).state_dict().values()],
         "generate": lambda: both(
-            kept["igpg"].generate("cnn(depth=3,width=16)", support=wide.support(4), num_samples=2, seed=1)
+            kept["set"].generate("cnn(depth=3,width=16)", support=wide.support(4), num_samples=2, seed=1)
         ),
         "generate by words": lambda: both(
-            kept["igpg"].generate("mlp(depth=2,width=32,classes=10)", instruction="Read digits", seed=1)
+            kept["set"].generate("mlp(depth=2,width=32,classes=10)", instruction="Read digits", seed=1)
         ),
         "stream": lambda: stream_network(
-            kept["igpg"], "cnn(depth=3,width=20)", out / "stream", support=wide.support(4)
+            kept["set"], "cnn(depth=3,width=20)", out / "stream", support=wide.support(4)
         )["support_loss"],
         "hypernetwork": lambda: [*keep("ghn", wl.load_generator("ghn-cifar10-tiny")).state_dict().values()],
         "predict": lambda: kept["ghn"].generate("cnn(depth=2,width=8,classes=10)").flat,
@@ -244,7 +248,7 @@ def calls(folder: Path, own: dict[str, Any], mode: str) -> dict[str, Callable[[]
         "graph": lambda: wl.capture_graph(own["module"], (3, 32, 32)).structure,
         "select": lambda: str(select(kept["static"], task, ["cnn(depth=1,width=4)"], SETTINGS).winner.spec),
         "explain": lambda: explain(
-            kept["igpg"], wide_spec(), instruction="Read digits", support=wide.support(4),
+            kept["set"], wide_spec(), instruction="Read digits", support=wide.support(4),
             images=own["wide"], labels=torch_labels, seed=1,
         )["removed"],
         "save": lambda: load_tensors(
@@ -271,7 +275,7 @@ def calls(folder: Path, own: dict[str, Any], mode: str) -> dict[str, Callable[[]
             wl.load_generator(out / "again").state_dict(),
         )[1],
         "tokenizer": lambda: (
-            tok := kept["igpg"].tokenizer,
+            tok := load_tokenizer(folder / "tokenizer"),
             codes := tok.encode(wide_spec(), initial_flats(wide_spec(), [0])),
             tok.decode(wide_spec(), codes),
         )[1:],
@@ -282,6 +286,13 @@ def calls(folder: Path, own: dict[str, Any], mode: str) -> dict[str, Callable[[]
 
 def wide_spec() -> wl.ArchitectureSpec:
     return wl.parse_architecture("cnn(depth=3,width=16,classes=10,input=3x16x16)")
+
+
+def tokenizer_of(spec: wl.ArchitectureSpec) -> FSQTokenizer:
+    """An untrained tokenizer over a few networks of ``spec``."""
+    statistics = WeightStatistics.measure([(layout_of(spec), initial_flats(spec, range(4)))])
+    config = FSQTokenizerConfig(chunk=64, codes=8, vocabulary=9, width=16, depth=1)
+    return FSQTokenizer(config, {architecture_key(spec): statistics}).eval()
 
 
 def engine_counts(spec: Any, flats: torch.Tensor, task: Any) -> Any:
