@@ -122,8 +122,8 @@ def render(results: dict[str, Any], config: dict[str, Any]) -> str:
     spent = ", ".join(f"{name} {results[name]['cpu_seconds']:,}" for name in results)
     intro = f"""What `weightloom generate` reaches with pictures at their own size, and beside it what a user
 would do in the same time. Examples and unsorted pictures are training pictures; all 10,000 test pictures of
-CIFAR-10 measure, and {config["folder_images"]} of the other kinds. Mean ± deviation of {config["draws"]} draws.
-Pictures are enlarged to the size that the trunk reads. The published trunk was taught on photographs of 1,000
+CIFAR-10 measure, and {config["folder_images"]} of the other kinds. Mean ± deviation of {config["draws"]}
+draws. Pictures are enlarged to the size that the trunk reads. The published trunk was taught on photographs of 1,000
 kinds of objects, CIFAR-10's among them: these figures are of a trunk that knows such things."""
     command = f"""`python benchmarks/run.py photos`; CPU-seconds: {spent}. The config's budget is
 {config["budget"]} s, so that a busy machine does not change what is chosen."""
@@ -156,9 +156,9 @@ more than one example a class they are not used.""",
         parts += [
             "## Folders of other kinds, 16 examples a class",
             table(["pictures", "chosen", "ours", *OTHERS, "over the best (95 %)"], lines),
-            """Of `digits`, `fashion-mnist` and `quickdraw` the training pictures were among what `words-small`
-was trained on, the test pictures were not. Wallpapers, the sixth kind, are not measured yet. The alternatives'
-settings: the logistic head's penalty by four-fold cross-validation; pixels at 16 or 32 a side, whichever is
+            """Of `digits`, `fashion-mnist` and `quickdraw` the training pictures were among what
+`words-small` was trained on, the test pictures were not. Wallpapers, the sixth kind, are not measured yet. The
+alternatives' settings: the logistic head's penalty by four-fold cross-validation; pixels at 16 or 32 a side, whichever is
 better on the test pictures.""",
         ]
     if "many" in results:
