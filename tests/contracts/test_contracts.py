@@ -96,7 +96,11 @@ PUBLISHED = "efficientnet-lite(input=3x64x64)"
 
 GENERATORS = {
     "pretrained": Promise(
-        lambda: published(), draws=False, saves=True, needs_names=True, architecture=PUBLISHED,
+        lambda: published(),
+        draws=False,
+        saves=True,
+        needs_names=True,
+        architecture=PUBLISHED,
         task="digits[3,1,7]@64c3",
     ),
     "igpg": Promise(lambda: tiny_igpg(), draws=True, saves=True),

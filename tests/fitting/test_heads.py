@@ -110,6 +110,7 @@ def test_the_head_is_the_regression_on_all(shots, monkeypatch):
 def test_a_start_of_noise_does_no_harm_where_there_are_many_examples():
     """It is left alone, or it is little of it and left-out examples are answered no worse."""
     shown, (images, labels) = digits(40), parse_task("digits@8c1").data("test").all()
+    images = images.flatten(1)
     plain = fit_head(shown, torch.eye(64))
     alone, moved = 0, []
     for seed in range(6):
@@ -121,7 +122,8 @@ def test_a_start_of_noise_does_no_harm_where_there_are_many_examples():
         if offered.start is None:
             assert offered.share == 0 and torch.equal(offered.head.weight, plain.head.weight)
         moved.append(
-            right_of(offered.head, images.flatten(1), labels) - right_of(plain.head, images.flatten(1), labels)
+            right_of(offered.head, images.flatten(1), labels)
+            - right_of(plain.head, images.flatten(1), labels)
         )
     assert alone >= 2 and sum(moved) / 6 > -0.01 and min(moved) > -0.02, (alone, moved)
 
@@ -159,9 +161,7 @@ def test_one_example_a_class_cannot_be_left_out():
 def test_the_order_of_the_classes_does_not_matter():
     shown = digits(6, 3, 1, 7)
     back = torch.tensor([2, 0, 1])
-    turned = Labelled(
-        features=shown.features, labels=back[shown.labels], classes=3, copies=shown.copies
-    )
+    turned = Labelled(features=shown.features, labels=back[shown.labels], classes=3, copies=shown.copies)
     a, b = (fit_head(one, torch.eye(64)) for one in (shown, turned))
     assert a.penalty == b.penalty and a.loss == pytest.approx(b.loss, abs=1e-6)
     assert torch.allclose(a.head.weight, b.head.weight[back], atol=1e-4)

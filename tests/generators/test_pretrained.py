@@ -1,4 +1,4 @@
-"""Published trunks with a last layer in closed form: features and their cache, names, examples, both, neither."""
+"""Published trunks with a last layer in closed form: features and their cache, names, examples."""
 
 from __future__ import annotations
 
@@ -104,7 +104,9 @@ def hits(sample, task) -> float:
 # ------------------------------------------------------------------------------------- features
 
 
-@pytest.mark.parametrize("text", [ARCH, "efficientnet-lite(size=1,input=3x64x64)", "mobilenetv2(input=3x64x64)"])
+@pytest.mark.parametrize(
+    "text", [ARCH, "efficientnet-lite(size=1,input=3x64x64)", "mobilenetv2(input=3x64x64)"]
+)
 def test_features_are_those_of_the_module(text, cache):
     spec = spec_of(text)
     if not installed(spec):
@@ -227,7 +229,9 @@ def test_one_example_a_class(model, text_encoder):
     (sample,) = model.generate_many(ARCH, support=task.support(1))
     assert sample.report["support_images"] == 3 and "support_scores" not in sample.report
     assert sample.report["support_accuracy"] == 1
-    (more,) = model.generate_many(ARCH, support=task.support(1), unlabelled=task.data("train").batch(range(60))[0])
+    (more,) = model.generate_many(
+        ARCH, support=task.support(1), unlabelled=task.data("train").batch(range(60))[0]
+    )
     assert more.report["unlabelled"] == 60 and "without labels" in more.report["head"]
     assert "support_scores" not in more.report
 
