@@ -183,19 +183,20 @@ def test_pictures_without_labels_lie_in_any_folders(call, photos, tmp_path):
     for number, file in enumerate(sorted(photos.glob("*/*.png"))):
         shutil.copy(file, (more / "deep" if number % 2 else more) / f"{number}.png")
     count = len([*more.rglob("*.png")])
-    common = ("generate", "--data", photos, "--shots", "1", "--samples", "1")
+    asked = ("--shots", "1", "--samples", "1", "--arch", "cnn(depth=3,width=16)")
+    common = ("generate", "--data", photos, *asked)
     plain = call(*common, "--out", tmp_path / "plain.safetensors", "--json").json
     found = call(*common, "--unlabelled", more, "--out", tmp_path / "more.safetensors", "--json").json
     held = found["data"]["pictures"]["test"]  # they are left out: what is measured on is never looked at
     assert held and plain["unlabelled"] is None and found["unlabelled"] == count - held
     assert (tmp_path / "plain.safetensors").read_bytes() != (tmp_path / "more.safetensors").read_bytes()
     assert f"pictures without labels  {count - held}" in call(*common, "--unlabelled", more).out
-    assert "needs --task or --data" in call(
-        "generate", "--classes", "cat, dog", "--unlabelled", more
-    ).sentence(2)
+    named = ("generate", "--classes", "cat, dog", "--arch", "cnn(depth=3,width=16)")
+    assert "beside examples: give --task or --data" in call(*named, "--unlabelled", more).sentence(2)
+    assert "needs --classes, --task or --data" in call("generate", "--unlabelled", more).sentence(2)
     assert "no such folder of images" in call(*common, "--unlabelled", tmp_path / "none").sentence(2)
     assert "not a file" in call(*common, "--unlabelled", more / "0.png").sentence(2)
-    refused = call(*common, "--unlabelled", more, "--arch", "cnn(depth=3,width=8)").sentence(2)
+    refused = call(*common[:-1], "cnn(depth=3,width=8)", "--unlabelled", more).sentence(2)
     assert "it makes: cnn(depth=3,width=16)" in refused
     (tmp_path / "empty").mkdir()
     assert "no picture in this folder" in call(*common, "--unlabelled", tmp_path / "empty").sentence(2)

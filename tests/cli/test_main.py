@@ -22,7 +22,7 @@ FACE = {
         "--seed",
         "--shots", "--temperature", "--top-k", "--top-p", "--guidance",
         "--batch-norm", "--out", "--plot", "--steps", "--compare",
-        "--no-compare", "--explain", "--json", "--unlabelled",
+        "--no-compare", "--explain", "--json", "--unlabelled", "--budget", "--max-params", "--target",
     },
     "evaluate": {
         "FILE...", "--task", "--data", "--test-data", "--skip-broken", "--arch", "--key", "--workers",

@@ -12,7 +12,8 @@ from torch.func import functional_call
 
 from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.architectures.spec import Whole
-from weightloom.fitting import accuracy, initial_flats, recalibrate, run_networks
+from weightloom.fitting import accuracy, accuracy_on, initial_flats, recalibrate, run_networks
+from weightloom.tasks import parse_task
 from weightloom.weights import layout_of
 
 TINY = (
@@ -123,6 +124,14 @@ def test_initialisation_is_by_seed(rng_untouched):
     flats = initial_flats(spec, [3, 4, 3])
     assert torch.equal(flats[0], flats[2]) and not torch.equal(flats[0], flats[1])
     assert torch.equal(flats[1:2], initial_flats(spec, [4])) and not flats.requires_grad
+
+
+@pytest.mark.parametrize("at_once", [7, 500, 1000])
+def test_accuracy_on_data_is_that_on_all_of_its_pictures(at_once, monkeypatch):
+    monkeypatch.setattr("weightloom.fitting.population.images_at_once", lambda spec: at_once)
+    spec, data = resolved("cnn(depth=1,width=4)"), parse_task("digits[3,1,7]@8c1").data("test")
+    flats = networks(spec)
+    assert torch.allclose(accuracy_on(spec, flats, data), accuracy(spec, flats, *data.all()), atol=1e-6)
 
 
 def test_accuracy_counts_right_answers():

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
 
+from weightloom.architectures import parse_architecture
 from weightloom.errors import CheckpointError, InputError, SpecError, UnsupportedRequestError
 from weightloom.fitting import recalibrate, run_networks
 from weightloom.generators import Generator, Sample, Sampling, Validity, best_of
@@ -184,6 +186,22 @@ def test_validity_says_what_can_be_done(resolved):
         validity.check(resolved(classes=5))
 
 
+def test_validity_for_any_size():
+    validity = Validity(
+        architectures=("mlp",), input=(3, 32, 32), min_classes=2, max_classes=4, sizes=(16, 64)
+    )
+    spec = parse_architecture("mlp").resolve(classes=3)
+    assert validity.input_for(spec) == (3, 32, 32)
+    for side in (16, 33, 64):
+        validity.check(spec.resolve(input=(3, side, side)))
+    for shape in ((3, 15, 15), (3, 65, 65), (3, 16, 32), (1, 32, 32)):
+        with pytest.raises(UnsupportedRequestError, match="of 16 to 64 pixels with 3 channels, not"):
+            validity.check(spec.resolve(input=shape))
+    with pytest.raises(UnsupportedRequestError, match="it makes: mlp"):
+        validity.check(parse_architecture("cnn").resolve(classes=3, input=(3, 32, 32)))
+    assert Validity.from_json(json.loads(json.dumps(asdict(validity)))) == validity
+
+
 def test_checkpoint_errors_are_input_errors():
     assert issubclass(CheckpointError, InputError)
 
@@ -193,6 +211,7 @@ def test_checkpoint_errors_are_input_errors():
     [
         {"input": ()}, {"input": (1, 8)}, {"input": (1, 8, 0)}, {"input": (1, 8, "8")}, {"min_classes": 0},
         {"max_classes": 1}, {"max_classes": 2.5}, {"architectures": (3,)},
+        {"sizes": (64,)}, {"sizes": (64, 32)}, {"sizes": (0, 32)}, {"sizes": (64, "256")}, {"sizes": "64"},
     ],
 )  # fmt: skip
 def test_what_can_be_asked_for_makes_sense_or_is_refused(change):

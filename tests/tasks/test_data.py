@@ -20,6 +20,28 @@ def test_batches_select_convert_and_repeat_grey():
     assert toy(1).all()[0].shape == (3, 1, 4, 4)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_large_pictures_are_made_batch_by_batch(channels):
+    """The same bytes as resizing all of them first, in every way to reach them."""
+    pixels = torch.randint(0, 256, (9, channels, 12, 12), generator=torch.Generator().manual_seed(0))
+    pixels = pixels.to(torch.uint8)
+    rows, labels = torch.arange(8, -1, -1), torch.arange(9) % 3
+    for transform in ("id", "rot90", "invert"):
+        lazy = TaskData(pixels, rows, labels, transform=transform, channels=channels, side=20)
+        whole = TaskData(
+            resize_pixels(pixels, 20, channels), rows, labels, transform=transform, channels=channels
+        )
+        assert lazy.all()[0].shape == (9, channels, 20, 20) and len(lazy) == 9
+        index = torch.tensor([4, 0, 4])
+        for one, other in (
+            (lazy, whole), (lazy.part(index), whole.part(index)), (lazy.to("cpu"), whole.to("cpu")),
+        ):  # fmt: skip
+            assert all(torch.equal(a, b) for a, b in zip(one.all(), other.all(), strict=True))
+        assert torch.equal(lazy.batch(index)[0], whole.batch(index)[0])
+    empty = lazy.part(torch.tensor([], dtype=torch.int64))
+    assert len(empty) == 0
+
+
 def test_moving_keeps_the_images():
     before, after = toy().all(), toy().to("cpu").all()
     assert torch.equal(before[0], after[0]) and torch.equal(before[1], after[1])

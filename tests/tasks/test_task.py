@@ -163,3 +163,13 @@ def test_instructions_name_the_transform_and_the_classes():
     assert any("clothing" in line for line in parse_task("fashion-mnist").instructions(50))
     with pytest.raises(InputError):
         parse_task("mnist").instructions(3, misspelt=2.0)
+
+
+def test_large_pictures_are_the_same_whether_all_are_held_or_not(monkeypatch):
+    held = parse_task("digits[3,1,7]+rot90@24c3")
+    images, support = held.data("test").all(), held.support(2).images
+    monkeypatch.setattr("weightloom.tasks.task._MOST_PIXELS", 0)
+    made = parse_task("digits[3,1,7]+rot90@24c3")
+    assert made.data("test")._side == 24 and held.data("test")._side is None
+    assert all(torch.equal(a, b) for a, b in zip(images, made.data("test").all(), strict=True))
+    assert torch.equal(support, made.support(2).images)

@@ -6,12 +6,13 @@ Shapes: U pictures without labels.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from weightloom.cli.inputs import load_unlabelled, plain_text
 from weightloom.cli.naming import Shown, best_generator
 from weightloom.cli.output import note, progress
-from weightloom.errors import InputError
+from weightloom.errors import InputError, UnsupportedRequestError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,12 +90,15 @@ def answer(
     from weightloom.generators.trunks import PUBLISHED
 
     shows = shown.task is not None or shown.data is not None
+    arch = AUTO if arch.strip().lower() == AUTO else arch
     if arch == AUTO and generator is None and shows:
         return _routed(instruction, names, shown, limits)
     losses: dict[str, float] = {}
     text = arch
     if arch == AUTO and generator is None:
-        generator, text = without_examples(names, instruction, limits)
+        generator, text = without_examples(
+            names, instruction, limits, unlabelled=shown.unlabelled is not None
+        )
     elif arch == AUTO:
         text = TRUNKS[0] if generator == "pretrained" else PLAIN
     spec = parse_architecture(plain_text(text, "architecture"))
@@ -107,6 +111,8 @@ def answer(
     shape = model.validity.input_for(spec)
     target = shown.load(shape)
     support = None if target is None else target.support(shown.shots or SHOTS, shown.seed)
+    classes = len(names or ()) or (None if target is None else target.num_classes)
+    _check_size(spec.resolve(classes=spec.classes or classes or 2, input=shape), limits)
     others = None
     if shown.unlabelled is not None:
         if target is None and not model.unlabelled_alone:
@@ -115,6 +121,15 @@ def answer(
             )
         others = load_unlabelled(shown.unlabelled, target, shape, shown.skip_broken)
     return Answer(model=model, spec=spec, target=target, support=support, others=others, losses=losses)
+
+
+def _check_size(spec: ArchitectureSpec, limits: Limits) -> None:
+    """Raise UnsupportedRequestError where what is named is larger than what is allowed."""
+    most, count = limits.most_parameters, spec.num_parameters()
+    if most is not None and count > most:
+        raise UnsupportedRequestError(
+            f"{spec.family} has {count:,} parameters here, where --max-params or --target allow {most:,}"
+        )
 
 
 def _routed(instruction: str | None, names: tuple[str, ...] | None, shown: Shown, limits: Limits) -> Answer:
@@ -136,6 +151,7 @@ def _routed(instruction: str | None, names: tuple[str, ...] | None, shown: Shown
 
     folder = shown.unlabelled
 
+    @cache
     def unlabelled(shape: router.Shape) -> Tensor:
         assert folder is not None
         return load_unlabelled(folder, task(shape), shape, shown.skip_broken)
@@ -189,9 +205,8 @@ def compared_facts(found: dict[str, Any] | None) -> list[tuple[str, str]]:
     lines = []
     for place, one in enumerate(found["tried"]):
         right = "" if one["accuracy"] is None else f"{100 * one['accuracy']:.1f} %, "
-        what = (
-            f"{one['generator']} {one['architecture']}: {right}loss {one['loss']:.2f}, {one['seconds']:.1f} s"
-        )
+        loss = "" if one["loss"] is None else f"loss {one['loss']:.2f}, "
+        what = f"{one['generator']} {one['architecture']}: {right}{loss}{one['seconds']:.1f} s"
         lines.append(("on left-out examples" if not place else "", what))
     lines += [("", f"{one['name']}: {100 * one['accuracy']:.1f} %") for one in found["floors"]]
     return lines

@@ -102,7 +102,9 @@ class Shown:
 
     def load(self, shape: tuple[int, int, int] | None = None) -> Task | None:
         """The task, or None, for pictures of ``shape``. Raises what :func:`load_task` raises."""
-        return load_task(self.task, self.data, shape, self.skip_broken)
+        # Without examples it is said of the pictures without labels.
+        skip_broken = self.skip_broken and (self.data is not None or self.unlabelled is None)
+        return load_task(self.task, self.data, shape, skip_broken)
 
 
 def best_generator(

@@ -72,7 +72,7 @@ def floors(images: Tensor) -> list[Floor]:
     from sklearn.exceptions import ConvergenceWarning
 
     classes, shots = images.shape[:2]
-    kept = max(2, min(shots, MOST // classes))
+    kept = min(shots, max(2, MOST // classes))
     shown = images[:, :kept].flatten(0, 1)
     rows = pixel_rows(shown, MOST_SIDE)
     labels = np.repeat(np.arange(classes), kept)

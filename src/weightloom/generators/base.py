@@ -111,6 +111,12 @@ class Validity:
         sizes = (*self.input, self.min_classes, self.max_classes)
         if len(self.input) != 3 or not all(type(size) is int and size > 0 for size in sizes):
             raise SpecError("the input must be three sides, and class counts whole numbers above 0")
+        if self.sizes is not None and not (
+            len(self.sizes) == 2
+            and all(type(size) is int for size in self.sizes)
+            and 0 < self.sizes[0] <= self.sizes[1]
+        ):
+            raise SpecError("sizes of pictures are the smallest and the largest, whole numbers above 0")
         words = (*self.architectures, *self.tasks)
         if self.min_classes > self.max_classes or not all(isinstance(word, str) for word in words):
             raise SpecError(

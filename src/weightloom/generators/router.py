@@ -9,7 +9,9 @@ Shapes: N examples.
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +24,7 @@ from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.conditioning.names import names_in, without_numbers
 from weightloom.conditioning.text import reads_text
 from weightloom.errors import UnsupportedRequestError
+from weightloom.fitting import copies_of
 from weightloom.fitting.floors import MOST_SIDE, Floor, floors
 from weightloom.generators.base import Generator
 from weightloom.generators.choice import left_out_loss
@@ -84,8 +87,8 @@ class Tried:
     Attributes:
         generator, architecture: which one.
         parameters: how many.
-        loss: cross-entropy of the examples left out; with one example a class, of all, by the network that
-            is made from the names alone.
+        loss: cross-entropy of the examples left out; where none can be left out, of all, by the network that
+            is made from the names alone; None where names cannot be read.
         accuracy: share of them answered rightly, or None where it is not known.
         seconds: what it took.
     """
@@ -93,7 +96,7 @@ class Tried:
     generator: str
     architecture: str
     parameters: int
-    loss: float
+    loss: float | None
     accuracy: float | None
     seconds: float
 
@@ -211,7 +214,7 @@ def route(
             own_floors = floors(shown.at((3, MOST_SIDE, MOST_SIDE))[1].images)
     if not tried:
         raise UnsupportedRequestError(f"nothing can make this network: {'; '.join(left_out)}")
-    tried.sort(key=lambda one: one[0].loss)
+    tried.sort(key=lambda one: math.inf if one[0].loss is None else one[0].loss)
     _, model, sample, task, support = tried[0]
     return Routed(
         model=model,
@@ -305,19 +308,21 @@ def _try(
     count = resolved.num_parameters()
     seconds = time.perf_counter() - begun
     one = Tried(
-        generator=model.name, architecture=str(resolved), parameters=count, loss=round(loss, 4),
-        accuracy=accuracy, seconds=round(seconds, 2),
+        generator=model.name, architecture=str(resolved), parameters=count,
+        loss=None if loss is None else round(loss, 4), accuracy=accuracy, seconds=round(seconds, 2),
     )  # fmt: skip
     tried.append((one, model, sample, task, support))
 
 
 def _judge(
     model: Generator, sample: Sample, instruction: str | None, support: SupportSet
-) -> tuple[float, float | None]:
-    """Loss and accuracy on left-out examples; with one a class, of the network from the names alone."""
-    if support.shots > 1:
+) -> tuple[float | None, float | None]:
+    """Loss and accuracy on left-out examples; where none can be, of the network from the names alone."""
+    if bool((copies_of(support.images) < support.shots).any()):
         accuracy = sample.report.get("support_accuracy") if "support_scores" in sample.report else None
         return left_out_loss(sample, support), accuracy
+    if not reads_text():
+        return None, None
     told = model.generate_many(sample.architecture, instruction=instruction, classes=support.class_names)[0]
     images, labels = support.flat()
     with torch.no_grad():
@@ -332,7 +337,7 @@ def photographs(names: Sequence[str], instruction: str | None) -> bool:
 
     Names of digits and letters are no kinds of objects; a sentence that speaks of drawings settles it.
     """
-    words = set((instruction or "").lower().replace(",", " ").replace(".", " ").split())
+    words = set(re.findall(r"[\w-]+", (instruction or "").lower()))
     if words & _DRAWN:
         return False
     bare = without_numbers(list(names))
@@ -353,11 +358,15 @@ def _likeness(names: Sequence[str]) -> float:
     return float((encode_text(list(names)) @ model.vectors.T).max(1).values.mean())
 
 
-def without_examples(names: Sequence[str] | None, instruction: str | None, limits: Limits) -> tuple[str, str]:
-    """Generator and architecture of a request that shows nothing."""
+def without_examples(
+    names: Sequence[str] | None, instruction: str | None, limits: Limits, *, unlabelled: bool = False
+) -> tuple[str, str]:
+    """Generator and architecture of a request without examples; ``unlabelled`` says whether it has pictures
+    without labels, which only a published trunk uses.
+    """
     listed = names if names is not None or instruction is None else names_in(instruction)
     trunk = next((text for text in TRUNKS if installed(parse_architecture(text))), None)
-    if listed and trunk is not None and reads_text() and photographs(listed, instruction):
+    if listed and trunk is not None and reads_text() and (unlabelled or photographs(listed, instruction)):
         size = parse_architecture(trunk).resolve(classes=len(listed)).num_parameters()
         if limits.most_parameters is None or size <= limits.most_parameters:
             return PRETRAINED, trunk

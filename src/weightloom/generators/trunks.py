@@ -110,7 +110,7 @@ def _read(spec: ArchitectureSpec) -> Trunk:
     return Trunk(source, body, rows - rows.mean(0), hashlib.sha256(text.encode()).hexdigest()[:32])
 
 
-@torch.inference_mode()
+@torch.no_grad()
 @with_plain_defaults
 def features_of(
     spec: ArchitectureSpec, images: Tensor, progress: Progress | None = None, *, keep: bool = True
