@@ -238,3 +238,9 @@ def test_what_cannot_be_judged_is_shown_without_figures():
     one = {"generator": "pretrained", "architecture": "x", "accuracy": None, "loss": None, "seconds": 1.0}
     assert compared_facts({"tried": [one], "floors": []}) == [("on left-out examples", "pretrained x: 1.0 s")]
     assert compared_facts(None) == []
+
+
+def test_info_says_which_sizes_are_made(call):
+    assert call("info", "pretrained", "--json").json["sides"] == [64, 256]
+    assert "64 to 256 pixels" in call("info", "pretrained").out
+    assert call("info", "words-small", "--json").json["sides"] is None
