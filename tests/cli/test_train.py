@@ -65,5 +65,5 @@ def test_refuses(call, tmp_path):
     assert "not a zoo" in call(
         "train", "layerwise-tiny", "--zoo", tmp_path, "--out", tmp_path / "o"
     ).sentence(2)
-    said = call("train", "igpg-tyni", "--zoo", tmp_path, "--out", tmp_path / "o").sentence(2)
+    said = call("train", "layerwise-tyni", "--zoo", tmp_path, "--out", tmp_path / "o").sentence(2)
     assert "did you mean 'layerwise-tiny'" in said
