@@ -62,7 +62,8 @@ def test_bad_recipes(call, zoo, tmp_path, change, words):
 
 
 def test_refuses(call, tmp_path):
-    asked = ("--zoo", tmp_path, "--out", tmp_path / "o")
-    assert "not a zoo" in call("train", "layerwise-tiny", *asked).sentence(2)
-    said = call("train", "layerwise-tyni", *asked).sentence(2)
+    assert "not a zoo" in call(
+        "train", "layerwise-tiny", "--zoo", tmp_path, "--out", tmp_path / "o"
+    ).sentence(2)
+    said = call("train", "layerwise-tyni", "--zoo", tmp_path, "--out", tmp_path / "o").sentence(2)
     assert "did you mean 'layerwise-tiny'" in said

@@ -74,7 +74,7 @@ def generate(
             "--unlabelled",
             metavar="FOLDER",
             help="More pictures of the same classes, in any folders, whose classes are not known: they are "
-            "used beside the examples.",
+            "used beside the examples, or beside the names of --classes alone.",
         ),
     ] = None,
     arch: Annotated[
@@ -106,7 +106,11 @@ def generate(
         typer.Option("--budget", metavar="TIME", help="What choosing may take, such as 60s or 5m."),
     ] = "60s",
     max_params: Annotated[
-        int | None, typer.Option("--max-params", help="Most parameters of the network that is chosen.")
+        int | None,
+        typer.Option(
+            "--max-params",
+            help="Most parameters of the network: smaller ones are chosen, larger ones refused.",
+        ),
     ] = None,
     target: Annotated[
         Literal["mcu", "edge", "any"],

@@ -63,7 +63,7 @@ ENOUGH = 16
 _PROBED = 4
 """Pictures that tell how long a trunk takes."""
 
-_ALIKE = 0.35
+_ALIKE = 0.5
 """Mean likeness of names to published kinds of objects from which on they are taken for photographs."""
 
 
