@@ -12,6 +12,7 @@ import typer
 from weightloom.cli.choosing import AUTO, answer, compared_facts, limits_of
 from weightloom.cli.choosing import compared as compared_networks
 from weightloom.cli.consolidated import retrieve
+from weightloom.cli.curves import curve_intervals, curves_of, draw
 from weightloom.cli.folders import data_counts, data_facts, data_report
 from weightloom.cli.inputs import (
     SMALL,
@@ -24,7 +25,6 @@ from weightloom.cli.inputs import (
     check_out,
     check_shots,
     plain_text,
-    short_text,
 )
 from weightloom.cli.naming import Classes, GeneratorOrNone, Shown, given_names
 from weightloom.cli.output import (
@@ -42,13 +42,10 @@ from weightloom.cli.output import (
 )
 from weightloom.cli.plots import MEASURES, PLOT_SUFFIXES
 from weightloom.cli.reasons import show_reasons
-from weightloom.errors import InputError, WeightloomError
+from weightloom.errors import InputError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from weightloom.cli.baselines import Baselines
-    from weightloom.generators import Generator, Sample
+    from weightloom.generators import Generator
     from weightloom.tasks import SupportSet, Task
 
 
@@ -281,8 +278,8 @@ def generate(
     curves = None
     if plot is not None:
         assert target_task is not None
-        curves = _curves(chosen, compared, target_task, steps, seed)
-        _draw(plot, curves, chosen, target_task, compared)
+        curves = curves_of(chosen, compared, target_task, steps, seed)
+        draw(plot, curves, chosen, target_task, compared)
     if out is not None:
         extra = {
             "task": None if target_task is None else str(target_task),
@@ -325,7 +322,7 @@ def generate(
         "nearest": compared.nearest,
         "explanation": reasons,
         "curves": curves,
-        "curve_intervals": None if curves is None else _curve_intervals(curves, images),
+        "curve_intervals": None if curves is None else curve_intervals(curves, images),
         "plot": plot,
     }
     if as_json:
@@ -349,56 +346,6 @@ def _samples(model: Generator, support: SupportSet | None) -> int:
     if not model.draws or (model.reads_names and (support is None or support.shots == 1)):
         return 1
     return 4
-
-
-def _curves(best: Sample, compared: Baselines, task: Task, steps: int, seed: int) -> dict[str, Any]:
-    """Fine-tune the best sample, a random initialisation and the nearest checkpoint side by side."""
-    import torch
-
-    from weightloom.fitting import FitSettings, finetune, initial_flats
-    from weightloom.seeding import seed_for
-
-    random = compared.random_flat
-    if random is None:
-        random = initial_flats(best.architecture, [seed_for("random-init", seed, 0)])[0]
-    starts: dict[str, Tensor] = {"generated": best.flat, "random_init": random}
-    if compared.nearest_flat is not None:
-        starts["nearest_checkpoint"] = compared.nearest_flat
-    with progress() as move:
-        curve = finetune(
-            best.architecture,
-            torch.stack([*starts.values()]),
-            task,
-            FitSettings(steps=steps, learning_rate=1e-3),
-            measure_at=MEASURES,
-            seed=seed,
-            on_step=lambda step: move("fine-tuning", step, steps),
-        )
-    columns = curve.accuracy.T.tolist()
-    return {"steps": list(curve.steps), **dict(zip(starts, columns, strict=True))}
-
-
-def _curve_intervals(curves: dict[str, Any], images: int | None) -> dict[str, Any]:
-    from weightloom.fitting import interval_of
-
-    lines = {name: values for name, values in curves.items() if name != "steps"}
-    return {name: [interval_of(value, images) for value in values] for name, values in lines.items()}
-
-
-def _draw(plot: Path, curves: dict[str, Any], best: Sample, task: Task, compared: Baselines) -> None:
-    from weightloom.cli.plots import draw_curves
-
-    lines = {name: values for name, values in curves.items() if name != "steps"}
-    try:
-        draw_curves(
-            plot,
-            curves["steps"],
-            lines,
-            title=f"{short_text(best.architecture)} on {task}",
-            trained=compared.trained,
-        )
-    except ValueError as error:  # whatever matplotlib dislikes of a file's name or a title
-        raise WeightloomError(f"cannot draw {plot}: {error}") from error
 
 
 def _show(result: dict[str, Any], task: Task | None) -> None:
