@@ -111,6 +111,27 @@ class Rescale(nn.Module):
         return x * gain[:, None, None] + shift[:, None, None]
 
 
+class Residual(nn.Module):
+    """Layers one after another; the input is added where the shape stays."""
+
+    def __init__(self, layers: list[nn.Module], keeps_shape: bool) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+        self.keeps_shape = keeps_shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, H, W)`` to what the layers make of it."""
+        y: Tensor = self.layers(x)
+        return x + y if self.keeps_shape else y
+
+
+def photograph_problem(input: tuple[int, int, int] | None) -> str | None:
+    """Why a network that was published for photographs cannot read such pictures, or None."""
+    if input is not None and input[0] not in (1, 3):
+        return f"it reads pictures of 1 or 3 channels, not {input[0]}"
+    return None
+
+
 class Root(nn.Module):
     """Square roots of features that are not negative, scaled to length 1: ``(B, H)`` to the same shape.
 

@@ -11,9 +11,17 @@ import math
 from dataclasses import dataclass
 from typing import Annotated
 
-from torch import Tensor, nn
+from torch import nn
 
-from weightloom.architectures.blocks import Ending, Rescale, Scale, ending, scaled_width
+from weightloom.architectures.blocks import (
+    Ending,
+    Rescale,
+    Residual,
+    Scale,
+    ending,
+    photograph_problem,
+    scaled_width,
+)
 from weightloom.architectures.spec import ArchitectureSpec, Whole, architecture
 
 _STAGES = (
@@ -51,20 +59,6 @@ class _Map:
         return [*([nn.ZeroPad2d(pads)] if any(pads) else []), conv, nn.BatchNorm2d(width, eps=_EPS)]
 
 
-class Block(nn.Module):
-    """Widen, convolve each channel by itself, narrow; the input is added where the shape stays."""
-
-    def __init__(self, layers: list[nn.Module], keeps_shape: bool) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(*layers)
-        self.keeps_shape = keeps_shape
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, C, H, W)`` to a map that is as large, or half as large."""
-        y: Tensor = self.layers(x)
-        return x + y if self.keeps_shape else y
-
-
 @architecture("efficientnet-lite")
 @dataclass(frozen=True, kw_only=True)
 class EfficientNetLiteSpec(ArchitectureSpec):
@@ -73,6 +67,9 @@ class EfficientNetLiteSpec(ArchitectureSpec):
     size: Annotated[int, Whole(0, len(_SCALES) - 1, "0, 1 or 2: the larger, the better and the slower")] = 0
     scale: Scale = 100
     ending: Ending = "root"
+
+    def contradiction(self) -> str | None:
+        return photograph_problem(self.input)
 
     def body(self, input: tuple[int, int, int]) -> tuple[nn.Module, int]:
         width_scale, depth_scale = _SCALES[self.size]
@@ -91,7 +88,7 @@ class EfficientNetLiteSpec(ArchitectureSpec):
                 parts = [] if expansion == 1 else [*place.convolution(channels, inner, 1), nn.ReLU6()]
                 parts += [*place.convolution(inner, inner, kernel, step, inner), nn.ReLU6()]
                 parts += place.convolution(inner, width, 1)
-                layers.append(Block(parts, keeps_shape=step == 1 and channels == width))
+                layers.append(Residual(parts, keeps_shape=step == 1 and channels == width))
                 channels = width
         layers += [*place.convolution(channels, last, 1), nn.ReLU6(), *ending(self.ending)]
         return nn.Sequential(*layers), last

@@ -7,9 +7,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
-from weightloom.architectures.blocks import Ending, Rescale, Scale, ending, scaled_width
+from weightloom.architectures.blocks import (
+    Ending,
+    Rescale,
+    Residual,
+    Scale,
+    ending,
+    photograph_problem,
+    scaled_width,
+)
 from weightloom.architectures.spec import ArchitectureSpec, architecture
 
 _STAGES = (
@@ -32,21 +40,12 @@ def _block(channels: int, width: int, kernel: int, stride: int = 1, groups: int 
     return [conv, nn.BatchNorm2d(width)]
 
 
-class Bottleneck(nn.Module):
-    """Widen, convolve each channel by itself, narrow; the input is added where the shape stays."""
-
-    def __init__(self, channels: int, width: int, *, expansion: int, stride: int) -> None:
-        super().__init__()
-        inner = channels * expansion
-        layers = [] if expansion == 1 else [*_block(channels, inner, 1), nn.ReLU6()]
-        layers += [*_block(inner, inner, 3, stride, inner), nn.ReLU6(), *_block(inner, width, 1)]
-        self.layers = nn.Sequential(*layers)
-        self.keeps_shape = stride == 1 and channels == width
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, channels, H, W)`` to ``(B, width, H / stride, W / stride)``, rounded up."""
-        y: Tensor = self.layers(x)
-        return x + y if self.keeps_shape else y
+def _bottleneck(channels: int, width: int, expansion: int, stride: int) -> Residual:
+    """Widen, convolve each channel by itself, narrow."""
+    inner = channels * expansion
+    layers = [] if expansion == 1 else [*_block(channels, inner, 1), nn.ReLU6()]
+    layers += [*_block(inner, inner, 3, stride, inner), nn.ReLU6(), *_block(inner, width, 1)]
+    return Residual(layers, keeps_shape=stride == 1 and channels == width)
 
 
 @architecture("mobilenetv2")
@@ -57,6 +56,9 @@ class MobileNetV2Spec(ArchitectureSpec):
     scale: Scale = 100
     ending: Ending = "root"
 
+    def contradiction(self) -> str | None:
+        return photograph_problem(self.input)
+
     def body(self, input: tuple[int, int, int]) -> tuple[nn.Module, int]:
         channels = scaled_width(_STEM, self.scale / 100)
         last = scaled_width(_LAST, self.scale / 100)
@@ -66,7 +68,7 @@ class MobileNetV2Spec(ArchitectureSpec):
         for expansion, wide, blocks, stride in _STAGES:
             width = scaled_width(wide, self.scale / 100)
             for index in range(blocks):
-                layers.append(Bottleneck(channels, width, expansion=expansion, stride=1 if index else stride))
+                layers.append(_bottleneck(channels, width, expansion, 1 if index else stride))
                 channels = width
         layers += [*_block(channels, last, 1), nn.ReLU6(), *ending(self.ending)]
         return nn.Sequential(*layers), last

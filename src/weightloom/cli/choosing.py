@@ -171,7 +171,7 @@ def _routed(instruction: str | None, names: tuple[str, ...] | None, shown: Shown
     winner = found.tried[0]
     better = [floor for floor in found.floors if winner.accuracy is None or floor.accuracy > winner.accuracy]
     for floor in better:
-        if winner.accuracy is not None:
+        if winner.accuracy is not None and winner.judged_by == router.LEFT_OUT_EXAMPLES:
             note(
                 f"on left-out examples {floor.name} is better: {100 * floor.accuracy:.1f} % where the "
                 f"network has {100 * winner.accuracy:.1f} %"
@@ -193,11 +193,6 @@ def _check_names(names: tuple[str, ...], task: Task) -> None:
         )
 
 
-def compared(routed: Routed | None) -> dict[str, Any] | None:
-    """What was compared, in plain values."""
-    return None if routed is None else routed.to_json()
-
-
 def compared_facts(found: dict[str, Any] | None) -> list[tuple[str, str]]:
     """What was compared, a line each: share of left-out examples that are answered rightly."""
     if found is None:
@@ -207,6 +202,6 @@ def compared_facts(found: dict[str, Any] | None) -> list[tuple[str, str]]:
         right = "" if one["accuracy"] is None else f"{100 * one['accuracy']:.1f} %, "
         loss = "" if one["loss"] is None else f"loss {one['loss']:.2f}, "
         what = f"{one['generator']} {one['architecture']}: {right}{loss}{one['seconds']:.1f} s"
-        lines.append(("on left-out examples" if not place else "", what))
+        lines.append((f"on {one['judged_by']}" if not place else "", what))
     lines += [("", f"{one['name']}: {100 * one['accuracy']:.1f} %") for one in found["floors"]]
     return lines

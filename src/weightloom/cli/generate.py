@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from weightloom.cli.choosing import AUTO, answer, compared_facts, limits_of
-from weightloom.cli.choosing import compared as compared_networks
 from weightloom.cli.consolidated import retrieve
 from weightloom.cli.curves import curve_intervals, curves_of, draw
 from weightloom.cli.folders import data_counts, data_facts, data_report
@@ -94,8 +93,8 @@ def generate(
         int | None,
         typer.Option(
             "--shots",
-            help="Examples of each class, from the training images, to look at. Left out: as many as the "
-            "budget reaches for, or 16 where an architecture or a generator is named.",
+            help="Examples of each class, from the training images, to look at. Left out: up to 2,000 in "
+            "all as far as the budget reaches, or 16 where an architecture or a generator is named.",
         ),
     ] = None,
     budget: Annotated[
@@ -293,7 +292,7 @@ def generate(
         "generator": model.name,
         "instruction": instruction,
         "generators_compared": found.losses or None,
-        "compared": compared_networks(found.routed),
+        "compared": None if found.routed is None else found.routed.to_json(),
         **{name: chosen.report.get(name) for name in _OF_WORDS},
         "architecture": resolved.full_text(),
         "task": None if target_task is None else str(target_task),
@@ -334,7 +333,9 @@ def generate(
         if names is not None and not model.reads_names:
             note(f"{model.name} reads no class names: they have changed nothing")
         if others is not None and not chosen.report.get("unlabelled"):
-            note(f"the {len(others):,} pictures without labels are not used: words alone answer better")
+            note(
+                f"the {len(others):,} pictures without labels are not used: left-out examples are answered better without"
+            )
         if support is None and len(made) == 1 and model.reads_names and (seed or temperature != 0.1):
             note("one network without examples is the likeliest: --seed and --temperature change nothing")
         if len(made) > 1 and not model.draws:

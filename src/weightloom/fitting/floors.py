@@ -30,7 +30,7 @@ class Floor:
     Attributes:
         name: what it is.
         accuracy: share answered rightly.
-        judged: of how many.
+        judged: of how many different ones.
     """
 
     name: str
@@ -95,5 +95,5 @@ def floors(images: Tensor) -> list[Floor]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 hits += int((model.fit(rows[train], labels[train]).predict(rows[test]) == labels[test]).sum())
-        found.append(Floor(name, hits / len(rows), len(rows)))
+        found.append(Floor(name, hits / len(rows), sum(own)))
     return found

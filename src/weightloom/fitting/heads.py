@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from weightloom.fitting.calibration import fit_temperature
 from weightloom.fitting.closed_form import left_out_residuals
 from weightloom.fitting.precision import full_precision
 
@@ -87,7 +88,7 @@ class Fitted:
         penalty: of the regression.
         loss: cross-entropy of the examples left out; None where none can be left out.
         accuracy: share of them answered rightly; None as ``loss``.
-        judged: how many examples could be left out.
+        judged: how many different examples could be left out.
     """
 
     head: Head
@@ -120,6 +121,16 @@ class Labelled:
         """(N,) bool: those of whose class others remain when they are left out."""
         return self.copies < torch.bincount(self.labels, minlength=self.classes)[self.labels]
 
+    @property
+    def can_judge(self) -> bool:
+        """Whether examples of every class can be left out: of some classes alone they say nothing of the rest."""
+        return len(self.labels[self.judged].unique()) == self.classes
+
+    def pictures(self, chosen: Tensor | None = None) -> int:
+        """How many different examples there are, among ``chosen`` (N,) bool where that is given."""
+        copies = self.copies if chosen is None else self.copies[chosen]
+        return round(float((1 / copies.double()).sum()))
+
 
 @full_precision
 def fit_head(shown: Labelled, metric: Tensor, starts: Sequence[Head] = ()) -> Fitted:
@@ -149,26 +160,31 @@ def fit_head(shown: Labelled, metric: Tensor, starts: Sequence[Head] = ()) -> Fi
     answers = [logits - logits.mean(1, keepdim=True) for logits in answers]
     begun = [0 * wanted if place is None else share * answers[place] for place, share in options]
     judged = shown.judged
-    if not judged.any():
+    if not shown.can_judge:
         place, share = (None, 0.0) if not starts else (len(starts) - 1, ONE_SHARE)
         best = Fitted(head=Head(wanted, wanted), share=share, start=place, penalty=ONE_PENALTY)
         scale = ONE_SCALE
     else:
         residual = left_out_residuals(design, torch.cat([wanted - b for b in begun], 1), shown.copies)
-        found: list[tuple[float, float, float, float, int | None, float]] = []
+        found: list[tuple[float, Tensor, float, int | None, float]] = []
         more = SMALLER if len(wanted) >= MANY * shown.classes else ()
         for penalty in (*more, *PENALTIES):
             left = residual(size * penalty).unflatten(1, (len(options), shown.classes))
             for number, (place, share) in enumerate(options):
                 logits = (wanted - left[:, number])[judged]  # (N', C): fitted labels of those left out
-                own, labels = _calibrated(logits, shown.labels[judged]), shown.labels[judged]
-                hit = float((logits.argmax(1) == labels).float().mean())
-                found.append((own[0], own[1], hit, penalty, place, share))
-        loss, scale, hit, penalty, place, share = min(found, key=lambda one: one[0])
+                found.append((_least_loss(logits, shown.labels[judged]), logits, penalty, place, share))
+        _, logits, penalty, place, share = min(found, key=lambda one: one[0])
+        labels = shown.labels[judged]
+        scale = 1 / fit_temperature(logits, labels)  # a few right answers do not make it as sure as can be
         best = Fitted(
-            head=Head(wanted, wanted), share=share, start=place, penalty=penalty, loss=loss, accuracy=hit,
-            judged=int(judged.sum()),
-        )  # fmt: skip
+            head=Head(wanted, wanted),
+            share=share,
+            start=place,
+            penalty=penalty,
+            loss=float(F.cross_entropy(scale * logits, labels)),
+            accuracy=float((logits.argmax(1) == labels).float().mean()),
+            judged=shown.pictures(judged),
+        )
     rest = wanted - (0 if best.start is None else best.share * answers[best.start])
     rows, constant = _ridge(design, rest, float(size) * best.penalty)
     weight = (metric @ rows).T  # (K, C) -> (C, H)
@@ -180,10 +196,9 @@ def fit_head(shown: Labelled, metric: Tensor, starts: Sequence[Head] = ()) -> Fi
     return replace(best, head=head.scaled(scale))
 
 
-def _calibrated(logits: Tensor, labels: Tensor) -> tuple[float, float]:
-    """The least loss of logits times a scale, and the scale."""
-    losses = [(float(F.cross_entropy(scale * logits, labels)), scale) for scale in SCALES]
-    return min(losses)
+def _least_loss(logits: Tensor, labels: Tensor) -> float:
+    """The least loss of logits times a scale."""
+    return min(float(F.cross_entropy(scale * logits, labels)) for scale in SCALES)
 
 
 def _ridge(design: Tensor, wanted: Tensor, penalty: float) -> tuple[Tensor, Tensor]:

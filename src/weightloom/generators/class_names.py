@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from weightloom.conditioning.names import check_names, names_in, readable, shown_names
@@ -20,7 +21,9 @@ def told_names(request: Request, generator: str) -> dict[str, Any]:
         names = request.classes
         source = "listed in the instruction" if listed == names else "given"
     elif request.support is not None:
-        names, source = check_names(request.support.class_names), "of the examples"
+        names, source = request.support.class_names, "of the examples"
+        with suppress(InputError):  # folders may be called "+" and "-": then the examples say what they are
+            names = check_names(names)
     elif listed is None:
         raise InputError(
             f"generator {generator} makes a network from the names of its classes; give them as "

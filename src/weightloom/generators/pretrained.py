@@ -25,6 +25,7 @@ from weightloom.conditioning.names import without_numbers
 from weightloom.conditioning.text import TEXT_WIDTH, encode_text, reads_text
 from weightloom.errors import CheckpointError
 from weightloom.fitting import copies_of, interval_of
+from weightloom.fitting.calibration import FEWEST
 from weightloom.fitting.heads import Fitted, Head, Labelled, fit_head, spread_to
 from weightloom.generators.base import (
     Generator,
@@ -84,9 +85,7 @@ class Pretrained(Generator):
             others = features_of(spec, request.unlabelled, self.progress)
         rows, unknown = None, _unknown(names)
         # Beside one example a class nothing tells whether a name that is no word helps.
-        told_all = not unknown or (
-            shown is not None and bool(shown.judged.any()) and len(unknown) < len(names)
-        )
+        told_all = not unknown or (shown is not None and shown.can_judge and len(unknown) < len(names))
         if shown is None or (told_all and reads_text()):
             rows = self.rows_of([names[place] for place in order], trunk)
         head, own = self._head(trunk, rows, shown, others)
@@ -97,6 +96,8 @@ class Pretrained(Generator):
             "licence": f"trunk {trunk.published.name}: {trunk.published.licence}",
             "unknown_names": unknown,
         }
+        if rows is not None:
+            told["most_alike"] = self.most_alike(names)
         back = torch.argsort(torch.tensor(order))
         state = {**trunk.body, "head.weight": head.weight[back], "head.bias": head.bias[back]}
         flat = layout_of(spec).flatten(state)
@@ -115,6 +116,11 @@ class Pretrained(Generator):
         rows = F.normalize(weights @ trunk.rows, dim=1)  # (C, H)
         return Head(rows, rows.new_zeros(len(rows)))
 
+    def most_alike(self, names: Sequence[str]) -> dict[str, str]:
+        """Of each name, the published kind of object that is most like it."""
+        found = (encode_text(without_numbers(list(names))) @ self.vectors.T).argmax(1)
+        return {name: self.known[place] for name, place in zip(names, found.tolist(), strict=True)}
+
     def accuracies(self, samples: Sequence[Sample], data: TaskData) -> list[float]:
         """As every generator's; the pictures go through the trunk once, and what is kept of them is used."""
         heads = [Head(s.state_dict["head.weight"], s.state_dict["head.bias"]) for s in samples]
@@ -123,7 +129,7 @@ class Pretrained(Generator):
             images, labels = data.batch(torch.arange(start, min(start + CHUNK, len(data))))
             found = features_of(samples[0].architecture, images)
             for place, head in enumerate(heads):
-                right[place] += int((head(found).argmax(1) == labels).sum())
+                right[place] += int((head(found).argmax(1) == labels.cpu()).sum())
             if self.progress is not None:
                 self.progress(min(start + CHUNK, len(data)), len(data))
         return [hits / len(data) for hits in right]
@@ -137,7 +143,7 @@ class Pretrained(Generator):
             features=features_of(request.architecture, images.flatten(0, 1), self.progress),
             labels=torch.arange(classes).repeat_interleave(shots),
             classes=classes,
-            copies=copies_of(images),
+            copies=copies_of(images).cpu(),
         )
 
     def _head(
@@ -160,8 +166,8 @@ class Pretrained(Generator):
             if others is not None:
                 moved = spread_to(starts[0][1], others, None).standardised(seen, each=False)
                 starts.append(("the names and the pictures without labels", moved))
-        if others is not None and not shown.judged.any():
-            # One example a class: nothing to choose by, so that what helps on average is done.
+        if others is not None and not shown.can_judge:
+            # One example of a class: nothing to choose by, so that what helps on average is done.
             begin = starts[0][1] if starts else None
             moved = spread_to(begin, others, shown)
             what = "from the examples and the pictures without labels"
@@ -222,10 +228,12 @@ def _scores(head: Head, shown: Labelled, fitted: Fitted | None = None) -> dict[s
     said: dict[str, Any] = {}
     if fitted is not None and fitted.loss is not None:
         loss, hit, count = fitted.loss, fitted.accuracy, fitted.judged
-        how = "each answered by a last layer that was made without it"
-        said = {LEFT_OUT: how, "calibration": {"temperature": 1.0, "on": f"examples, {how}"}}
+        how = "each answered by a last layer that was fitted without it"
+        said = {LEFT_OUT: how, "calibration": None}
+        if count >= FEWEST:  # the outputs are scaled already
+            said["calibration"] = {"temperature": 1.0, "on": f"{count:,} examples, {how}"}
     else:
-        logits, count = head(shown.features), len(shown.labels)
+        logits, count = head(shown.features), shown.pictures()
         loss = float(F.cross_entropy(logits, shown.labels))
         hit = float((logits.argmax(1) == shown.labels).float().mean())
     return said | {

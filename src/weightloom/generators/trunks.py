@@ -21,6 +21,7 @@ from weightloom.architectures import ArchitectureSpec
 from weightloom.consolidation.catalogue import Published, published
 from weightloom.defaults import with_plain_defaults
 from weightloom.errors import CheckpointError, DataUnavailableError, WeightloomError
+from weightloom.finite import all_finite
 from weightloom.io import cache_dir, load_tensors, save_tensors
 
 PUBLISHED = {"mobilenetv2": "mobilenet-v2", "efficientnet-lite": "efficientnet-lite{size}"}
@@ -124,9 +125,9 @@ def features_of(
     made: nn.Module | None = None
     parts = []
     for start in range(0, len(images), CHUNK):
-        part = images[start : start + CHUNK].contiguous()
+        part = images[start : start + CHUNK].cpu().contiguous()
         key = hashlib.sha256(trunk.key.encode() + part.numpy().tobytes()).hexdigest()[:40]
-        found = _kept(key, len(part)) if keep else None
+        found = _kept(key, (len(part), trunk.rows.shape[1])) if keep else None
         if found is None:
             if made is None:
                 made = _fast(replace(spec, classes=2))
@@ -158,7 +159,7 @@ def _fast(spec: ArchitectureSpec) -> nn.Module:
     return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def _kept(key: str, count: int) -> Tensor | None:
+def _kept(key: str, shape: tuple[int, int]) -> Tensor | None:
     path = cache_dir() / "features" / f"{key}.safetensors"
     try:
         if not path.is_file():
@@ -166,7 +167,9 @@ def _kept(key: str, count: int) -> Tensor | None:
         found = load_tensors(path)[0].get("features")
     except (OSError, WeightloomError):
         return None  # it is made anew
-    return found if found is not None and found.ndim == 2 and len(found) == count else None
+    if found is None or found.shape != shape or found.dtype != torch.float32 or not all_finite(found):
+        return None
+    return found
 
 
 def _keep(key: str, features: Tensor) -> None:
