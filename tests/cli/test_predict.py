@@ -135,6 +135,27 @@ def test_broken_pictures(call, net, picture, tmp_path):
     assert "none of the 1 pictures can be read" in none
 
 
+def test_paths_that_no_system_can_look_up_are_broken_pictures(call, net, picture, tmp_path, monkeypatch):
+    odd = ["~nosuchuser/x.png", "x" * 5_000, "a/" * 2_500 + "x.png"]
+    for name in odd:
+        assert "cannot be read" in call("predict", net, name).sentence(2)
+    answer = call("predict", net, picture, *odd, "--skip-broken", "--json").json
+    assert answer["num_pictures"] == 1 and len(answer["broken"]) == 3
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copy(picture, tmp_path / "a.png")
+    assert call("predict", net, "~/a.png", "--json").json["num_pictures"] == 1
+    listed = f"~/a.png\n{picture}\n~nosuchuser/x.png\n{'y' * 5_000}\n".encode()
+    answer = call("predict", net, "-", "--skip-broken", "--json", stdin=listed).json
+    assert answer["num_pictures"] == 1 and len(answer["broken"]) == 3, "a listed ~ is a name like others"
+
+
+def test_csv_spells_a_class_in_one_way(call, sample, tmp_path, picture):
+    names = tuple(f"a\n{name}\t" for name in NAMES)
+    file = replace(sample, card=replace(sample.card, class_names=names)).save(tmp_path / "net.safetensors")
+    (row,) = csv.DictReader(io.StringIO(call("predict", file, picture, "--csv").out))
+    assert row["class"] == row["class_1"] == r"a\ncats\t"
+
+
 def test_a_network_without_names(call, sample, tmp_path, picture, photos):
     card = replace(sample.card, class_names=None)
     file = Sample(sample.architecture, sample.flat, {}, card).save(tmp_path / "plain.safetensors")

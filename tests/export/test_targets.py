@@ -6,7 +6,9 @@ import json
 import runpy
 import subprocess
 import sys
+import tokenize
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -128,10 +130,14 @@ def test_large_weights_lie_beside_the_python_file_and_pictures_are_read(
 ):
     from PIL import Image
 
-    sample = sample_of("cnn(depth=1,width=4)", class_names=ODD)
+    names = [*ODD[:4], "red\x1b[31m\u202e"]
+    sample = sample_of("cnn(depth=1,width=4)", class_names=names)
     monkeypatch.setattr("weightloom.export.to_python.EMBEDDED", 100)
     done = export_network(sample, tmp_path / "large.py")
-    assert [file.name for file in done.files] == ["large.py", "large.safetensors"] and done.difference < 1e-6
+    assert [file.name for file in done.files] == [
+        "large.py",
+        "large.weights.safetensors",
+    ] and done.difference < 1e-6
     picture = tmp_path / "x.png"
     Image.effect_noise((11, 9), 60).convert("RGB").save(picture)
     held = runpy.run_path(str(done.files[0]))
@@ -141,8 +147,64 @@ def test_large_weights_lie_beside_the_python_file_and_pictures_are_read(
     assert torch.allclose(read, pixels / 127.5 - 1, atol=1e-6)
     monkeypatch.setattr(sys, "argv", ["large.py", str(picture)])
     held["main"]()
-    best = ODD[int(sample.module(read).argmax())]
-    assert capsys.readouterr().out.startswith(f"{picture}: {best} (")
+    best = names[int(sample.module(read).argmax())]
+    said = capsys.readouterr().out
+    assert said.startswith(f"{picture}: {held['shown'](best)} (")
+    assert held["shown"]("".join(names)).endswith(r"猫red\x1b[31m\u202e")
+
+
+def test_a_network_is_never_overwritten_by_what_it_becomes(sample_of, tmp_path):
+    sample = sample_of("mlp(depth=1,width=1500)", (3, 16, 16))  # above 4 MiB
+    file = sample.save(tmp_path / "net.safetensors")
+    before = file.read_bytes()
+    assert len(before) > 4 << 20
+    done = export_network(file, tmp_path / "net.py")
+    assert [one.name for one in done.files] == ["net.py", "net.weights.safetensors"]
+    assert file.read_bytes() == before and done.difference < 1e-6
+    done.files[0].unlink()
+    again = file.rename(done.files[1])
+    with pytest.raises(InputError, match="is the network that is exported"):
+        export_network(again, tmp_path / "net.py")
+    assert again.read_bytes() == before and [one.name for one in tmp_path.iterdir()] == [again.name]
+
+
+def test_a_stranger_does_not_choose_the_encoding_of_the_python_file(sample_of, tmp_path):
+    facts = Facts(class_names=tuple(ODD), input=(3, 8, 8), generator="coding: utf-7 +AAo-import nothing")
+    done = export_network(sample_of("mlp(depth=1,width=4)").module, tmp_path / "net.py", facts=facts)
+    with done.files[0].open("rb") as lines:
+        assert tokenize.detect_encoding(lines.readline)[0] == "utf-8"
+
+
+@pytest.mark.parametrize(("temperature", "divisor"), [(None, 1.0), (4.0, 4.0)])
+def test_probabilities_are_divided_by_the_temperature(sample_of, tmp_path, capsys, temperature, divisor):
+    from PIL import Image
+
+    sample = sample_of("cnn(depth=1,width=4)")
+    sample = replace(sample, card=replace(sample.card, temperature=temperature))
+    said = "not measured: probabilities are not calibrated" if temperature is None else "4"
+    done = export_network(sample, tmp_path / "net.py")
+    assert f"# temperature: {said}\n" in done.files[0].read_text()
+    held = runpy.run_path(str(done.files[0]))
+    Image.effect_noise((8, 8), 60).convert("RGB").save(tmp_path / "x.png")
+    share = (sample.module(held["read"](Image.open(tmp_path / "x.png"))) / divisor).softmax(1).max()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["net.py", str(tmp_path / "x.png")])
+        held["main"]()
+    assert f"({100 * share:.1f} %)" in capsys.readouterr().out.split(",")[0]
+    assert f" * temperature: {said}\n" in source(sample.module, done.facts)
+    program = export_network(sample, tmp_path / "net.pt2")
+    with zipfile.ZipFile(program.files[0]) as archive:
+        (about,) = (name for name in archive.namelist() if name.endswith("weightloom.json"))
+        assert json.loads(archive.read(about))["temperature"] == temperature
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = export_network(sample, tmp_path / "net.onnx", probabilities=True)
+    session = onnxruntime.InferenceSession(str(model.files[0]))
+    logits, shares = session.run(None, {"images": torch.randn(3, 3, 8, 8).numpy()})
+    assert torch.allclose(
+        (torch.from_numpy(logits) / divisor).softmax(1), torch.from_numpy(shares), atol=1e-6
+    )
+    told = session.get_modelmeta().custom_metadata_map["temperature"]
+    assert told == ("unknown" if temperature is None else "4.0")
 
 
 def test_onnx_files(sample_of, tmp_path):
@@ -222,6 +284,39 @@ def test_what_a_target_lacks_is_named(tmp_path):
     with pytest.raises(UnsupportedLayerError, match=r"^c lacks fft_rfft|^c lacks .*fft") as caught:
         source(Spectrum().eval(), facts)
     assert "\n" not in str(caught.value)
+
+
+@NEEDS_C
+@pytest.mark.parametrize("text", ["MIT *\\ int x; \\*", "*é", "?\\?/", "MIT ??/", "* / */ int x; /*", "\\"])
+def test_text_of_others_stays_within_the_comment_and_the_strings(text, sample_of, tmp_path):
+    names = (text, f"{text}x", f'"{text}"', f"{text}\n", "\ud800")
+    facts = Facts(class_names=names, input=(3, 8, 8), licence=text, architecture=text, generator=text)
+    written = source(sample_of("mlp(depth=1,width=4)").module, facts)
+    comment, code = written.split("*/\n", 1)
+    assert code.startswith("#include") and not set(comment[2:]) & set("/\\?")
+    (tmp_path / "net.c").write_text(written, "ascii")
+    ask = (
+        "#include <stdio.h>\nint main(void) { for (int i = 0; i < 4; i++) puts(weightloom_class_names[i]); }"
+    )
+    (tmp_path / "ask.c").write_text('#include "net.c"\n' + ask + "\n")
+    strict = ["-std=c99", "-Wall", "-Wextra", "-pedantic", "-Werror", "-Wtrigraphs"]
+    command = [found_compiler(), *strict, tmp_path / "ask.c", "-o", tmp_path / "ask", "-lm"]
+    subprocess.run(command, check=True, timeout=60)
+    said = subprocess.run([tmp_path / "ask"], check=True, capture_output=True, timeout=60).stdout
+    assert said.decode() == "".join(f"{name}\n" for name in names[:4])
+
+
+@NEEDS_C
+def test_int8_that_answers_otherwise_is_refused_without_pictures_too(sample_of, tmp_path, monkeypatch):
+    sample = sample_of("mlp(depth=1,width=4)")
+    assert export_network(sample, tmp_path / "net.c", int8=True).difference < 1
+    (tmp_path / "net.c").unlink()
+    run = type(targets.get("c")).run
+    for spoil in (lambda got: got * -9, lambda got: got * torch.nan):
+        monkeypatch.setattr(type(targets.get("c")), "run", lambda *a, s=spoil: (s(run(*a)[0]), "cc"))
+        with pytest.raises(WeightloomError, match="answers otherwise than the network"):
+            export_network(sample, tmp_path / "net.c", int8=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_options_that_do_not_fit_are_refused(sample_of, tmp_path):

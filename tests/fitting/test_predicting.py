@@ -13,6 +13,7 @@ import weightloom as wl
 from weightloom.architectures import parse_architecture
 from weightloom.errors import BrokenPicturesError, InputError, UnsupportedRequestError
 from weightloom.fitting import calibration, fit_temperature, initial_flats, predict
+from weightloom.fitting.predicting import with_card
 from weightloom.generators import Sample
 from weightloom.tasks import FolderTask, NetworkCard, ValueRanges
 from weightloom.tasks.inputs import network_inputs, single_pictures
@@ -58,6 +59,20 @@ def test_pictures_of_every_kind_are_one(photo, tmp_path):
     rough = seen(array.astype(np.float32) / 127.5 - 1)
     assert (rough - expected).abs().max() < 0.01, "floats of another size are cut and resized too"
     assert torch.equal(seen(np.dstack([array, np.zeros((30, 20), np.uint8)])), torch.ones(3, 8, 8)), "white"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_floats_of_16_bits_are_pictures_too(dtype):
+    values = torch.rand(3, 8, 8).to(dtype)
+    assert torch.equal(seen(values), values.float())
+    assert torch.equal(seen(values[:, :6, :6]), seen(values[:, :6, :6].float()))
+
+
+def test_a_prediction_leaves_every_part_in_its_mode():
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(192), torch.nn.Linear(192, 2)).train()
+    net[1].eval()  # frozen
+    with_card(net, CARD).predict(torch.zeros(3, 8, 8))
+    assert [part.training for part in net.modules()] == [True, True, False, True]
 
 
 def test_deep_pictures_are_read_by_the_range_of_the_card(tmp_path):

@@ -15,11 +15,13 @@ import weightloom as wl
 from weightloom.architectures import parse_architecture
 from weightloom.errors import CheckpointError
 from weightloom.fitting import initial_flats
+from weightloom.fitting.calibration import LEAST, MOST
 from weightloom.generators import Sample, Validity
 from weightloom.generators.base import ANY_ARCHITECTURE
 from weightloom.generators.random_init import RandomInit
 from weightloom.io import load_tensors, save_tensors
 from weightloom.tasks import FolderTask, NetworkCard, SupportSet, ValueRanges, parse_task
+from weightloom.tasks.card import LEAST_TEMPERATURE, MOST_TEMPERATURE
 
 SPEC = parse_architecture("mlp(depth=1,width=4,classes=3,input=1x8x8)")
 CARD = NetworkCard(
@@ -84,6 +86,12 @@ def test_files_without_a_card_say_what_their_report_says(spoilt):
         ({"ranges": {"sixteen": [1, 0]}}, "lower one first"),
         ({"temperature": 0}, "temperature"),
         ({"temperature": True}, "temperature"),
+        ({"temperature": 1e-9}, "temperature is no number from 0.001 to 1000"),
+        ({"temperature": 1001}, "temperature"),
+        ({"value_range": [-1e300, 1e300]}, "within 1,000,000 of 0"),
+        ({"value_range": [0, 1e-7]}, "range of values"),
+        ('{"licence": "\\ud800"}', "licence"),
+        ('{"class_names": ["a", "b", "\\udce9"]}', "class names"),
         ({"temperature": 10**400}, "too large"),
         ({"ranges": {"sixteen": [0, 10**400]}}, "too large"),
         ({"value_range": [0, None]}, "range of values"),
@@ -94,6 +102,12 @@ def test_files_without_a_card_say_what_their_report_says(spoilt):
 def test_a_broken_card_is_one_sentence(spoilt, card, said):
     with pytest.raises(CheckpointError, match=said):
         wl.load_network(spoilt(card=card))
+
+
+def test_every_temperature_that_is_measured_can_be_read(spoilt):
+    assert (LEAST_TEMPERATURE, MOST_TEMPERATURE) == (LEAST, MOST)
+    for temperature in (LEAST, MOST):
+        assert wl.load_network(spoilt(card={"temperature": temperature})).card.temperature == temperature
 
 
 def test_entries_of_later_versions_are_passed_over(spoilt):

@@ -97,7 +97,9 @@ def export(
             probabilities=probabilities,
             task=target,
             max_loss=max_loss,
-            facts=facts_of(network.metadata, network.spec, None if target is None else target.class_names),
+            facts=facts_of(
+                network.metadata, network.spec, None if target is None else target.class_names, file
+            ),
         )
     folder = None if target is None else data_report(target)
     result = {

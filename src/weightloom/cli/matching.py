@@ -22,11 +22,12 @@ _SHOWN = 12  # names in a sentence
 def fitting_task(network: Network, task: str | None, data: Path | None, skip_broken: bool = False) -> Task:
     """The task to run ``network`` on, at the size that it reads, its labels those of the network's outputs.
 
-    Classes of the same names in another order are matched. Where the names are others, labels are taken for
+    Classes of the same names in another order are matched. Where all names are others, labels are taken for
     outputs in their order, and that is said.
 
     Raises:
-        InputError: none is given, or its number of classes is another one.
+        InputError: none is given, its number of classes is another one, or some of its names are the
+            network's and some are not.
     """
     from weightloom.tasks import FolderTask
 
@@ -84,12 +85,23 @@ def measured_folder(network: Network, folder: Path, skip_broken: bool = False) -
 
 
 def _in_order_of(task: Task, outputs: tuple[str, ...]) -> Task:
-    """``task`` with its labels in the order of ``outputs``, where these are its classes."""
+    """``task`` with its labels in the order of ``outputs``, where these are its classes.
+
+    Raises:
+        InputError: only some of them are: taken in order, a class could be measured as another of the two.
+    """
     from weightloom.conditioning.names import places_of, shown_names
     from weightloom.tasks import DatasetTask, FolderTask
 
-    places = [place for place in places_of(task.class_names, outputs) if place is not None]
-    if len(places) < len(outputs):
+    found = places_of(task.class_names, outputs)
+    places = [place for place in found if place is not None]
+    if 0 < len(places) < len(outputs):
+        others = [repr(name) for name, place in zip(task.class_names, found, strict=True) if place is None]
+        raise InputError(
+            f"the network has no class {shown_names(others, _SHOWN)}, though others of {task} are its own; "
+            f"it tells apart {shown_names(outputs, _SHOWN)}"
+        )
+    if not places:
         note(
             f"note: the network was made for {shown_names(outputs, _SHOWN)}; here its outputs are taken for "
             f"{shown_names(task.class_names, _SHOWN)}, in this order"

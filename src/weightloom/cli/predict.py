@@ -165,8 +165,8 @@ def _sources(pictures: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
             found.append(given)
             continue
         for name in given:
-            path = Path(name).expanduser()
-            if not path.is_dir():
+            path, is_folder = _place(name, home=text != _STDIN)
+            if not is_folder:
                 found.append(path)
                 continue
             files, over = find_pictures(path)
@@ -182,6 +182,21 @@ def _sources(pictures: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
                 else:
                     passed[kind] += value
     return found, {**named, **passed}
+
+
+def _place(name: str, *, home: bool) -> tuple[Path, bool]:
+    """A path, and whether it is a folder; what no system can look up is a picture that cannot be read.
+
+    Args:
+        name: as it was given.
+        home: whether ``~`` stands for a user's home.
+    """
+    path = Path(name)
+    try:
+        path = path.expanduser() if home else path
+        return path, path.is_dir()
+    except (OSError, RuntimeError, ValueError):  # too long, no such user, a NUL
+        return path, False
 
 
 def _standard_input() -> bytes | list[str]:
@@ -232,7 +247,9 @@ def _csv(found: Sequence[Prediction], top: int) -> str:
         pairs = [
             cell for name, share in one.answers for cell in (printable(name, one_line=True), f"{share:.6g}")
         ]
-        writer.writerow([_called(one), printable(one.name or ""), str(one.rejected).lower(), *pairs])
+        writer.writerow(
+            [_called(one), printable(one.name or "", one_line=True), str(one.rejected).lower(), *pairs]
+        )
     return text.getvalue()
 
 

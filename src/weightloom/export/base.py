@@ -19,6 +19,8 @@ from weightloom.registry import Registry
 MOST_DIFFERENCE = 1e-4
 """Largest difference of logits, as a share of their standard deviation, where nothing is rounded."""
 
+MOST_ROUNDED = 1.0
+"""The same for int8, where no test pictures say what rounding costs."""
 
 _MOST_AT_ONCE, _VALUES_AT_ONCE = 250, 1 << 22
 

@@ -309,6 +309,5 @@ def _string(text: str) -> str:
 
 
 def _comment(text: str) -> str:
-    """Text inside a comment, in ASCII, which cannot end it, continue a line, or make a trigraph."""
-    plain = text.encode("ascii", "backslashreplace").decode("ascii")
-    return plain.replace("*/", "* /").replace("/*", "/ *").replace("??", "? ?").replace("\\", "/")
+    """Text inside a comment: without slashes, backslashes and question marks nothing in it can end one."""
+    return re.sub(r"[^\w .,;:()\[\]=+*-]", "_", text, flags=re.ASCII)

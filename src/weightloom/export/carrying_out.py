@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,7 +13,16 @@ from torch import Tensor, nn
 
 from weightloom.defaults import with_plain_defaults
 from weightloom.errors import InputError, UnsupportedRequestError, WeightloomError
-from weightloom.export.base import MOST_DIFFERENCE, Exported, Job, NotChecked, Target, batches, targets
+from weightloom.export.base import (
+    MOST_DIFFERENCE,
+    MOST_ROUNDED,
+    Exported,
+    Job,
+    NotChecked,
+    Target,
+    batches,
+    targets,
+)
 from weightloom.export.facts import Facts, checked_names, facts_of
 from weightloom.generators import Sample
 from weightloom.io import atomic_file, temporary_folder
@@ -63,6 +74,7 @@ def export_network(
     Raises:
         UnsupportedRequestError: the target lacks an operation, a size or an option.
         DataUnavailableError: the packages behind a target are not installed.
+        InputError: a file to write is the one that the network was read from.
         WeightloomError: the written file answers otherwise than the network; nothing is in its place then.
 
     Example:
@@ -91,6 +103,8 @@ def export_network(
             calibration=_calibration(task) if int8 and target.calibrates else None,
         )
         written = target.write(job)
+        places = [out.with_name(file.name) for file in written]
+        _check_apart(places, facts.source)
         images, labels = _test_images(task, facts)
         expected = logits_of(module, images)
         checked, unchecked, difference, accuracies = None, None, None, None
@@ -100,12 +114,7 @@ def export_network(
             unchecked = str(reason)
         else:
             difference = difference_of(got, expected)
-            if not int8 and not difference <= MOST_DIFFERENCE:
-                raise WeightloomError(
-                    f"the {target.name} file answers otherwise than the network: its logits differ by "
-                    f"{difference:.2g} of their spread (at most {MOST_DIFFERENCE:g} is right); "
-                    "nothing was written"
-                )
+            _check_difference(target, difference, int8=int8, measured=labels is not None)
             if labels is not None:
                 accuracies = (_share(expected, labels), _share(got, labels))
                 if int8 and 100 * (accuracies[0] - accuracies[1]) > max_loss:
@@ -115,7 +124,6 @@ def export_network(
                         "(leave int8 out, or allow more)"
                     )
         more = target.more(job)
-        places = [out.with_name(file.name) for file in written]
         for file, place in reversed(list(zip(written, places, strict=True))):  # what was asked for is last
             with file.open("rb") as source, atomic_file(place) as handle:
                 shutil.copyfileobj(source, handle)
@@ -147,6 +155,17 @@ def difference_of(got: Tensor, expected: Tensor) -> float:
     return float((got.double() - expected.double()).abs().max()) / (spread or 1.0)
 
 
+def _check_difference(target: Target, difference: float, *, int8: bool, measured: bool) -> None:
+    """Rounded logits may differ by more, and where accuracy is ``measured`` that decides."""
+    most = MOST_DIFFERENCE if not int8 else math.inf if measured else MOST_ROUNDED
+    if not (math.isfinite(difference) and difference <= most):
+        limit = "they are not all numbers" if math.isinf(most) else f"at most {most:g} is right"
+        raise WeightloomError(
+            f"the {target.name} file answers otherwise than the network: its logits differ by "
+            f"{difference:.2g} of their spread ({limit}); nothing was written"
+        )
+
+
 # -- what is asked for ---------------------------------------------------------------------------
 
 
@@ -164,6 +183,12 @@ def _target_for(to: str | None, out: Path) -> tuple[Target, Path]:
     return target, out
 
 
+def _check_apart(places: Sequence[Path], source: Path | None) -> None:
+    for place in places:
+        if source is not None and place.exists() and source.exists() and place.samefile(source):
+            raise InputError(f"{place} is the network that is exported: give --out another name")
+
+
 def _opened(network: str | Path | Sample | nn.Module, facts: Facts | None) -> tuple[nn.Module, Facts]:
     """The module in eval mode, and what is known of it."""
     if isinstance(network, nn.Module):
@@ -178,7 +203,7 @@ def _opened(network: str | Path | Sample | nn.Module, facts: Facts | None) -> tu
     module = reading.spec.build()
     module.load_state_dict(layout_of(reading.spec).unflatten(reading.flat))
     require_finite(module.state_dict(), str(network))
-    known = facts or facts_of(reading.metadata, reading.spec)
+    known = replace(facts or facts_of(reading.metadata, reading.spec), source=Path(network))
     return module.eval(), _with_names(known, reading.spec.classes or 0)
 
 

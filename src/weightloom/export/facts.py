@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from weightloom import __version__
@@ -17,6 +18,7 @@ from weightloom.tasks import NetworkCard
 from weightloom.tasks.data import PIXELS
 
 NO_LICENCE = "unknown: the network's file does not say under which licence its weights are"
+NO_TEMPERATURE = "not measured: probabilities are not calibrated"
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Facts:
         licence: of the weights, or None where it is not known.
         architecture: the spec's full text, or the class of a module that has none.
         generator: what made the weights, where that is known.
+        temperature: what the logits are divided by before a softmax; None where that was not measured.
+        source: the file that the network was read from, which no output may overwrite.
     """
 
     class_names: tuple[str, ...]
@@ -40,6 +44,8 @@ class Facts:
     licence: str | None = None
     architecture: str = ""
     generator: str | None = None
+    temperature: float | None = None
+    source: Path | None = None
 
     @property
     def scale(self) -> float:
@@ -72,12 +78,16 @@ class Facts:
             ("licence of the weights", self.licence or NO_LICENCE),
             ("input", f"{size} (channels, height, width), (byte - {self.mean:g}) * {self.scale:.9g}"),
             ("classes", str(len(self.class_names))),
+            ("temperature", NO_TEMPERATURE if self.temperature is None else f"{self.temperature:.9g}"),
         ]
         return [(name, printable(text, one_line=True)) for name, text in told]
 
 
 def facts_of(
-    metadata: Mapping[str, str], spec: ArchitectureSpec, names: Sequence[str] | None = None
+    metadata: Mapping[str, str],
+    spec: ArchitectureSpec,
+    names: Sequence[str] | None = None,
+    source: str | Path | None = None,
 ) -> Facts:
     """The facts in a network file's header.
 
@@ -85,6 +95,7 @@ def facts_of(
         metadata: the header's text, as :func:`weightloom.zoo.reading.read_checked` gives it.
         spec: the network's resolved architecture.
         names: of the classes, where the header does not say them.
+        source: the network's file.
 
     Example:
         >>> from weightloom.architectures import parse_architecture
@@ -105,6 +116,8 @@ def facts_of(
         licence=_text(card.licence),
         architecture=spec.full_text(),
         generator=_text(card.made_by),
+        temperature=card.temperature,
+        source=None if source is None else Path(source),
     )
 
 

@@ -1,6 +1,10 @@
-"""The fixed parts of the Python file. Braces are doubled where they are the file's own."""
+"""The fixed parts of the Python file. Braces are doubled where they are the file's own.
+
+The first two lines are fixed: Python reads there in which encoding a file is, which no stranger may say.
+"""
 
 HEAD = """# Written by Weightloom. Plain PyTorch: nothing but torch is needed, and Pillow for pictures.
+#
 {title}
 #
 #     python THIS_FILE picture.png        what is in a picture
@@ -18,6 +22,7 @@ ABOUT = {about}
 CLASS_NAMES = {class_names}
 INPUT = {input}  # channels, height, width
 MEAN, SCALE = {mean!r}, {scale!r}  # (byte - MEAN) * SCALE is what the network reads
+TEMPERATURE = {temperature!r}  # softmax(logits / TEMPERATURE) are probabilities
 
 """
 
@@ -106,6 +111,11 @@ def read(picture):
     return (pixels.float() - MEAN) * SCALE
 
 
+def shown(text):
+    """Text of others for a terminal: what it would obey is spelt out."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def main():
     """Say what is in each picture that is named."""
     from PIL import Image
@@ -113,9 +123,10 @@ def main():
     network = load()
     for name in sys.argv[1:]:
         with Image.open(name) as picture, torch.inference_mode():
-            found = network(read(picture)).softmax(1)[0]
+            found = (network(read(picture)) / TEMPERATURE).softmax(1)[0]
         best = found.argsort(descending=True)[:3].tolist()
-        print(name + ": " + ", ".join("%s (%.1f %%)" % (CLASS_NAMES[i], 100 * found[i]) for i in best))
+        said = ("%s (%.1f %%)" % (shown(CLASS_NAMES[i]), 100 * found[i]) for i in best)
+        print(shown(name) + ": " + ", ".join(said))
 
 
 if __name__ == "__main__":

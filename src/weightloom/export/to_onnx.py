@@ -22,13 +22,13 @@ OPSET = 20
 
 
 class _WithProbabilities(nn.Module):
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, temperature: float | None) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.temperature = network, temperature or 1.0
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.network(x)  # (B, classes)
-        return logits, torch.softmax(logits, dim=1)
+        return logits, torch.softmax(logits / self.temperature, dim=1)
 
 
 class _Onnx(Target):
@@ -45,7 +45,9 @@ class _Onnx(Target):
             raise needs_extra("onnxruntime")
         import onnx
 
-        network = _WithProbabilities(job.network).eval() if job.probabilities else job.network
+        network = job.network
+        if job.probabilities:
+            network = _WithProbabilities(network, job.facts.temperature).eval()
         program = exported(network, job.facts.input)
         model = _model_of(program, ["logits", "probabilities"][: 1 + job.probabilities])
         if job.int8:
@@ -116,6 +118,7 @@ def _metadata(facts: Facts, *, int8: bool) -> dict[str, str]:
         "preprocessing": json.dumps(facts.preprocessing()),
         "licence": facts.licence or NO_LICENCE,
         "generator": facts.generator or "unknown",
+        "temperature": "unknown" if facts.temperature is None else repr(facts.temperature),
         "weights": "int8 for each output channel, activations uint8" if int8 else "float32",
     }
 

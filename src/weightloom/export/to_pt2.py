@@ -26,6 +26,7 @@ class _Pt2(Target):
             **dict(job.facts.lines()),
             "class_names": list(job.facts.class_names),
             "preprocessing": job.facts.preprocessing(),
+            "temperature": job.facts.temperature,
             "licence": job.facts.licence or NO_LICENCE,
         }
         program = exported(job.network, job.facts.input)

@@ -105,6 +105,7 @@ class _Python(Target):
             input=job.facts.input,
             mean=job.facts.mean,
             scale=job.facts.scale,
+            temperature=job.facts.temperature or 1.0,
         )
         files = [job.file]
         size = sum(values.numel() * values.element_size() for values in held.values())
@@ -118,7 +119,7 @@ class _Python(Target):
             rows = "\n".join(letters[at : at + _LINE] for at in range(0, len(letters), _LINE))
             weights = INSIDE.format(table=_literal(table), rows=rows)
         else:
-            beside = job.file.with_suffix(".safetensors")
+            beside = job.file.with_suffix(".weights.safetensors")
             said = {"licence": job.facts.licence or NO_LICENCE, "architecture": job.facts.architecture}
             save_tensors(beside, held, said)
             files.append(beside)

@@ -78,7 +78,8 @@ class Predict:
         self, pictures: Any, top: int = 3, reject: float | None = None, *, skip_broken: bool = False
     ) -> list[Prediction]:
         """As :func:`predict`, by the module as it is now, in eval mode."""
-        module, training = self.module, self.module.training
+        module = self.module
+        training = [(part, part.training) for part in module.modules()]  # a frozen norm may be in eval mode
         held = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
 
         def run(images: Tensor) -> Tensor:
@@ -89,7 +90,8 @@ class Predict:
         try:
             return predict(run, self.card, pictures, top, reject, skip_broken=skip_broken)
         finally:
-            module.train(training)
+            for part, mode in training:
+                part.training = mode
 
 
 def with_card(module: nn.Module, card: NetworkCard) -> nn.Module:

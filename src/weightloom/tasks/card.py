@@ -28,6 +28,12 @@ CENTRAL_SQUARE = "the central square, resized bilinearly with antialiasing"
 _MOST_TEXT = 20_000
 """Characters of a note."""
 
+LEAST_TEMPERATURE, MOST_TEMPERATURE = 1e-3, 1e3
+"""Between which temperatures are measured (:mod:`weightloom.fitting.calibration`)."""
+
+_MOST_VALUE, _LEAST_WIDTH = 1e6, 1e-6
+"""Of the values that stand for black and white: beyond them float32 has no room for the bytes between."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkCard:
@@ -187,15 +193,23 @@ class NetworkCard:
             raise InputError("its class names are no list of different texts")
         if sides is not None and not _is_numbers(sides, 3, lambda side: type(side) is int and side > 0):
             raise InputError(f"its input is not three sides, but {str(sides)[:60]}")
-        if values is not None and not (_is_numbers(values, 2, _is_finite) and values[0] < values[1]):
-            raise InputError(f"its range of values is not two numbers, but {str(values)[:60]}")
+        if values is not None and not _is_range(values):
+            raise InputError(
+                f"its range of values is not two numbers, apart and within {_MOST_VALUE:,.0f} of 0, but "
+                f"{str(values)[:60]}"
+            )
         texts = {key: held.get(key) for key in ("resize", "licence", "calibration", "made_by")}
         for key, text in texts.items():
-            if text is not None and (not isinstance(text, str) or len(text) > _MOST_TEXT):
+            if text is not None and not (_is_text(text) and len(text) <= _MOST_TEXT):
                 raise InputError(f"its {key} is no text of at most {_MOST_TEXT:,} characters")
         temperature = held.get("temperature")
-        if temperature is not None and not (_is_finite(temperature) and temperature > 0):
-            raise InputError(f"its temperature is no number above 0, but {str(temperature)[:60]}")
+        if temperature is not None and not (
+            _is_finite(temperature) and LEAST_TEMPERATURE <= temperature <= MOST_TEMPERATURE
+        ):
+            raise InputError(
+                f"its temperature is no number from {LEAST_TEMPERATURE:g} to {MOST_TEMPERATURE:g}, but "
+                f"{str(temperature)[:60]}"
+            )
         return cls(
             class_names=None if names is None else tuple(names),
             input=None if sides is None else tuple(sides),
@@ -227,8 +241,19 @@ def joined(*notes: str | None) -> str | None:
 
 
 def _is_names(names: Any) -> bool:
-    listed = isinstance(names, list | tuple) and bool(names) and all(isinstance(name, str) for name in names)
+    listed = isinstance(names, list | tuple) and bool(names) and all(map(_is_text, names))
     return listed and len(set(names)) == len(names)
+
+
+def _is_text(text: Any) -> bool:
+    """Whether it is text to others than Python too: half of a surrogate pair is none."""
+    return isinstance(text, str) and not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _is_range(values: Any) -> bool:
+    if not _is_numbers(values, 2, lambda value: _is_finite(value) and abs(value) <= _MOST_VALUE):
+        return False
+    return float(values[1]) - float(values[0]) >= _LEAST_WIDTH
 
 
 def _names_of_task(held: Any) -> list[str] | None:

@@ -136,7 +136,11 @@ def _from_array(
     from PIL import Image
 
     first = isinstance(values, Tensor)
-    array = values.detach().cpu().resolve_neg().numpy() if isinstance(values, Tensor) else values
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().resolve_neg()
+        # NumPy has no bfloat16, and Pillow no half
+        values = (values.float() if values.dtype in (torch.bfloat16, torch.float16) else values).numpy()
+    array = values
     shape = array.shape
     last, front = len(shape) == 3 and shape[-1] in (1, 2, 3, 4), len(shape) == 3 and shape[0] in (1, 2, 3, 4)
     if len(shape) == 3 and front and (first or not last):
