@@ -19,7 +19,7 @@ from weightloom.architectures import ArchitectureSpec
 from weightloom.defaults import with_plain_defaults
 from weightloom.errors import InputError, SpecError, TrainingError
 from weightloom.finite import all_finite
-from weightloom.fitting.population import images_at_once, recalibrate, run_networks
+from weightloom.fitting.population import images_at_once, initial_flats, recalibrate, run_networks
 from weightloom.seeding import check_seed, torch_generator
 from weightloom.tasks import TaskData
 from weightloom.weights import checked_flats, layout_of
@@ -46,6 +46,10 @@ class FitSettings:
     epsilon: float = 1e-8
     """Adam's constant. Far above the gradients' size it makes steps follow their size, as plain gradient
     descent does: weights that a task asks nothing of then stay where they were."""
+    own_units: bool = False
+    """The weights of every layer but the head are counted in units of their size over that of fresh ones.
+    Generated convolutions are five to fifteen times as large as fresh ones. With a batch norm behind them
+    their answers are the same at any size, but a step of one length turns them five to fifteen times less."""
     shift: int = 0
     """Pictures are moved by up to so many pixels, up or down and left or right, anew at each step."""
     flip: bool = False
@@ -54,7 +58,8 @@ class FitSettings:
     """Steps after which the networks are handed out; the last step always is."""
 
     def __post_init__(self) -> None:
-        whole_fields(self, {"steps": (1, 10**9), "batch_size": (2, 10**6), "tied_steps": (0, 10**9), "shift": (0, 64)})
+        limits = {"steps": (1, 10**9), "batch_size": (2, 10**6), "tied_steps": (0, 10**9), "shift": (0, 64)}
+        whole_fields(self, limits)
         rates = (self.learning_rate, self.head_rate, self.epsilon)
         if not all(math.isfinite(rate) and rate > 0 for rate in rates):
             raise SpecError("learning_rate, head_rate and epsilon must be above 0 and finite")
@@ -81,6 +86,26 @@ def draw_batch(data: Sequence[TaskData], size: int, generator: torch.Generator) 
         images.append(x)
         labels.append(y)
     return torch.stack(images), torch.stack(labels)
+
+
+def sizes_over_fresh(spec: ArchitectureSpec, flats: Tensor) -> Tensor:
+    """(N, P) root mean square of each weight's layer over that of a fresh network; 1 in heads and norms.
+
+    At most a hundred, and at least a hundredth.
+    """
+    layout = layout_of(spec)
+    fresh = initial_flats(spec, [0])[0]
+    found = torch.ones(flats.shape, device=flats.device)
+    place = 0
+    for layer in layout.layers:
+        end = place + layer.rows * layer.cols
+        if layer.kind in ("conv", "depthwise", "linear"):
+            own, usual = (values[..., place:end].square().mean(-1).sqrt() for values in (flats, fresh))
+            if float(usual) > 0:
+                ratio = (own.detach() / usual.to(own.device)).clamp(0.01, 100.0)
+                found[:, place:end] = ratio[:, None]
+        place = end
+    return found
 
 
 def moved(images: Tensor, shift: int, flip: bool, generator: torch.Generator) -> Tensor:
@@ -139,6 +164,8 @@ def fit_population(
     )
     # Adam's steps do not depend on the gradient's scale, so a rate of its own is a change of units.
     rate = torch.where(trunk, 1.0, settings.head_rate)
+    if settings.own_units:
+        rate = rate * sizes_over_fresh(spec, flats)
     units = (flats.detach() / rate).requires_grad_()
     optimiser = torch.optim.AdamW([units], lr=settings.learning_rate, eps=settings.epsilon, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
