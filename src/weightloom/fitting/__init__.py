@@ -23,6 +23,7 @@ from weightloom.fitting.population import (
 )
 from weightloom.fitting.predicting import Answer, Prediction, predict, with_card
 from weightloom.fitting.train import FitSettings, Snapshot, fit_population
+from weightloom.fitting.tuning import Start, Tuned, TuneSettings, tune
 
 __all__ = [
     "Answer",
@@ -30,6 +31,9 @@ __all__ = [
     "FitSettings",
     "Prediction",
     "Snapshot",
+    "Start",
+    "TuneSettings",
+    "Tuned",
     "accuracy",
     "accuracy_interval",
     "accuracy_on",
@@ -54,5 +58,6 @@ __all__ = [
     "run_networks",
     "steps_until",
     "trunk_features",
+    "tune",
     "with_card",
 ]

@@ -39,8 +39,11 @@ from weightloom.whole import whole_fields
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, seconds spent and seconds in all."""
 
-RATES = (3e-4, 2e-3, 1e-2)
-"""Highest rates of AdamW that are tried for all layers, in units of their own size."""
+NEAR = 3e-5
+"""Rate of AdamW, in units of a layer's own size, that stays near the start: a short training is enough."""
+
+FAR = (3e-3, 1e-2)
+"""Rates that learn anew from the start. Those in between lost it and learned the images by heart."""
 
 HEAD_SCALE = 0.3
 """What the last layer is multiplied by before all layers are trained. It changes no answer; a generated one
@@ -135,16 +138,18 @@ class Trial:
     steps: int = 0
     seconds: float = 0.0
     flats: Tensor = field(default_factory=lambda: torch.zeros(0), repr=False)  # (K, P)
+    right: Tensor = field(default_factory=lambda: torch.zeros(0), repr=False)  # images answered rightly
 
-    @property
-    def better(self) -> tuple[float, float]:
-        """What trials are ordered by."""
-        return (self.accuracy, -self.loss)
+    def to_json(self, images: int) -> dict[str, Any]:
+        """Plain values, without the weights; ``images`` judged."""
+        kept = {k: v for k, v in self.__dict__.items() if k not in ("flats", "right", "how")}
+        sure = {"interval": interval_of(self.accuracy, images), "num_images": images}
+        return {**kept, **sure, **self.how}
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, without the weights."""
-        kept = {k: v for k, v in self.__dict__.items() if k not in ("flats", "how")}
-        return {**kept, **self.how}
+
+def _order(trial: Trial) -> tuple[float, float]:
+    """What trials are ordered by."""
+    return (trial.accuracy, -trial.loss)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +182,10 @@ class Tuned:
     def sentence(self) -> str:
         """What was chosen."""
         if self.chosen.what == "start":
-            return "nothing did better on the images held back: the network is the start, unchanged"
+            return (
+                "nothing did better on the images held back by more than chance would have it: the network "
+                "is the start, unchanged"
+            )
         steps = f"{self.chosen.steps:,} step{'s' * (self.chosen.steps != 1)}"
         how = self.chosen.how
         if self.chosen.what == "last layer":
@@ -194,7 +202,7 @@ class Tuned:
     def to_json(self) -> dict[str, Any]:
         """Plain values for a file."""
         return {
-            "chosen": self.chosen.to_json(),
+            "chosen": self.chosen.to_json(self.judged_on),
             "sentence": self.sentence,
             "held_back": {
                 "before": self.start.accuracy,
@@ -204,7 +212,7 @@ class Tuned:
                 "num_images": self.judged_on,
                 "parts": self.folds,
             },
-            "trials": [trial.to_json() for trial in self.trials],
+            "trials": [trial.to_json(self.judged_on) for trial in self.trials],
             "calibration": self.calibration,
             "remarks": self.remarks,
             "seconds": self.seconds,
@@ -302,9 +310,7 @@ class _Run:
         self.tell("trying rates")
         if self.reaches():
             self.train_all()
-        best = max(self.trials, key=lambda trial: trial.better)
-        if best.better <= start.better:
-            best = start
+        best = max((trial for trial in self.trials if self.beats(trial, start)), key=_order, default=start)
         flat = self.flat if best is start else best.flats[0] if count == 1 else self.again(best)
         return Tuned(
             flat=flat,
@@ -322,11 +328,25 @@ class _Run:
         """The trial with networks (K, P) and how they do on the part that each did not learn from."""
         logits = torch.cat([self.answers(flat, images) for flat, (images, _) in self.pairs(flats)])
         labels = torch.cat([labels for _, labels in self.judging])
-        trial.accuracy = float((logits.argmax(1) == labels).float().mean())
+        trial.right = logits.argmax(1) == labels
+        trial.accuracy = float(trial.right.float().mean())
         trial.loss = float(F.cross_entropy(logits, labels))
         trial.flats = flats
         self.trials.append(trial)
         return trial
+
+    def beats(self, trial: Trial, other: Trial) -> bool:
+        """Whether it is above another by more than chance, of so many trials, would bring about.
+
+        Of images that only one of the two gets right, each is as likely to be either's where they are equally
+        good: the difference then has the root of their number as its deviation.
+        """
+        if not len(trial.right) or trial.accuracy <= other.accuracy:  # it failed, or is no better
+            return False
+        if not len(other.right):
+            return True
+        gain = len(trial.right) * (trial.accuracy - other.accuracy)
+        return gain > float((trial.right != other.right).sum()) ** 0.5
 
     def pairs(self, flats: Tensor) -> list[tuple[Tensor, tuple[Tensor, Tensor]]]:
         return list(zip(flats, self.judging, strict=True))
@@ -393,18 +413,21 @@ class _Run:
 
     def train_all(self) -> None:
         """All layers from the best so far: rates, then shift and mirroring, then what is left of the time."""
-        begin = self.calmer(max(self.trials, key=lambda trial: trial.better).flats)
+        begin = self.calmer(max(self.trials, key=_order).flats)
         shift = max(1, SHIFT * self.spec.input[1] // 16)  # type: ignore[index]
-        each = _TRYING * (self.deadline - self.now()) / (len(RATES) + 2)
+        each = _TRYING * (self.deadline - self.now()) / (len(FAR) + 3)
         if self.large:  # a few steps say nothing of rates
-            best = Trial("all layers", {"rate": RATES[0], "shift": shift, "flip": False}, flats=begin)
+            best = Trial("all layers", {"rate": NEAR, "shift": shift, "flip": False}, flats=begin)
         else:
-            tried = [self.cycle({"rate": rate, "shift": 0, "flip": False}, begin, each) for rate in RATES]
-            best = max(tried, key=lambda trial: trial.better)
-            for change in ({"shift": shift}, {"flip": True}):
-                best = max(
-                    best, self.cycle({**best.how, **change}, begin, each), key=lambda trial: trial.better
-                )
+            near = self.cycle({"rate": NEAR, "shift": 0, "flip": False}, begin, each)
+            self.mixed(near, begin)
+            tried = [self.cycle({"rate": rate, "shift": 0, "flip": False}, begin, each) for rate in FAR]
+            best = max(tried, key=_order)
+            # Moved pictures are learned more slowly and for longer: a short trial is hard on them.
+            moved = self.cycle({**best.how, "shift": shift}, begin, each)
+            best = best if self.beats(best, moved) else moved
+            mirrored = self.cycle({**best.how, "flip": True}, begin, each)
+            best = mirrored if self.beats(mirrored, best) else best
         if len(self.parts) > 1:  # one more network, of all images, is trained for as many steps
             left = (self.deadline - self.now()) * len(self.parts) / (len(self.parts) + 1)
             self.mixed(self.cycle(best.how, begin, 0.9 * left), begin)
@@ -416,7 +439,7 @@ class _Run:
             found = self.cycle(best.how, best.flats, left)
             found.steps += best.steps
             self.mixed(found, begin)
-            best = max(best, found, key=lambda trial: trial.better)
+            best = max(best, found, key=_order)
 
     def calmer(self, flats: Tensor) -> Tensor:
         """Networks (K, P) with smaller last layers: the same answers, less sure."""
@@ -425,7 +448,7 @@ class _Run:
 
     def mixed(self, trained: Trial, begin: Tensor) -> None:
         """The mean of weights before and after as a trial."""
-        if trained.flats is not begin:
+        if len(trained.right):  # else it failed
             how = {**trained.how, "mix": MIX}
             flats = self.mean_of(trained.flats, begin, [part.learn for part in self.parts])
             self.judge(replace(trained, how=how, seconds=0.0), flats)
@@ -494,7 +517,7 @@ class _Run:
         head = last_layer(self.spec, self.flat)
         begin = self.flat
         layers = [trial for trial in self.trials if trial.what == "last layer"]
-        pull = max(layers, key=lambda trial: trial.better).how["pull"] if layers else None
+        pull = max(layers, key=_order).how["pull"] if layers else None
         if head is not None and pull is not None:
             fitted = fit_last_layer(head, self.all_features, self.data.labels, pull)
             begin = with_last_layer(self.spec, self.flat, fitted)
