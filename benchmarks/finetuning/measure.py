@@ -11,8 +11,16 @@ import torch
 from torch import Tensor
 
 from weightloom.architectures import ArchitectureSpec
-from weightloom.fitting import FitSettings, accuracy, fit_population, initial_flats, interval_of
-from weightloom.fitting.tuning import Start, TuneSettings, tune
+from weightloom.fitting import (
+    FitSettings,
+    Start,
+    TuneSettings,
+    accuracy,
+    fit_population,
+    initial_flats,
+    interval_of,
+    tune,
+)
 from weightloom.generators.load import load_generator
 from weightloom.seeding import seed_for, torch_generator
 from weightloom.tasks import TaskData, parse_task

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from weightloom.fitting.tuning import Start, Trial, Tuned
+    from weightloom.fitting.tuned import Start, Trial, Tuned
     from weightloom.tasks import Task
 
 MOST_EXAMPLES = 100_000
@@ -40,7 +40,7 @@ def tuned_within(
 ) -> None:
     """Fine-tune ``network`` within ``seconds`` from ``started``, save it and say what came of it."""
     from weightloom import fitting
-    from weightloom.fitting.tuning import Start, TuneSettings, tune
+    from weightloom.fitting import Start, TuneSettings, tune
     from weightloom.seeding import seed_for
 
     settings, names = TuneSettings(seconds=seconds, seed=seed), task.class_names
@@ -123,7 +123,7 @@ def start_of(network: Network, task: Task) -> Start:
     """
     import torch
 
-    from weightloom.fitting.tuning import Start
+    from weightloom.fitting import Start
     from weightloom.tasks.data import places_not_shown
 
     report = provenance(network.metadata)
@@ -190,7 +190,8 @@ def held_back_text(tuned: Tuned) -> str:
     if tuned.folds > 1:
         return (
             f"accuracies of the trials are on {tuned.judged_on:,} training images, each left out once in "
-            f"{tuned.folds} parts; the network was then trained in the chosen way on all of them"
+            f"{tuned.folds} parts"
+            + ("" if tuned.chosen.what == "start" else "; the chosen way was then taken with all of them")
         )
     return f"accuracies of the trials are on {tuned.judged_on:,} training images held back from fine-tuning"
 

@@ -23,7 +23,8 @@ from weightloom.fitting.population import (
 )
 from weightloom.fitting.predicting import Answer, Prediction, predict, with_card
 from weightloom.fitting.train import FitSettings, Snapshot, fit_population
-from weightloom.fitting.tuning import Start, Tuned, TuneSettings, tune
+from weightloom.fitting.tuned import Start, Tuned, TuneSettings
+from weightloom.fitting.tuning import tune
 
 __all__ = [
     "Answer",

@@ -33,7 +33,7 @@ class Division(Protocol):
 
 @dataclass(frozen=True)
 class Part:
-    """Images to learn from, images to judge by, and the places of the first.
+    """Images to learn from, images to judge by, and the places of both.
 
     ``unseen`` says whether none of those that judge was used to make the network before fine-tuning.
     """
@@ -41,6 +41,7 @@ class Part:
     learn: TaskData
     held: TaskData
     learning: Tensor
+    judging: Tensor
     unseen: bool
 
 
@@ -89,5 +90,15 @@ def parts_of(
     parts = []
     for number, held in enumerate(places):
         learning = torch.nonzero(fold != number).flatten()
-        parts.append(Part(data.part(learning), data.part(held), learning, clean))
+        parts.append(Part(data.part(learning), data.part(held), learning, held, clean))
     return parts
+
+
+def some_of(data: TaskData, count: int, seed: int) -> Tensor:
+    """(M,) places of about ``count`` images, of every class its share and at least two where it has them."""
+    chosen = []
+    for label in data.labels.unique().tolist():
+        own = torch.nonzero(data.labels == label).flatten()
+        own = own[torch.randperm(len(own), generator=torch_generator("fine-tuning, some", seed, label))]
+        chosen.append(own[: max(2, count * len(own) // len(data))])
+    return torch.cat(chosen).sort().values

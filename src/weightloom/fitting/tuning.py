@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,17 +24,17 @@ from torch import Tensor
 
 from weightloom.architectures import ArchitectureSpec
 from weightloom.defaults import with_plain_defaults
-from weightloom.errors import SpecError, TrainingError
+from weightloom.errors import TrainingError
 from weightloom.fitting.calibration import calibration
-from weightloom.fitting.folds import parts_of
-from weightloom.fitting.interval import interval_of
+from weightloom.fitting.folds import parts_of, some_of
+from weightloom.fitting.heads import Head
 from weightloom.fitting.last_layer import PULLS, fit_last_layer, last_layer, with_last_layer
 from weightloom.fitting.population import images_at_once, recalibrate, run_networks, trunk_features
 from weightloom.fitting.train import FitSettings, draw_batch, fit_population
-from weightloom.seeding import check_seed, seed_for, torch_generator
+from weightloom.fitting.tuned import Start, Trial, Tuned, TuneSettings
+from weightloom.seeding import seed_for, torch_generator
 from weightloom.tasks import TaskData
 from weightloom.weights import checked_flats, layout_of
-from weightloom.whole import whole_fields
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, seconds spent and seconds in all."""
@@ -65,6 +65,9 @@ LEAST_STEPS = 20
 _TRYING = 0.3
 """Share of the seconds in which rates, shift and mirroring are tried."""
 
+_LOOKING = 0.7
+"""Share of the seconds in which the trunk of a large network may look at the training images."""
+
 _RESERVE = 0.03
 """Share of the seconds for what comes after training."""
 
@@ -72,151 +75,9 @@ _EPOCHS = 120
 """Passes over the training images in one cycle at most."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TuneSettings:
-    """How the seconds are spent.
-
-    Attributes:
-        seconds: wall clock in all.
-        held_back: share of the training images that judge, at most 1,500 images.
-        few: up to so many training images each is left out once, in ``folds`` parts.
-        folds: parts then.
-        batch_size: images a step; fewer of networks above half a million parameters.
-        seed: decides the parts and the batches.
-    """
-
-    seconds: float = 60.0
-    held_back: float = 0.2
-    few: int = 400
-    folds: int = 4
-    batch_size: int = 64
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        whole_fields(self, {"few": (0, 10**9), "folds": (2, 100), "batch_size": (2, 10**6)})
-        object.__setattr__(self, "seed", check_seed(self.seed))
-        if not 0 < self.held_back < 1:
-            raise SpecError(f"held_back must be between 0 and 1, not {self.held_back}")
-        if not 0 < self.seconds <= 7 * 86400:
-            raise SpecError(f"seconds must be above 0 and at most a week, not {self.seconds}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Start:
-    """A network before fine-tuning, and what is known of it.
-
-    Attributes:
-        flat: (P,) weights.
-        unseen: (n,) which training images it was not made from; None where that is not known.
-        accuracy: on examples, each when it is left out. Counts where the images that judge may be among
-            those that it was made from: there it cannot be measured.
-        features: what its trunk gives for images, where there is a faster way than to run it.
-    """
-
-    flat: Tensor
-    unseen: Tensor | None = None
-    accuracy: float | None = None
-    features: Callable[[Tensor], Tensor] | None = None
-
-
-@dataclass
-class Trial:
-    """A candidate: what moves, how, and how well it did on images held back.
-
-    Attributes:
-        what: ``"start"``, ``"last layer"`` or ``"all layers"``.
-        how: rate, shift, flip or pull.
-        accuracy: on images that it did not learn from.
-        loss: there.
-        steps, seconds: of training.
-    """
-
-    what: str
-    how: dict[str, Any] = field(default_factory=dict)
-    accuracy: float = 0.0
-    loss: float = 0.0
-    steps: int = 0
-    seconds: float = 0.0
-    flats: Tensor = field(default_factory=lambda: torch.zeros(0), repr=False)  # (K, P)
-    right: Tensor = field(default_factory=lambda: torch.zeros(0), repr=False)  # images answered rightly
-
-    def to_json(self, images: int) -> dict[str, Any]:
-        """Plain values, without the weights; ``images`` judged."""
-        kept = {k: v for k, v in self.__dict__.items() if k not in ("flats", "right", "how")}
-        sure = {"interval": interval_of(self.accuracy, images), "num_images": images}
-        return {**kept, **sure, **self.how}
-
-
 def _order(trial: Trial) -> tuple[float, float]:
     """What trials are ordered by."""
     return (trial.accuracy, -trial.loss)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tuned:
-    """What came out.
-
-    Attributes:
-        flat: (P,) the network.
-        chosen: which trial it is of.
-        start: the start's.
-        trials: all of them, in the order in which they were made.
-        judged_on: how many images judged.
-        folds: parts that each were left out once; 1 where one part was held back.
-        calibration: ``temperature`` and what it was measured ``on``; None where that cannot be.
-        remarks: sentences on what was not done and why.
-        seconds: wall clock.
-    """
-
-    flat: Tensor
-    chosen: Trial
-    start: Trial
-    trials: list[Trial]
-    judged_on: int
-    folds: int
-    calibration: dict[str, Any] | None
-    remarks: list[str]
-    seconds: float
-
-    @property
-    def sentence(self) -> str:
-        """What was chosen."""
-        if self.chosen.what == "start":
-            return (
-                "nothing did better on the images held back by more than chance would have it: the network "
-                "is the start, unchanged"
-            )
-        steps = f"{self.chosen.steps:,} step{'s' * (self.chosen.steps != 1)}"
-        how = self.chosen.how
-        if self.chosen.what == "last layer":
-            return f"the last layer, fitted anew on the features of the others (pull {how['pull']:g})"
-        moved = (
-            f"moved by up to {how['shift']} pixel{'s' * (how['shift'] != 1)}"
-            if how["shift"]
-            else "as they are"
-        )
-        moved += " and mirrored" if how["flip"] else ""
-        moved += "; the mean of its weights and those before" if "mix" in how else ""
-        return f"all layers, {steps} of AdamW, rate up to {how['rate']:g} in one cycle, pictures {moved}"
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for a file."""
-        return {
-            "chosen": self.chosen.to_json(self.judged_on),
-            "sentence": self.sentence,
-            "held_back": {
-                "before": self.start.accuracy,
-                "before_interval": interval_of(self.start.accuracy, self.judged_on),
-                "after": self.chosen.accuracy,
-                "after_interval": interval_of(self.chosen.accuracy, self.judged_on),
-                "num_images": self.judged_on,
-                "parts": self.folds,
-            },
-            "trials": [trial.to_json(self.judged_on) for trial in self.trials],
-            "calibration": self.calibration,
-            "remarks": self.remarks,
-            "seconds": self.seconds,
-        }
 
 
 @with_plain_defaults
@@ -274,11 +135,15 @@ class _Run:
         self.spec, self.given, self.data, self.settings = spec, start, data, settings
         self.progress, self.begun = progress, begun
         self.flat = checked_flats(spec, start.flat[None])[0].detach()
-        self.parts = parts_of(data, names, settings, start.unseen)
-        self.judging = [part.held.all() for part in self.parts]
-        self.trials: list[Trial] = []
-        self.remarks: list[str] = []
         self.large = spec.num_parameters() > LARGE
+        self.remarks: list[str] = []
+        unseen = start.unseen
+        if self.large:
+            self.data, unseen = self.within_reach(data, unseen)
+        self.parts = parts_of(self.data, names, settings, unseen)
+        self.judging = [part.held.all() for part in self.parts]
+        self.labels = torch.cat([labels for _, labels in self.judging])
+        self.trials: list[Trial] = []
 
     # -- the clock ---------------------------------------------------------------------------------
 
@@ -298,7 +163,12 @@ class _Run:
 
     def all(self) -> Tuned:
         count = len(self.parts)
-        start = self.judge(Trial("start"), self.flat.expand(count, -1))
+        head = last_layer(self.spec, self.flat)
+        if head is not None:
+            self.all_features = self.features(self.data)
+        start = self.judge(
+            Trial("start"), self.flat.expand(count, -1), None if head is None else [head] * count
+        )
         if self.given.accuracy is not None and not self.parts[0].unseen:
             start.accuracy = min(start.accuracy, self.given.accuracy)
             self.remarks.append(
@@ -317,20 +187,27 @@ class _Run:
             chosen=best,
             start=start,
             trials=self.trials,
-            judged_on=sum(len(labels) for _, labels in self.judging),
+            judged_on=len(self.labels),
             folds=count,
             calibration=self.calibrated(best),
             remarks=self.remarks,
             seconds=self.now(),
         )
 
-    def judge(self, trial: Trial, flats: Tensor) -> Trial:
-        """The trial with networks (K, P) and how they do on the part that each did not learn from."""
-        logits = torch.cat([self.answers(flat, images) for flat, (images, _) in self.pairs(flats)])
-        labels = torch.cat([labels for _, labels in self.judging])
-        trial.right = logits.argmax(1) == labels
+    def judge(self, trial: Trial, flats: Tensor, heads: list[Head] | None = None) -> Trial:
+        """The trial with networks (K, P) and how they do on the part that each did not learn from.
+
+        Where only the last layers differ from the start's, ``heads`` are these.
+        """
+        if heads is None:
+            pairs = zip(flats, self.judging, strict=True)
+            trial.logits = torch.cat([self.answers(flat, images) for flat, (images, _) in pairs])
+        else:
+            features = [self.all_features[part.judging] for part in self.parts]
+            trial.logits = torch.cat([head(own) for head, own in zip(heads, features, strict=True)])
+        trial.right = trial.logits.argmax(1) == self.labels
         trial.accuracy = float(trial.right.float().mean())
-        trial.loss = float(F.cross_entropy(logits, labels))
+        trial.loss = float(F.cross_entropy(trial.logits, self.labels))
         trial.flats = flats
         self.trials.append(trial)
         return trial
@@ -347,9 +224,6 @@ class _Run:
             return True
         gain = len(trial.right) * (trial.accuracy - other.accuracy)
         return gain > float((trial.right != other.right).sum()) ** 0.5
-
-    def pairs(self, flats: Tensor) -> list[tuple[Tensor, tuple[Tensor, Tensor]]]:
-        return list(zip(flats, self.judging, strict=True))
 
     @torch.no_grad()
     def answers(self, flat: Tensor, images: Tensor) -> Tensor:
@@ -374,29 +248,43 @@ class _Run:
         if head is None:
             self.remarks.append("the last layer was not fitted by itself: it is none of weights and biases")
             return
-        features, labels = self.features(self.data), self.data.labels
+        features, labels = self.all_features, self.data.labels
         for pull in PULLS:
             begun = time.perf_counter()
-            flats = []
-            for part in self.parts:
-                fitted = fit_last_layer(head, features[part.learning], labels[part.learning], pull)
-                flats.append(with_last_layer(self.spec, self.flat, fitted))
+            learning = [part.learning for part in self.parts]
+            heads = [fit_last_layer(head, features[own], labels[own], pull) for own in learning]
+            flats = [with_last_layer(self.spec, self.flat, own) for own in heads]
             trial = Trial("last layer", {"pull": pull}, seconds=time.perf_counter() - begun)
-            self.judge(trial, torch.stack(flats))
-            if self.now() > self.deadline:
+            self.judge(trial, torch.stack(flats), heads)
+            if self.now() > self.settings.seconds:
                 break
-        self.all_features = features
+
+    def seconds_an_image(self, run: Callable[[Tensor], Tensor]) -> float:
+        """What ``run`` takes for one image."""
+        images, _ = self.data.batch(torch.arange(min(4, len(self.data))))
+        begun = time.perf_counter()
+        run(images)
+        return (time.perf_counter() - begun) / len(images)
+
+    def within_reach(self, data: TaskData, unseen: Tensor | None) -> tuple[TaskData, Tensor | None]:
+        """As many of the images as the trunk can look at in a share of the seconds; said where not all."""
+        run = self.given.features or (lambda images: self.answers(self.flat, images))
+        run(data.batch([0])[0])  # what is done once is done now
+        left = _LOOKING * (self.deadline - self.now())
+        most = max(1, int(left / self.seconds_an_image(run)))
+        if most >= len(data):
+            return data, unseen
+        chosen = some_of(data, most, self.settings.seed)
+        self.remarks.append(f"the seconds reached for {len(chosen):,} of the {len(data):,} training images")
+        return data.part(chosen), None if unseen is None else unseen[chosen]
 
     def reaches(self) -> bool:
         """Whether the seconds reach for training all layers; said where they do not."""
         left = self.deadline - self.now()
         if not self.large:
             return left > 0
-        images, _ = self.data.batch(torch.arange(min(4, len(self.data))))
-        begun = time.perf_counter()
-        self.answers(self.flat, images)
-        # Backwards costs about twice as much as forwards; the images of batch norms come on top.
-        step = 4 * (time.perf_counter() - begun) / len(images) * self.batch
+        # Backwards costs about twice as much as forwards; the images of batch norm come on top.
+        step = 4 * self.seconds_an_image(lambda images: self.answers(self.flat, images)) * self.batch
         wanted = step * LEAST_STEPS * len(self.parts)
         if wanted <= left:
             return True
@@ -534,8 +422,9 @@ class _Run:
         """The temperature, from images that the network, or one made in the same way, did not learn from."""
         if best.what == "start" and not self.parts[0].unseen:
             return None
-        logits = torch.cat([self.answers(flat, images) for flat, (images, _) in self.pairs(best.flats)])
         what = "training pictures held back from fine-tuning"
-        if len(self.parts) > 1:
+        if best.what == "start":
+            what = "training pictures that it was not made from"
+        elif len(self.parts) > 1:
             what = "training pictures, each answered by a network fine-tuned in the same way without it"
-        return calibration(logits, torch.cat([labels for _, labels in self.judging]), what)
+        return calibration(best.logits, self.labels, what)
