@@ -182,7 +182,8 @@ def row(trial: Trial, tuned: Tuned) -> tuple[Any, ...]:
     moved = (f"{how['rate']:g}", how["shift"], "yes" if how["flip"] else "no") if how else (None, None, None)
     steps = f"{trial.steps:,}" if how else None
     seconds = f"{trial.seconds:.1f}" if how else None
-    return (trial.what, *moved, steps, seconds, measured(trial.accuracy, tuned.judged_on))
+    what = f"{trial.what}, mean with before" if "mix" in how else trial.what
+    return (what, *moved, steps, seconds, measured(trial.accuracy, tuned.judged_on))
 
 
 def held_back_text(tuned: Tuned) -> str:
