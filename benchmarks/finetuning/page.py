@@ -103,7 +103,7 @@ def reasons() -> str:
   answers that the gradients of most pictures vanish: at a fixed rate a generated start learned more slowly
   than a random one. Steps now are in units of each layer's own size, and the last layer begins at three
   tenths of its own.
-- A fifth of the pictures judges and is not learned from, and three tenths of the seconds go into trials: a
-  random start by AdamW alone has all of both.
+- Three in twenty pictures judge and are not learned from, and a tenth of the seconds or more goes into
+  trials: a random start by AdamW alone has all of both.
 - Where the generator knows the dataset (fashion-mnist), a thousand pictures teach it nothing: the start
   comes back."""

@@ -41,7 +41,7 @@ def test_a_random_start_is_trained_within_the_seconds():
     assert found.chosen.what in ("all layers", "last layer") and found.chosen.accuracy > 0.9
     assert found.seconds < 3 and told and all(0 <= done <= total == 2 for _, done, total in told)
     assert float(accuracy_on(SPEC, found.flat[None], TASK.data("test"))[0]) > 0.85
-    assert found.folds == 1 and found.judged_on == round(0.2 * len(DATA))
+    assert found.folds == 1 and abs(found.judged_on - 0.15 * len(DATA)) < 2
     assert found.calibration is not None and "held back" in found.calibration["on"]
     assert {trial.what for trial in found.trials} == {"start", "last layer", "all layers"}
     held_back = found.to_json()["held_back"]

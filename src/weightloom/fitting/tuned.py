@@ -32,7 +32,7 @@ class TuneSettings:
     """
 
     seconds: float = 60.0
-    held_back: float = 0.2
+    held_back: float = 0.15
     few: int = 400
     folds: int = 4
     batch_size: int = 64
@@ -75,6 +75,7 @@ class Trial:
         accuracy: on images that it did not learn from.
         loss: there.
         steps, seconds: of training.
+        after: the pull of the last layer that it begins with; None where that is the start's.
     """
 
     what: str
@@ -83,6 +84,7 @@ class Trial:
     loss: float = 0.0
     steps: int = 0
     seconds: float = 0.0
+    after: float | None = None
     flats: Tensor = field(default_factory=lambda: torch.zeros(0), repr=False)  # (K, P)
     logits: Tensor = field(default_factory=lambda: torch.zeros(0), repr=False)  # of the images that judge
     right: Tensor = field(default_factory=lambda: torch.zeros(0), repr=False)  # which of them were answered
