@@ -98,10 +98,11 @@ def reasons() -> str:
     """What the figures come from."""
     return """## Why
 
-- With a hundred pictures a class, twenty seconds are enough for a random start to learn as much as a generated
-  one, and by the same search it ends one to three points above it on every task but fashion-mnist. There the
-  generated start is worth its accuracy before any step, not more after a thousand. What the search does not
-  try is a fresh start in place of the one that it was given: it would double the time, and be no fine-tuning.
+- With a hundred pictures a class, twenty seconds are enough for a random start to learn as much as a
+  generated one, and by the same search it ends one to three points above it on every task but fashion-mnist.
+  There the generated start is worth its accuracy before any step, not more after a thousand. What the search
+  does not try is a fresh start in place of the one that it was given: it would double the time, and be no
+  fine-tuning.
 - Where the generator knows the dataset (fashion-mnist) a thousand pictures teach it nothing: the start, or
   next to it, comes back, six points above everything else.
 - On the test pictures the search ended below its start on two of the ten runs, by at most half a point; a
