@@ -32,8 +32,8 @@ FACE = {
         "FILE", "PICTURES...", "--top", "--reject", "--skip-broken", "--arch", "--key", "--csv", "--json",
     },
     "finetune": {
-        "FILE", "--task", "--data", "--skip-broken", "--arch", "--key", "--steps", "--lr", "--batch-size",
-        "--seed", "--out", "--plot", "--from-random", "--json",
+        "FILE", "--task", "--data", "--skip-broken", "--arch", "--key", "--budget", "--steps", "--lr",
+        "--batch-size", "--seed", "--out", "--plot", "--from-random", "--json",
     },
     "export": {
         "FILE", "--out", "--to", "--int8", "--max-loss", "--probabilities", "--task", "--data",

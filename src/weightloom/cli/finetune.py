@@ -21,11 +21,13 @@ from weightloom.cli.inputs import (
     calm_threads,
     check_out,
     load_network,
+    plain_text,
     provenance,
 )
 from weightloom.cli.matching import fitting_task
-from weightloom.cli.output import emit, facts, measured, progress, say, seconds_text, table
+from weightloom.cli.output import emit, facts, measured, note, progress, say, seconds_text, table
 from weightloom.cli.plots import MEASURES, PLOT_SUFFIXES
+from weightloom.cli.tuning import tuned_within
 from weightloom.errors import InputError
 
 
@@ -44,37 +46,69 @@ def finetune(
         ),
     ] = None,
     key: Key = None,
-    steps: Annotated[int, typer.Option("--steps", help="Optimiser steps.")] = 200,
-    lr: Annotated[float, typer.Option("--lr", help="Highest learning rate of AdamW.")] = 1e-3,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Images a step.")] = 64,
-    seed: Annotated[int, typer.Option("--seed", help="Decides the batches.")] = 0,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget",
+            metavar="TIME",
+            help="Wall-clock time, such as 60s, 2m or 1h, in which everything else is chosen. [default: 60s]",
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option("--steps", help="Instead of --budget: so many steps, whatever comes of them."),
+    ] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option("--lr", help="With --steps: highest learning rate of AdamW. [default: 0.001]"),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", help="With --steps: images a step. [default: 64]")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Decides the batches, and what is held back.")] = 0,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Save the result, as .safetensors.")
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option("--plot", metavar="FILE", help="Draw accuracy against steps (.png, .pdf, .svg)."),
+        typer.Option(
+            "--plot", metavar="FILE", help="With --steps: draw accuracy against them (.png, .pdf, .svg)."
+        ),
     ] = None,
     from_random: Annotated[
         bool, typer.Option("--from-random", help="Train a random initialisation beside it, to compare.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Fine-tune a network on a task's training images.
+    """Fine-tune a network on a task's training images, within a time.
+
+    Which layers, at which rate, with which pictures moved or mirrored, and for how long, is chosen on
+    training images that are held back; few images are left out in turn. What comes out is never below the
+    start on these: where nothing does better, it is the start, which is said. With --steps nothing is chosen.
 
     Examples:
-        weightloom finetune digits.safetensors --task digits --steps 100 --out better.safetensors
-        weightloom finetune clothing.safetensors --task fashion-mnist --from-random --plot curves.png
+        weightloom finetune photos.safetensors --data photos/ --budget 60s --out better.safetensors
+        weightloom finetune clothing.safetensors --task fashion-mnist --steps 100 --from-random --plot a.png
     """
     started = time.perf_counter()
     out = check_out(out, (".safetensors",), "--out")
     plot = check_out(plot, PLOT_SUFFIXES, "--plot")
-    if not 1 <= steps <= 1_000_000:
+    if steps is None:
+        for option, given in (("--lr", lr), ("--batch-size", batch_size), ("--plot", plot)):
+            if given is not None:
+                raise InputError(f"{option} goes with --steps; within a --budget it is chosen or not there")
+    elif budget is not None:
+        raise InputError("--budget and --steps are two ways to end: give one of them")
+    lr, batch_size = 1e-3 if lr is None else lr, 64 if batch_size is None else batch_size
+    if steps is not None and not 1 <= steps <= 1_000_000:
         raise InputError(f"--steps must be from 1 to 1,000,000, not {steps}")
     if not (math.isfinite(lr) and 0 < lr <= 10):
         raise InputError(f"--lr must be above 0 and at most 10, not {lr}")
     if not 2 <= batch_size <= 65_536:
         raise InputError(f"--batch-size must be from 2 to 65,536, not {batch_size}")
+    from weightloom.evaluation.selection import parse_budget
+
+    seconds = parse_budget(plain_text("60s" if budget is None else budget, "budget"))
     import torch
 
     from weightloom import fitting
@@ -84,6 +118,12 @@ def finetune(
     network = load_network(file, arch, key)
     calm_threads(network.spec.num_parameters())
     target = fitting_task(network, task, data, skip_broken)
+    if steps is None:
+        tuned_within(
+            file, network, target, seconds, seed=seed, out=out, from_random=from_random, as_json=as_json,
+            started=started,
+        )  # fmt: skip
+        return
     starts = [network.flat]
     if from_random:
         starts.append(fitting.initial_flats(network.spec, [seed_for("random-init", seed, 0)])[0])
@@ -152,6 +192,10 @@ def finetune(
         return
     before, after = (measured(lines[0][place], images) for place in (0, -1))
     say(f"{before} before, {after} after {steps:,} steps, of {images:,} test images", style="bold")
+    if lines[0][-1] < lines[0][0]:
+        note(
+            "it ended below where it started; with --budget instead of --steps that is looked for and avoided"
+        )
     facts(
         [
             ("file", file),

@@ -29,7 +29,6 @@ from weightloom.cli.output import (
     facts,
     measured,
     note,
-    percent,
     progress,
     say,
     seconds_text,
@@ -86,7 +85,7 @@ def select(
 ) -> None:
     r"""Choose an architecture for a task and train it, within a time.
 
-    Networks of all candidates are generated and scored, and the best few are trained by successive halving on
+    Networks of all candidates are generated and ranked, and the best few are trained by successive halving on
     the training images; a part of these is held back to judge by. Test images are looked at once, at the end.
     Ctrl-C ends it with the best so far.
 
@@ -169,14 +168,15 @@ def select(
     )
     facts([("task", f"{target}: {target.describe()}"), *data_facts(folder_report), ("generator", model.name)])
     say()
-    count, judging = len(found.rungs), found.images["held_back"]
-    columns = ["", "architecture", "parameters", "generated", "predicted"]
+    count, judging, places = len(found.rungs), found.images["held_back"], found.predicted_places()
+    columns = ["", "architecture", "parameters", "expected place", "as generated"]
     columns += [f"rung {rung + 1}" for rung in range(count)] + ["steps", "seconds", "remark"]
     rows = [
         (
             place + 1,
             short_text(c.spec),
             f"{c.parameters:,}",
+            places.get(c.spec),
             *_numbers(c, count, judging),
             c.problem or None,
         )
@@ -185,8 +185,8 @@ def select(
     table(columns, rows, numbers=[columns[0], *columns[2:-1]])
     say()
     say(
-        f"accuracies of the ranking, with their 95 % intervals, are on {judging:,} training images held back "
-        f"from {found.images['train']:,} to train on"
+        f"per cents are accuracies with their 95 % intervals, on {judging:,} training images held back from "
+        f"{found.images['train']:,} to train on; the expected place is a ranking from before any rung"
     )
     spent = ", ".join(f"{what} {seconds_text(seconds)}" for what, seconds in found.spent.items())
     facts([("spent on", spent), ("saved", out), ("curves", plot), ("state", state)])
@@ -197,7 +197,6 @@ def _numbers(candidate: Candidate, rungs: int, images: int) -> list[str | None]:
     reached = [measured(value, images) for value in candidate.rungs]
     return [
         measured(candidate.zero_shot, images),
-        percent(candidate.predicted),
         *reached,
         *[None] * (rungs - len(reached)),
         f"{candidate.steps:,}",

@@ -10,6 +10,7 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from weightloom.architectures import ArchitectureSpec
 from weightloom.errors import InputError, SpecError
 from weightloom.evaluation.candidates import Candidate
 from weightloom.fitting import FitSettings, interval_of
@@ -20,6 +21,16 @@ from weightloom.whole import whole_fields
 
 _UNITS = {"": 1.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 _BUDGETS = (1.0, 7 * 86400.0)
+
+FIGURES = {
+    "accuracies_on_test_images": ["accuracy"],
+    "accuracies_on_images_held_back": [
+        "validation_accuracy",
+        *(f"ranking.{name}" for name in ("accuracy", "zero_shot", "probe", "rungs", "curve")),
+    ],
+    "rankings": ["ranking.predicted_place"],
+}
+"""Which figures of a selection are accuracies, on what images, and which only rank."""
 
 
 def parse_budget(text: str | float) -> float:
@@ -125,6 +136,12 @@ class Selection:
         """The candidates in the order in which they were expected before any rung."""
         return sorted(self.ranking, key=lambda c: -math.inf if c.predicted is None else -c.predicted)
 
+    def predicted_places(self) -> dict[ArchitectureSpec, int]:
+        """Each candidate's place, from 1, in the order that was expected before any rung; without those for
+        which nothing was expected. What the order comes from is no accuracy.
+        """
+        return {c.spec: place + 1 for place, c in enumerate(self.predicted) if c.predicted is not None}
+
     def sample(self) -> Sample:
         """The winner's network, with how it was chosen in its report."""
         best = self.winner
@@ -144,7 +161,7 @@ class Selection:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a file."""
-        held_back = self.images["held_back"]
+        held_back, places = self.images["held_back"], self.predicted_places()
         return {
             "task": self.task,
             "generator": self.generator,
@@ -154,9 +171,15 @@ class Selection:
             "validation_interval": interval_of(self.winner.accuracy, held_back),
             "validation_images": held_back,
             "ranking": [
-                {**c.to_json(), "interval": interval_of(c.accuracy, held_back), "num_images": held_back}
+                {
+                    **{key: value for key, value in c.to_json().items() if key != "predicted"},
+                    "predicted_place": places.get(c.spec),
+                    "interval": interval_of(c.accuracy, held_back),
+                    "num_images": held_back,
+                }
                 for c in self.ranking
             ],
+            "figures": dict(FIGURES),
             "rungs": self.rungs,
             "images": self.images,
             "spent": self.spent,

@@ -23,6 +23,8 @@ from weightloom.fitting.population import (
 )
 from weightloom.fitting.predicting import Answer, Prediction, predict, with_card
 from weightloom.fitting.train import FitSettings, Snapshot, fit_population
+from weightloom.fitting.tuned import Start, Tuned, TuneSettings
+from weightloom.fitting.tuning import tune
 
 __all__ = [
     "Answer",
@@ -30,6 +32,9 @@ __all__ = [
     "FitSettings",
     "Prediction",
     "Snapshot",
+    "Start",
+    "TuneSettings",
+    "Tuned",
     "accuracy",
     "accuracy_interval",
     "accuracy_on",
@@ -54,5 +59,6 @@ __all__ = [
     "run_networks",
     "steps_until",
     "trunk_features",
+    "tune",
     "with_card",
 ]

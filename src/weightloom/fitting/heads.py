@@ -123,7 +123,7 @@ class Labelled:
 
     @property
     def can_judge(self) -> bool:
-        """Whether examples of every class can be left out: of some classes alone they say nothing of the rest."""
+        """Whether examples of every class can be left out: of some alone they say nothing of the rest."""
         return len(self.labels[self.judged].unique()) == self.classes
 
     def pictures(self, chosen: Tensor | None = None) -> int:

@@ -19,7 +19,7 @@ from weightloom.architectures import ArchitectureSpec
 from weightloom.defaults import with_plain_defaults
 from weightloom.errors import InputError, SpecError, TrainingError
 from weightloom.finite import all_finite
-from weightloom.fitting.population import recalibrate, run_networks
+from weightloom.fitting.population import images_at_once, initial_flats, recalibrate, run_networks
 from weightloom.seeding import check_seed, torch_generator
 from weightloom.tasks import TaskData
 from weightloom.weights import checked_flats, layout_of
@@ -46,11 +46,20 @@ class FitSettings:
     epsilon: float = 1e-8
     """Adam's constant. Far above the gradients' size it makes steps follow their size, as plain gradient
     descent does: weights that a task asks nothing of then stay where they were."""
+    own_units: bool = False
+    """The weights of every layer but the head are counted in units of their size over that of fresh ones.
+    Generated convolutions are five to fifteen times as large as fresh ones. With a batch norm behind them
+    their answers are the same at any size, but a step of one length turns them five to fifteen times less."""
+    shift: int = 0
+    """Pictures are moved by up to so many pixels, up or down and left or right, anew at each step."""
+    flip: bool = False
+    """Every second picture, by chance, is seen in a mirror."""
     snapshots: tuple[int, ...] = ()
     """Steps after which the networks are handed out; the last step always is."""
 
     def __post_init__(self) -> None:
-        whole_fields(self, {"steps": (1, 10**9), "batch_size": (2, 10**6), "tied_steps": (0, 10**9)})
+        limits = {"steps": (1, 10**9), "batch_size": (2, 10**6), "tied_steps": (0, 10**9), "shift": (0, 64)}
+        whole_fields(self, limits)
         rates = (self.learning_rate, self.head_rate, self.epsilon)
         if not all(math.isfinite(rate) and rate > 0 for rate in rates):
             raise SpecError("learning_rate, head_rate and epsilon must be above 0 and finite")
@@ -77,6 +86,51 @@ def draw_batch(data: Sequence[TaskData], size: int, generator: torch.Generator) 
         images.append(x)
         labels.append(y)
     return torch.stack(images), torch.stack(labels)
+
+
+def sizes_over_fresh(spec: ArchitectureSpec, flats: Tensor) -> Tensor:
+    """(N, P) root mean square of each weight's layer over that of a fresh network; 1 in heads and norms.
+
+    At most a hundred, and at least a hundredth.
+    """
+    layout = layout_of(spec)
+    fresh = initial_flats(spec, [0])[0]
+    found = torch.ones(flats.shape, device=flats.device)
+    place = 0
+    for layer in layout.layers:
+        end = place + layer.rows * layer.cols
+        if layer.kind in ("conv", "depthwise", "linear"):
+            own, usual = (values[..., place:end].square().mean(-1).sqrt() for values in (flats, fresh))
+            if float(usual) > 0:
+                ratio = (own.detach() / usual.to(own.device)).clamp(0.01, 100.0)
+                found[:, place:end] = ratio[:, None]
+        place = end
+    return found
+
+
+def moved(images: Tensor, shift: int, flip: bool, generator: torch.Generator) -> Tensor:
+    """Images (N, B, C, H, W), each moved by up to ``shift`` pixels and, with ``flip``, mirrored or not.
+
+    What comes in at an edge repeats the edge.
+
+    Example:
+        >>> images = torch.arange(4.0).reshape(1, 1, 1, 1, 4)
+        >>> moved(images, 1, False, torch.Generator().manual_seed(0)).flatten().tolist()
+        [0.0, 0.0, 1.0, 2.0]
+    """
+    if not shift and not flip:
+        return images
+    count, (height, width) = images.shape[:2].numel(), images.shape[-2:]
+    by = torch.randint(-shift, shift + 1, (2, count, 1), generator=generator)
+    rows = (torch.arange(height) + by[0]).clamp_(0, height - 1)  # (N*B, H)
+    columns = (torch.arange(width) + by[1]).clamp_(0, width - 1)
+    if flip:
+        mirrored = torch.rand(count, 1, generator=generator) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    places = (rows[:, :, None] * width + columns[:, None, :]).reshape(count, 1, -1)  # (N*B, 1, H*W)
+    pixels = images.flatten(0, 1).flatten(2)
+    found = pixels.gather(2, places.to(images.device).expand(-1, pixels.shape[1], -1))
+    return found.reshape(images.shape)
 
 
 @with_plain_defaults
@@ -110,6 +164,8 @@ def fit_population(
     )
     # Adam's steps do not depend on the gradient's scale, so a rate of its own is a change of units.
     rate = torch.where(trunk, 1.0, settings.head_rate)
+    if settings.own_units:
+        rate = rate * sizes_over_fresh(spec, flats)
     units = (flats.detach() / rate).requires_grad_()
     optimiser = torch.optim.AdamW([units], lr=settings.learning_rate, eps=settings.epsilon, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -122,6 +178,7 @@ def fit_population(
     generator = torch_generator("fit", seed)
     for step in range(1, settings.steps + 1):
         images, labels = draw_batch(data, settings.batch_size, generator)
+        images = moved(images, settings.shift, settings.flip, generator)
         weights = units * rate
         logits = run_networks(spec, weights, images, training=True)
         loss = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none").mean(1)  # (N,)
@@ -149,7 +206,8 @@ def fit_population(
         if last or step in settings.snapshots:
             # A stream of its own: taking a snapshot must not change the steps that follow.
             apart = torch_generator("fit-calibration", seed, step)
-            calibration, _ = draw_batch(data, 512, apart)
+            # Few of large pictures: a network of several million parameters would fill the memory.
+            calibration, _ = draw_batch(data, 512 if images_at_once(spec) >= 128 else 64, apart)
             reached = recalibrate(spec, (units * rate).detach(), calibration)
             if not all_finite(reached):
                 bad = next(n for n, flat in enumerate(reached) if not all_finite(flat))

@@ -223,7 +223,7 @@ def route(
             own_floors = floors(shown.at((3, MOST_SIDE, MOST_SIDE))[1].images)
     if not tried:
         raise UnsupportedRequestError(f"nothing can make this network: {'; '.join(left_out)}")
-    tried.sort(key=lambda one: math.inf if one[0].loss is None else one[0].loss)
+    tried.sort(key=lambda one: _place(one[0], one[4].num_classes * one[4].shots))
     _, model, sample, task, support = tried[0]
     return Routed(
         model=model,
@@ -234,6 +234,17 @@ def route(
         floors=tuple(own_floors),
         left_out=tuple(left_out),
     )
+
+
+def _place(one: Tried, examples: int) -> tuple[float, bool]:
+    """What candidates are put in order by.
+
+    Of N right answers it does not follow that the next is right: no loss counts as less than a doubt of
+    1 / (N + 2). Among equals a published trunk is first: it has seen more pictures than the examples.
+    """
+    if one.loss is None:
+        return math.inf, one.generator != PRETRAINED
+    return max(one.loss, 1 / (examples + 2)), one.generator != PRETRAINED
 
 
 def _try_trunk(
@@ -330,8 +341,8 @@ def _try(
 def _judge(
     model: Generator, sample: Sample, instruction: str | None, support: SupportSet
 ) -> tuple[float | None, float | None, str]:
-    """Loss and accuracy on left-out examples; where none can be, of the network from the names alone. And which
-    of the two it was.
+    """Loss and accuracy on left-out examples, or, where none can be, of the network from the names alone; and
+    which of the two it was.
     """
     if bool((copies_of(support.images) < support.shots).any()):
         accuracy = sample.report.get("support_accuracy") if "support_scores" in sample.report else None

@@ -384,6 +384,12 @@ def not_shown(data: TaskData, support: SupportSet, most: int, address: Sequence[
         >>> len(not_shown(data, support, 10, ["a seed"]))
         1
     """
+    return data.part(places_not_shown(data, support, most, address))
+
+
+@with_plain_defaults
+def places_not_shown(data: TaskData, support: SupportSet, most: int, address: Sequence[str | int]) -> Tensor:
+    """Where the images of :func:`not_shown` are in ``data``: (M,) int64."""
     shown = {image.numpy().tobytes() for image in support.images.flatten(0, 1).cpu()}
     found: list[int] = []
     for index in torch.randperm(len(data), generator=torch_generator(*address)).split(_CHUNK):
@@ -392,7 +398,7 @@ def not_shown(data: TaskData, support: SupportSet, most: int, address: Sequence[
         found += [place for place, other in zip(index.tolist(), others, strict=True) if other]
         if len(found) >= most:
             break
-    return data.part(torch.tensor(found[:most], dtype=torch.int64))
+    return torch.tensor(found[:most], dtype=torch.int64)
 
 
 class PixelCache:
