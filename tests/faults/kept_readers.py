@@ -89,6 +89,12 @@ def generators_of(root: Path) -> dict[str, Reader]:
     found = {}
     for kind in SAVED:
         GENERATORS[kind].make().save_pretrained(root / kind)
+        if kind == "pretrained":  # its networks are large: what is read is enough
+            for part, name in (("config", "config.json"), ("weights", "names.safetensors")):
+                found[f"{part} of {kind}"] = Reader(
+                    root / kind / name, lambda path: load_generator(path.parent), 15, 0.002
+                )
+            continue
         for part, name in (("config", "config.json"), ("weights", "model.safetensors")):
             found[f"{part} of {kind}"] = Reader(
                 root / kind / name, lambda path: generate(path.parent), 15, 0.002

