@@ -245,7 +245,7 @@ def test_every_family_describes_itself(family: str) -> None:
     options = cls.options()
     assert [option.name for option in options[-2:]] == ["classes", "input"]
     assert all(option.help and option.allowed for option in options)
-    published = family in ("efficientnet-lite", "mobilenetv2")  # their activations are what they were taught with
+    published = family in ("efficientnet-lite", "mobilenetv2")  # activations are fixed
     assert {"scale" if published else "activation"} <= {option.name for option in options}
 
 
