@@ -210,7 +210,7 @@ def print_task(described: dict[str, Any]) -> None:
     facts(
         [
             ("what", described["description"]),
-            ("networks see", " x ".join(map(str, described["input"]))),
+            ("shown here at", " x ".join(map(str, described["input"]))),
             ("say, for instance", "; ".join(f'"{text}"' for text in described["instructions"])),
             *data_facts(described["data"]),
             ("contact sheet", described.get("sheet")),
