@@ -155,8 +155,8 @@ def require_task(
     found = load_task(task, data, shape, skip_broken)
     if found is None:
         raise InputError(
-            "say what pictures it is for: --task NAME (see `weightloom data list`) or --data FOLDER (evaluate: "
-            "or --test-data FOLDER)"
+            "say what pictures it is for: --task NAME (see `weightloom data list`) or --data FOLDER; to "
+            "evaluate every picture of a folder, --test-data FOLDER"
         )
     return found
 
