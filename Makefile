@@ -44,9 +44,16 @@ demo: $(STAMP) ## Generate a network that reads handwritten digits, and measure 
 	$(BIN)/weightloom generate "Recognise handwritten digits" --task digits --arch 'cnn(depth=3,width=16)' \
 		--samples 4 --seed 0 --out runs/demo/digits.safetensors --plot runs/demo/digits.png
 
+# Two processes side by side: these folders, and all that is not in them.
+HALF := $(addprefix tests/,architectures cli conditioning consolidation contracts end_to_end engines evaluation export)
+
 .PHONY: test
 test: $(STAMP) ## Run the tests, doctests and snippets (ARGS='-k name' for some)
-	$(BIN)/python -m pytest $(ARGS)
+	@if [ -n "$(ARGS)" ]; then $(BIN)/python -m pytest $(ARGS); exit $$?; fi; \
+	mkdir -p build; failed=0; \
+	$(BIN)/python -m pytest -p no:cacheprovider $(addprefix --ignore=,$(HALF)) >build/half.txt 2>&1 & other=$$!; \
+	$(BIN)/python -m pytest -p no:cacheprovider $(HALF) || failed=1; \
+	wait $$other || failed=1; cat build/half.txt; exit $$failed
 
 .PHONY: faults
 faults: $(STAMP) ## Run the fault tests at full size: 500 kills, a million changed files
