@@ -33,6 +33,9 @@ were worse: with few examples left-out ones rate a start too high, for it loses 
 SCALES = tuple(2.0 ** (k / 2) for k in range(-2, 16))
 """What fitted labels, between 0 and 1, are multiplied by to be logits."""
 
+MOST_ANSWERS = 200_000
+"""Numbers, examples times classes, that a penalty is chosen by at most."""
+
 ONE_PENALTY, ONE_SHARE, ONE_SCALE = 3.0, 0.1, 8.0
 """Penalty, share and scale where each class has one example, which cannot be left out."""
 
@@ -168,14 +171,19 @@ def fit_head(shown: Labelled, metric: Tensor, starts: Sequence[Head] = ()) -> Fi
         residual = left_out_residuals(design, torch.cat([wanted - b for b in begun], 1), shown.copies)
         found: list[tuple[float, Tensor, float, int | None, float]] = []
         more = SMALLER if len(wanted) >= MANY * shown.classes else ()
+        labels = shown.labels[judged]
+        some = slice(
+            None, None, max(1, labels.numel() * shown.classes // MOST_ANSWERS)
+        )  # enough to choose by
         for penalty in (*more, *PENALTIES):
             left = residual(size * penalty).unflatten(1, (len(options), shown.classes))
             for number, (place, share) in enumerate(options):
                 logits = (wanted - left[:, number])[judged]  # (N', C): fitted labels of those left out
-                found.append((_least_loss(logits, shown.labels[judged]), logits, penalty, place, share))
+                found.append((_least_loss(logits[some], labels[some]), logits, penalty, place, share))
         _, logits, penalty, place, share = min(found, key=lambda one: one[0])
-        labels = shown.labels[judged]
-        scale = 1 / fit_temperature(logits, labels)  # a few right answers do not make it as sure as can be
+        scale = 1 / fit_temperature(
+            logits[some], labels[some]
+        )  # a few right answers do not make it as sure as can be
         best = Fitted(
             head=Head(wanted, wanted),
             share=share,
