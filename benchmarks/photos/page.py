@@ -132,9 +132,10 @@ def short(architecture: str) -> str:
 
 def render(results: dict[str, Any], config: dict[str, Any]) -> str:
     spent = ", ".join(f"{name} {results[name]['cpu_seconds']:,}" for name in results)
+    others = f", and {config['folder_images']} of the other kinds" if "folders" in results else ""
     intro = f"""What `weightloom generate` reaches with pictures at their own size, and beside it what a user
 would do in the same time. Examples and unsorted pictures are training pictures; all 10,000 test pictures of
-CIFAR-10 measure, and {config["folder_images"]} of the other kinds. Mean ± deviation of {config["draws"]}
+CIFAR-10 measure{others}. Mean ± deviation of {config["draws"]}
 draws. Pictures are enlarged to the size that the trunk reads. The published trunk was taught on photographs
 of 1,000 kinds of objects, CIFAR-10's among them: these figures are of a trunk that knows such things."""
     command = f"""`python benchmarks/run.py photos`; CPU-seconds: {spent}. The config's budget is
