@@ -10,7 +10,7 @@ Shapes: N examples, C classes, H features, K directions of a metric, U pictures 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -163,11 +163,11 @@ def fit_head(shown: Labelled, metric: Tensor, starts: Sequence[Head] = ()) -> Fi
     answers = [logits - logits.mean(1, keepdim=True) for logits in answers]
     begun = [0 * wanted if place is None else share * answers[place] for place, share in options]
     judged = shown.judged
-    if not shown.can_judge:
-        place, share = (None, 0.0) if not starts else (len(starts) - 1, ONE_SHARE)
-        best = Fitted(head=Head(wanted, wanted), share=share, start=place, penalty=ONE_PENALTY)
-        scale = ONE_SCALE
-    else:
+    place: int | None = len(starts) - 1 if starts else None
+    share, penalty, scale = ONE_SHARE if starts else 0.0, ONE_PENALTY, ONE_SCALE
+    loss: float | None = None
+    hit: float | None = None
+    if shown.can_judge:
         residual = left_out_residuals(design, torch.cat([wanted - b for b in begun], 1), shown.copies)
         found: list[tuple[float, Tensor, float, int | None, float]] = []
         more = SMALLER if len(wanted) >= MANY * shown.classes else ()
@@ -175,33 +175,27 @@ def fit_head(shown: Labelled, metric: Tensor, starts: Sequence[Head] = ()) -> Fi
         some = slice(
             None, None, max(1, labels.numel() * shown.classes // MOST_ANSWERS)
         )  # enough to choose by
-        for penalty in (*more, *PENALTIES):
-            left = residual(size * penalty).unflatten(1, (len(options), shown.classes))
-            for number, (place, share) in enumerate(options):
+        for one in (*more, *PENALTIES):
+            left = residual(size * one).unflatten(1, (len(options), shown.classes))
+            for number, option in enumerate(options):
                 logits = (wanted - left[:, number])[judged]  # (N', C): fitted labels of those left out
-                found.append((_least_loss(logits[some], labels[some]), logits, penalty, place, share))
+                found.append((_least_loss(logits[some], labels[some]), logits, one, *option))
         _, logits, penalty, place, share = min(found, key=lambda one: one[0])
-        scale = 1 / fit_temperature(
-            logits[some], labels[some]
-        )  # a few right answers do not make it as sure as can be
-        best = Fitted(
-            head=Head(wanted, wanted),
-            share=share,
-            start=place,
-            penalty=penalty,
-            loss=float(F.cross_entropy(scale * logits, labels)),
-            accuracy=float((logits.argmax(1) == labels).float().mean()),
-            judged=shown.pictures(judged),
-        )
-    rest = wanted - (0 if best.start is None else best.share * answers[best.start])
-    rows, constant = _ridge(design, rest, float(size) * best.penalty)
+        scale = 1 / fit_temperature(logits[some], labels[some])  # a few right answers do not make it sure
+        loss = float(F.cross_entropy(scale * logits, labels))
+        hit = float((logits.argmax(1) == labels).float().mean())
+    rest = wanted - (0 if place is None else share * answers[place])
+    rows, constant = _ridge(design, rest, float(size) * penalty)
     weight = (metric @ rows).T  # (K, C) -> (C, H)
     head = Head(weight, constant * size.sqrt() - weight @ middle)
-    if best.start is not None:
-        start = starts[best.start]
+    if place is not None:
+        start = starts[place]
         centred = Head(start.weight - start.weight.mean(0), start.bias - start.bias.mean())
-        head = head.plus(centred.scaled(best.share))
-    return replace(best, head=head.scaled(scale))
+        head = head.plus(centred.scaled(share))
+    return Fitted(
+        head=head.scaled(scale), share=share, start=place, penalty=penalty, loss=loss, accuracy=hit,
+        judged=0 if loss is None else shown.pictures(judged),
+    )  # fmt: skip
 
 
 def _least_loss(logits: Tensor, labels: Tensor) -> float:
