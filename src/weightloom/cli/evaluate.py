@@ -14,6 +14,7 @@ from weightloom.cli.inputs import (
     Address,
     DataFolder,
     EngineName,
+    FileArch,
     Json,
     Key,
     Network,
@@ -69,12 +70,7 @@ def evaluate(
         ),
     ] = None,
     skip_broken: SkipBroken = False,
-    arch: Annotated[
-        str | None,
-        typer.Option(
-            "--arch", metavar="SPEC", help="The architecture, for files that do not say it themselves."
-        ),
-    ] = None,
+    arch: FileArch = None,
     key: Key = None,
     workers: Workers = 1,
     engine: EngineName = "local",

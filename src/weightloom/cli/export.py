@@ -12,6 +12,7 @@ import typer
 from weightloom.cli.folders import data_counts, data_facts, data_report
 from weightloom.cli.inputs import (
     DataFolder,
+    FileArch,
     Json,
     Key,
     SkipBroken,
@@ -55,12 +56,7 @@ def export(
     task: TaskName = None,
     data: DataFolder = None,
     skip_broken: SkipBroken = False,
-    arch: Annotated[
-        str | None,
-        typer.Option(
-            "--arch", metavar="SPEC", help="The architecture, for files that do not say it themselves."
-        ),
-    ] = None,
+    arch: FileArch = None,
     key: Key = None,
     as_json: Json = False,
 ) -> None:

@@ -14,6 +14,7 @@ from weightloom.cli.folders import data_counts, data_facts, data_report
 from weightloom.cli.info_file import short_list
 from weightloom.cli.inputs import (
     DataFolder,
+    FileArch,
     Json,
     Key,
     SkipBroken,
@@ -39,12 +40,7 @@ def finetune(
     task: TaskName = None,
     data: DataFolder = None,
     skip_broken: SkipBroken = False,
-    arch: Annotated[
-        str | None,
-        typer.Option(
-            "--arch", metavar="SPEC", help="The architecture, for files that do not say it themselves."
-        ),
-    ] = None,
+    arch: FileArch = None,
     key: Key = None,
     budget: Annotated[
         str | None,

@@ -45,6 +45,10 @@ Instruction = Annotated[
 GeneratorName = Annotated[
     str, typer.Option("--generator", metavar="NAME", help="A bundled name, a local folder, or a hub id.")
 ]
+FileArch = Annotated[
+    str | None,
+    typer.Option("--arch", metavar="SPEC", help="The architecture, for files that do not say it themselves."),
+]
 Key = Annotated[
     str | None,
     typer.Option(

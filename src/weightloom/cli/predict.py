@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from weightloom.cli.folders import passed_over_text
-from weightloom.cli.inputs import Json, Key, SkipBroken, calm_threads, load_network
+from weightloom.cli.inputs import FileArch, Json, Key, SkipBroken, calm_threads, load_network
 from weightloom.cli.output import emit, facts, note, progress, say, seconds_text, table, write_text
 from weightloom.errors import InputError, printable
 
@@ -51,12 +51,7 @@ def predict(
         ),
     ] = None,
     skip_broken: SkipBroken = False,
-    arch: Annotated[
-        str | None,
-        typer.Option(
-            "--arch", metavar="SPEC", help="The architecture, for files that do not say it themselves."
-        ),
-    ] = None,
+    arch: FileArch = None,
     key: Key = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print one line a picture as CSV.")] = False,
     as_json: Json = False,

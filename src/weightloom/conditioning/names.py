@@ -105,6 +105,15 @@ def shown_names(names: Sequence[str], most: int = 6) -> str:
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
+def check_same_names(given: Sequence[str], shown: Sequence[str]) -> None:
+    """Raise :class:`InputError` unless the names given are those of the examples, in their order."""
+    if [name.casefold() for name in given] != [name.casefold() for name in shown]:
+        raise InputError(
+            f"the class names given ({shown_names(given)}) are not those of the examples "
+            f"({shown_names(shown)}), in their order; they can be left out"
+        )
+
+
 def no_names(count: int) -> tuple[str, ...]:
     """As many names that say nothing: no generator and no dictionary knows a word of them."""
     return tuple(f"zzq{number}" for number in range(count))

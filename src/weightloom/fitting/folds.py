@@ -12,10 +12,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from weightloom.errors import InputError
 from weightloom.seeding import torch_generator
 from weightloom.tasks import TaskData
-from weightloom.tasks.data import MOST_HELD
+from weightloom.tasks.data import MOST_HELD, shuffled_classes
 
 
 class Division(Protocol):
@@ -64,16 +63,7 @@ def parts_of(
     share = min(settings.held_back, MOST_HELD / max(1, count))
     folds = settings.folds if count <= settings.few else 1
     fold = torch.full((count,), -1, dtype=torch.int64)
-    clean = unseen is not None
-    for label, name in enumerate(names):
-        own = torch.nonzero(data.labels == label).flatten()
-        if len(own) < 2:
-            few = "one training image" if len(own) else "no training image"
-            raise InputError(
-                f"class {name!r} has {few}; choosing needs two of every class, one to learn from and one to "
-                "judge by"
-            )
-        own = own[torch.randperm(len(own), generator=torch_generator("fine-tuning", settings.seed, label))]
+    for label, own in enumerate(shuffled_classes(data, names, ("fine-tuning", settings.seed))):
         if folds > 1:
             fold[own] = (torch.arange(len(own)) + label) % folds
             continue

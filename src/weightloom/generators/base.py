@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weightloom.architectures import ArchitectureSpec, parse_architecture
-from weightloom.conditioning.names import check_names, names_in, shown_names
+from weightloom.conditioning.names import check_names, check_same_names, names_in
 from weightloom.conditioning.text import check_instruction
 from weightloom.defaults import with_plain_defaults
 from weightloom.errors import InputError, SpecError, UnsupportedRequestError
@@ -223,13 +223,8 @@ class Generator(ABC):
             names = listed if listed is not None and spec.classes in (None, len(listed)) else None
         if names is None:
             return spec, None
-        if isinstance(support, SupportSet) and [n.casefold() for n in support.class_names] != [
-            n.casefold() for n in names
-        ]:
-            raise InputError(
-                f"the class names given ({shown_names(names)}) are not those of the examples "
-                f"({shown_names(support.class_names)}), in their order"
-            )
+        if isinstance(support, SupportSet):
+            check_same_names(names, support.class_names)
         if spec.classes is not None and spec.classes != len(names):
             raise InputError(
                 f"the architecture has {spec.classes} classes, but {len(names)} class names are given"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -427,6 +427,23 @@ class PixelCache:
             self._made.clear()
 
 
+def shuffled_classes(data: TaskData, names: Sequence[str], address: Sequence[str | int]) -> Iterator[Tensor]:
+    """The places of each class's images, in label order, each class in an order of chance.
+
+    Raises:
+        InputError: a class has fewer than two images, so that none could judge what the other teaches.
+    """
+    for label, name in enumerate(names):
+        own = torch.nonzero(data.labels == label).flatten()
+        if len(own) < 2:
+            few = "one training image" if len(own) else "no training image"
+            raise InputError(
+                f"class {name!r} has {few}; choosing needs two of every class, one to learn from and one to "
+                "judge by"
+            )
+        yield own[torch.randperm(len(own), generator=torch_generator(*address, label))]
+
+
 MOST_HELD = 1500
 """Images that :func:`hold_back` keeps from training at most."""
 
@@ -448,15 +465,7 @@ def hold_back(
     """
     share = min(share, MOST_HELD / max(1, len(data)))
     kept, held = [], []
-    for label, name in enumerate(names):
-        own = torch.nonzero(data.labels == label).flatten()
-        if len(own) < 2:
-            few = "one training image" if len(own) else "no training image"
-            raise InputError(
-                f"class {name!r} has {few}; choosing needs two of every class, one to learn from and one to "
-                "judge by"
-            )
-        own = own[torch.randperm(len(own), generator=torch_generator(*address, label))]
+    for own in shuffled_classes(data, names, address):
         count = min(max(1, round(share * len(own))), len(own) - 1)
         held.append(own[:count])
         kept.append(own[count:])
