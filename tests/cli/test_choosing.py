@@ -247,3 +247,12 @@ def test_info_says_which_sizes_are_made(call):
     assert call("info", "pretrained", "--json").json["sides"] == [64, 256]
     assert "64 to 256 pixels" in call("info", "pretrained").out
     assert call("info", "words-small", "--json").json["sides"] is None
+
+
+@needs_photos
+def test_a_sentence_that_chose_the_generator_is_not_said_to_do_nothing(call, text_encoder):
+    chosen = call("generate", "Sort photos", "--classes", "cat, dog")
+    assert "pretrained" in chosen.out and "reads no words" not in chosen.err
+    assert "no examples to choose by" not in chosen.out, "of one network there is nothing to choose"
+    named = call("generate", "Sort photos", "--classes", "cat, dog", "--generator", "pretrained")
+    assert "reads no words" in named.err

@@ -133,12 +133,13 @@ def _check_size(spec: ArchitectureSpec, limits: Limits) -> None:
 
 
 def _routed(instruction: str | None, names: tuple[str, ...] | None, shown: Shown, limits: Limits) -> Answer:
+    from weightloom.conditioning.names import check_same_names
     from weightloom.generators import router
 
     first = shown.load()
     assert first is not None
     if names is not None:
-        _check_names(names, first)
+        check_same_names(names, first.class_names)
     shots = shown.shots
     if shots is None:
         counts = first.data("train").labels.bincount()
@@ -181,16 +182,6 @@ def _routed(instruction: str | None, names: tuple[str, ...] | None, shown: Shown
         model=found.model, spec=found.sample.architecture, target=found.task, support=found.support,
         others=others, sample=found.sample, routed=found,
     )  # fmt: skip
-
-
-def _check_names(names: tuple[str, ...], task: Task) -> None:
-    from weightloom.conditioning.names import shown_names
-
-    if [name.casefold() for name in names] != [name.casefold() for name in task.class_names]:
-        raise InputError(
-            f"the class names given ({shown_names(names)}) are not those of the examples "
-            f"({shown_names(task.class_names)}), in their order"
-        )
 
 
 def compared_facts(found: dict[str, Any] | None) -> list[tuple[str, str]]:

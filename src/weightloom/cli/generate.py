@@ -94,7 +94,7 @@ def generate(
         typer.Option(
             "--shots",
             help="Examples of each class, from the training images, to look at. Left out: up to 2,000 in "
-            "all as far as the budget reaches, or 16 where an architecture or a generator is named.",
+            "all, or 16 a class, as far as the budget reaches; 16 with --arch or --generator.",
         ),
     ] = None,
     budget: Annotated[
@@ -328,7 +328,8 @@ def generate(
         emit(result)
     else:
         _show(result, target_task)
-        if instruction is not None and not model.reads_words:
+        # Where nothing is named, the sentence may have chosen the generator.
+        if instruction is not None and not model.reads_words and (generator or arch != AUTO or support):
             note(f"{model.name} reads no words: the instruction has changed nothing")
         if names is not None and not model.reads_names:
             note(f"{model.name} reads no class names: they have changed nothing")
@@ -385,7 +386,7 @@ def _show(result: dict[str, Any], task: Task | None) -> None:
         told = "what the network answers there is a guess" if task is None else "only the examples tell"
         names = shown_names(result["unknown_names"])
         note(f"no word of {names} is known to {result['generator']}: {told}")
-    if task is None and result["expected_accuracy"] is not None and count == 1:
+    if task is None and count == 1:  # nothing to measure it on, and nothing to choose
         _show_files(result)
         return
     say()

@@ -32,8 +32,8 @@ GeneratorOrNone = Annotated[
     typer.Option(
         "--generator",
         metavar="NAME",
-        help=f"A bundled name, a local folder, or a hub id. Left out: {FIRST} or {OTHER}, as the request "
-        "has it; of those that make the architecture from examples, the one that answers left-out ones best.",
+        help="A bundled name, a local folder, or a hub id. Left out: the one that answers left-out examples "
+        f"best, of those that make the architecture ({FIRST}, {OTHER}, pretrained).",
     ),
 ]
 
